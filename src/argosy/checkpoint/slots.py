@@ -1,0 +1,259 @@
+"""The files in memory between a rank and its node's snapshot process: slots with bytes, announcements that they are whole.
+
+A run has one folder, `/dev/shm/argosy-slots-UID-HASH` (inside the run where a machine has no /dev/shm):
+
+    plan-0002.json                   inputs of the plan for the ranks of incarnation 2
+    rank-0001-inc-0002-0.slot        the pieces that rank 1 writes, one after the other
+    ready-0002-000320-0001.json      rank 1's slot holds step 320; removed by the snapshot process once that is on disk
+
+A slot is taken exactly as long as an announcement names it. Announcements appear by rename, so a rank killed while copying
+has announced nothing. The files outlive every process; `multiprocessing.shared_memory` would not (its tracker removes
+segments when a process is killed). Every process that uses the folder holds a shared lock in it: a folder that nobody
+locks belongs to a dead run. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import mmap
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from argosy.checkpoint.manifest import row, spec_from
+from argosy.checkpoint.plan import Piece, TensorSpec
+from argosy.layout.layout import Layout
+
+SHM = Path("/dev/shm")
+PREFIX = "argosy-slots-"
+ALIGN = 64  # bytes; a piece in a slot begins at a multiple of it
+
+_READY = re.compile(r"ready-(\d+)-(\d+)-(\d+)\.json")
+_PLAN = re.compile(r"plan-(\d+)\.json")
+_SLOT = re.compile(r"rank-(\d+)-inc-(\d+)-(\d+)\.slot")
+
+
+@dataclass(frozen=True)
+class SavePlan:
+    """What the ranks of one incarnation save: the inputs of the plan, and who they are."""
+
+    incarnation: int
+    layout: Layout
+    nodes: tuple[int, ...]
+    node: int
+    specs: tuple[TensorSpec, ...]
+    argosy: str
+    torch: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """One rank's announcement: the slot file at `path` holds its pieces of `step`."""
+
+    incarnation: int
+    step: int
+    rank: int
+    path: str
+    waited: float  # seconds that training stood still for this copy
+    facts: dict[str, Any]
+
+
+class Slots:
+    """The slot folder of the run at `run_path`; `local` takes the bytes where /dev/shm has no room for them."""
+
+    def __init__(self, run_path: Path, local: Path, *, shm: Path = SHM):
+        self.shm, self.local = shm, local / "slots"
+        name = blake2b(os.fsencode(run_path.resolve()), digest_size=8).hexdigest()
+        usable = shm.is_dir() and os.access(shm, os.W_OK)
+        self.folder = shm / f"{PREFIX}{os.getuid()}-{name}" if usable else self.local
+        self._lock = _enter(self.folder)
+
+    def close(self) -> None:
+        """Give up the shared lock; the files stay."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    # Ranks ---------------------------------------------------------------------------------------------------------
+
+    def write_plan(self, plan: SavePlan) -> None:
+        """Say what the ranks of an incarnation save; the node's first rank does this before its first announcement."""
+        values = asdict(plan) | {"specs": [row(spec) for spec in plan.specs], "boot": _boot()}
+        _write(self.folder / f"plan-{plan.incarnation:04d}.json", values)
+
+    def slot(self, rank: int, incarnation: int, index: int, size: int) -> tuple[Path, mmap.mmap]:
+        """A new slot file of `size` bytes, reserved, and its memory. In `local` where /dev/shm has no room."""
+        name = f"rank-{rank:04d}-inc-{incarnation:04d}-{index}.slot"
+        for folder in dict.fromkeys((self.folder, self.local)):
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / name
+            try:
+                return path, _reserved(path, size)
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                if folder == self.local:
+                    raise
+                failure = error
+                del failure
+        raise AssertionError("the loop returns or raises")
+
+    def announce(self, ready: Ready) -> Path:
+        """Say that a slot is whole; from here on it is the snapshot process's until the returned path vanishes."""
+        path = self.folder / f"ready-{ready.incarnation:04d}-{ready.step:06d}-{ready.rank:04d}.json"
+        _write(path, asdict(ready))
+        return path
+
+    def failure(self) -> str | None:
+        """The sentence with which the snapshot process gave up, None while it did not."""
+        try:
+            return (self.folder / "failed").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    # Snapshot process ----------------------------------------------------------------------------------------------
+
+    def fail(self, sentence: str | None) -> None:
+        """Tell the ranks why nothing can be saved any more; None takes it back."""
+        path = self.folder / "failed"
+        if sentence is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_text(sentence, encoding="utf-8")
+
+    def plans(self) -> dict[int, SavePlan]:
+        """All plans by incarnation; none from before the machine's last start."""
+        found = {}
+        for match, path in self._files(_PLAN):
+            values = _read(path)
+            if values is None or values.pop("boot") != _boot():
+                path.unlink(missing_ok=True)
+                continue
+            values |= {"layout": Layout(**values["layout"]), "nodes": tuple(values["nodes"])}
+            values["specs"] = tuple(spec_from(row) for row in values["specs"])
+            found[int(match[1])] = SavePlan(**values)
+        return found
+
+    def ready(self) -> dict[tuple[int, int], dict[int, Ready]]:
+        """All announcements: (incarnation, step) -> rank -> announcement."""
+        found: dict[tuple[int, int], dict[int, Ready]] = {}
+        for match, path in self._files(_READY):
+            values = _read(path)
+            if values is not None:
+                found.setdefault((int(match[1]), int(match[2])), {})[int(match[3])] = Ready(**values)
+        return found
+
+    def release(self, ready: Ready) -> None:
+        """Give a slot back to its rank."""
+        path = self.folder / f"ready-{ready.incarnation:04d}-{ready.step:06d}-{ready.rank:04d}.json"
+        path.unlink(missing_ok=True)
+
+    def drop(self, before: int) -> None:
+        """Remove plans and slots of incarnations before `before`; their announcements must be gone."""
+        for pattern, group in ((_PLAN, 1), (_SLOT, 2)):
+            for folder in dict.fromkeys((self.folder, self.local)):
+                for match, path in self._files(pattern, folder):
+                    if int(match[group]) < before:
+                        path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove everything: the run has ended and nothing waits to be written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.local, ignore_errors=True)
+        self.close()
+
+    def sweep(self) -> list[Path]:
+        """Remove the folders of dead runs of this user: those that nobody locks. Returns them."""
+        gone = []
+        for folder in sorted(self.shm.glob(f"{PREFIX}{os.getuid()}-*")) if self.folder != self.local else ():
+            if folder == self.folder or folder.is_symlink():
+                continue
+            with contextlib.suppress(OSError):
+                descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder)
+                    gone.append(folder)
+                finally:
+                    os.close(descriptor)
+        return gone
+
+    def _files(self, pattern: re.Pattern[str], folder: Path | None = None) -> Iterator[tuple[re.Match[str], Path]]:
+        try:
+            names = sorted(os.listdir(folder or self.folder))
+        except FileNotFoundError:
+            return
+        for name in names:
+            match = pattern.fullmatch(name)
+            if match:
+                yield match, (folder or self.folder) / name
+
+
+def places(pieces: Sequence[Piece]) -> tuple[list[int], int]:
+    """Where each of a rank's pieces begins in its slot, and the size of the slot."""
+    begins, offset = [], 0
+    for piece in pieces:
+        begins.append(offset)
+        offset += -(-piece.bytes // ALIGN) * ALIGN
+    return begins, max(offset, ALIGN)
+
+
+def _enter(folder: Path) -> int:
+    """Make `folder` if need be and take its shared lock; again where a sweep removed it in between."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if folder.stat().st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to another user")
+        try:
+            descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(folder / "lock"), os.fstat(descriptor)):
+                return descriptor
+        os.close(descriptor)
+
+
+def _reserved(path: Path, size: int) -> mmap.mmap:
+    """`path` with `size` bytes that really exist: a write into a full tmpfs would end the process by SIGBUS."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+        else:
+            os.ftruncate(descriptor, size)
+        return mmap.mmap(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+def _boot() -> str:
+    """What differs after a restart of the machine: files on a disk may then hold anything."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return f"{psutil.boot_time():.0f}"
+
+
+def _write(path: Path, values: object) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(values), encoding="utf-8")
+    temporary.rename(path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The JSON of a file that another process may just have removed."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return values

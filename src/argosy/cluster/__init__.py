@@ -1,0 +1,1 @@
+"""What there is: devices, nodes, links, and this machine. Without torch."""

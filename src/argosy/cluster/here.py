@@ -1,0 +1,236 @@
+"""This machine: cores, memory, devices, compiler, free disk, and the probe of its matrix-multiply rates. Without torch.
+
+What a container may use counts, not what the host has: affinity and control groups (v1 and v2) are honoured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from argosy.errors import BUG, Refused
+
+
+@dataclass(frozen=True)
+class DeviceKind:
+    """One accelerator of this machine."""
+
+    kind: str  # "cuda"
+    name: str  # "NVIDIA H200"
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this process may use here. memory in bytes; `cores` may be fewer than the host has."""
+
+    cores: int
+    memory_bytes: int
+    memory_available: int
+    devices: tuple[DeviceKind, ...] = ()
+    compiler: str | None = None
+    platform: str = ""
+    python: str = ""
+    processor: str = ""
+
+    def disk_free(self, path: Path) -> int:
+        """Free bytes of the file system that `path`, or the nearest folder above it that exists, lies on."""
+        return disk_free(path)
+
+
+def machine() -> Machine:
+    """What is here now."""
+    total, available = _memory()
+    return Machine(
+        cores=cores(),
+        memory_bytes=total,
+        memory_available=available,
+        devices=_devices(),
+        compiler=_compiler(),
+        platform=f"{platform.system()}-{platform.machine()}",
+        python=platform.python_version(),
+        processor=_processor(),
+    )
+
+
+def cores() -> int:
+    """Cores that this process may use: affinity, and the control group's quota rounded up."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cpu_quota()
+    return max(1, min(usable, -(-quota[0] // quota[1])) if quota else usable)
+
+
+def disk_free(path: Path) -> int:
+    """Free bytes where `path` lies or would lie."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _groups(controller: str) -> list[Path]:
+    """Folders of this process's control group for `controller`, innermost first, up to the root that can be seen."""
+    found: list[Path] = []
+    try:
+        entries = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return found
+    for entry in entries:
+        _, names, place = entry.split(":", 2)
+        if names and controller not in names.split(","):
+            continue
+        root = Path("/sys/fs/cgroup") / (controller if names else "")
+        folder = root / place.lstrip("/")
+        found += [level for level in (folder, *folder.parents) if level.is_relative_to(root) and level.is_dir()]
+    return found
+
+
+def _number(path: Path) -> int | None:
+    """The number in a control file; None where there is no file or no limit ("max")."""
+    try:
+        text = path.read_text(encoding="ascii").split()[0]
+    except (OSError, IndexError):
+        return None
+    return int(text) if text.lstrip("-").isdigit() else None
+
+
+def _cpu_quota() -> tuple[int, int] | None:
+    """The tightest (quota, period) in microseconds."""
+    found = []
+    for folder in _groups("cpu"):
+        try:
+            words = (folder / "cpu.max").read_text(encoding="ascii").split()
+            pair = (int(words[0]), int(words[1])) if words[0] != "max" else None
+        except (OSError, IndexError, ValueError):
+            quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+            pair = (quota, period) if quota and period and quota > 0 else None
+        if pair:
+            found.append(pair)
+    return min(found, key=lambda pair: pair[0] / pair[1], default=None)
+
+
+def _memory() -> tuple[int, int]:
+    """Bytes in all and available, under the tightest control group."""
+    known = psutil.virtual_memory()
+    total, available = int(known.total), int(known.available)
+    for folder in _groups("memory"):
+        limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
+        used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
+        if limit and limit < total:
+            total = limit
+            # Page cache counts as used there and is given back under pressure.
+            available = min(available, limit - used + _inactive(folder))
+    return total, max(0, available)
+
+
+def _inactive(folder: Path) -> int:
+    """Bytes of file pages that the control group would drop before it kills anybody."""
+    try:
+        rows = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    known = dict(row.split()[:2] for row in rows if " " in row)
+    return int(known.get("total_inactive_file", known.get("inactive_file", 0)))
+
+
+def _devices() -> tuple[DeviceKind, ...]:
+    """NVIDIA devices that CUDA_VISIBLE_DEVICES leaves; none where their driver's program is missing."""
+    program = shutil.which("nvidia-smi")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if program is None or visible in ("", "-1"):
+        return ()
+    ask = [program, "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        rows = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return _listed(rows, visible.split(",") if visible else None)
+
+
+def _listed(rows: Iterable[str], visible: list[str] | None) -> tuple[DeviceKind, ...]:
+    """The devices in nvidia-smi's rows "index, uuid, name, MiB", those in `visible` only."""
+    found = []
+    for row in rows:
+        index, uuid, name, mebibytes = (word.strip() for word in row.split(",", 3))
+        if visible is None or any(index == want.strip() or uuid.startswith(want.strip()) for want in visible):
+            memory = int(mebibytes) << 20 if mebibytes.isdigit() else 0
+            found.append(DeviceKind("cuda", name, memory))
+    return tuple(found)
+
+
+def _compiler() -> str | None:
+    """The C++ compiler that torch.compile would call on a CPU."""
+    names = [os.environ.get("CXX", ""), "g++", "c++", "clang++"]
+    return next((name for name in names if name and shutil.which(name)), None)
+
+
+def _processor() -> str:
+    """What the processor calls itself."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            rows = [row for row in file if row.startswith(("model name", "Hardware"))]
+    except OSError:
+        rows = []
+    return rows[0].split(":", 1)[1].strip() if rows else platform.processor() or platform.machine()
+
+
+def cache_folder() -> Path:
+    """$ARGOSY_CACHE, else argosy under $XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("ARGOSY_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "argosy"
+
+
+def probe(cache: Path | None = None, *, fresh: bool = False) -> dict[str, Any]:
+    """What `python -m argosy.device.probe` measures here, kept per machine, cores and torch. gemm in GFLOP/s.
+
+    {"gemm": {"float32": 140.0, "bfloat16": 32.0}, "torch": "2.13.0+cpu", "devices": [...]}. Refused, as a bug, when the
+    probe itself fails.
+    """
+    folder = (cache or cache_folder()) / "probe"
+    here = machine_key()
+    path = folder / f"{here}.json"
+    if not fresh:
+        try:
+            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return kept
+        except (OSError, ValueError):
+            pass
+    done = subprocess.run([sys.executable, "-m", "argosy.device.probe"], capture_output=True, text=True, check=False)
+    try:
+        found: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise Refused(
+            "measuring this machine failed.", found=last, do="`python -m argosy.device.probe` shows all of it.", code=BUG
+        ) from None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(found), encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        pass  # an unwritable cache costs a second at the next start, no more
+    return found
+
+
+def machine_key() -> str:
+    """Names this machine as far as measured speeds depend on it."""
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = "none"
+    devices = ",".join(device.name for device in _devices())
+    words = (platform.node(), _processor(), str(cores()), torch, devices, os.environ.get("OMP_NUM_THREADS", ""))
+    return blake2b("\0".join(words).encode(), digest_size=10).hexdigest()

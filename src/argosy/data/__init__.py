@@ -1,0 +1,1 @@
+"""What is read: from text to the global batch of step n. NumPy only."""

@@ -1,0 +1,76 @@
+"""What a source offers: files of text, the documents they are cut into, and what was passed over. Standard library only.
+
+A *document* is a stretch of one file's text that is learned as a whole: attention never leaves it, and it is held out or
+trained on as a whole. Most files are one document; see `sources.text.piece_size` for the ones that are cut.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class File:
+    """One readable file of a source."""
+
+    path: Path
+    name: str  # relative to the source, with "/" between folders; printable
+    size: int  # bytes on disk
+
+
+@dataclass
+class Source:
+    """Where text comes from: files in a fixed order, and what else lay there."""
+
+    name: str  # "python", or the path as the job wrote it
+    where: str  # how an error names the place: `data.source = "~/notes"`
+    files: list[File]
+    version: str = ""  # "CPython 3.11.7" for the built-in corpus
+    license: str = ""  # "" = what the job says
+    passed_over: Counter[str] = field(default_factory=Counter)  # suffix -> files that are no text by their suffix
+    unread: list[str] = field(default_factory=list)  # a sentence for each file that looked like text and could not be read
+
+
+def digest(text: bytes) -> int:
+    """The hash of a document's UTF-8 bytes: the first 8 bytes of BLAKE2b, unsigned. It decides who is held out."""
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+
+
+def held_out(hashes: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
+    """Which documents are never trained on: those whose hash, as a fraction of 2^64, lies below `share`.
+
+    A document's side depends on its text alone, so it stays where it is when others are added, and two copies of a text are
+    on one side. Two exceptions keep both sides filled: when none lies below, the smallest hash is held out; when all do, the
+    largest is trained on. Takes at least two different documents.
+    """
+    held = hashes.astype(np.float64) < share * 2.0**64
+    if not held.any():
+        held = hashes == hashes.min()
+    elif held.all():
+        held = hashes != hashes.max()
+    return np.asarray(held, np.bool_)
+
+
+def counts(suffixes: Counter[str], most: int = 4) -> str:
+    """Suffixes in words, commonest first: "312 .pdf, 4 .docx and 3 others"."""
+    ranked = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
+    words = [f"{number} {suffix or 'without suffix'}" for suffix, number in ranked[:most]]
+    rest = sum(number for _, number in ranked[most:])
+    return ", ".join(words) + (f" and {rest} others" if rest else "")
+
+
+def printable(name: str) -> str:
+    """`name` as text that can be written anywhere: bytes that are no UTF-8 and control characters become "?"."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def total_bytes(files: Iterable[File]) -> int:
+    """Bytes on disk of all `files`."""
+    return sum(file.size for file in files)

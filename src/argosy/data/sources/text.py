@@ -1,0 +1,209 @@
+"""Text files and folders of text files, plain or compressed: which are read, and how they are cut. No torch.
+
+In goes a path, out come files (`find`) and a file's documents as bytes (`documents`), in constant memory for any size.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from argosy.data.document import File, Source, counts, printable
+from argosy.errors import Refused
+
+KIB, MIB = 1024, 1024 * 1024
+PROSE = ".txt .text .md .markdown .rst .adoc .org .tex .bib .srt .vtt .html .htm .xml .po"
+CODE = (
+    ".py .pyi .pyx .c .h .cc .cpp .cxx .hpp .hh .cu .cuh .rs .go .java .kt .scala .swift .m .mm .cs .fs .js .mjs .ts .tsx .jsx"
+    " .vue .svelte .rb .php .pl .pm .lua .r .jl .hs .ml .mli .ex .exs .erl .clj .lisp .el .scm .rkt .nim .zig .d .f90 .f .sh"
+    " .bash .zsh .fish .ps1 .sql .css .scss .less .vim .cmake .mk .proto .graphql .tf .nix .dockerfile .v .sv .vhd .asm .s"
+    " .toml .yaml .yml .ini .cfg .conf"
+)
+SUFFIXES = frozenset(f"{PROSE} {CODE}".split())
+PACKED = {".gz": "gzip", ".zst": "zstd"}
+READS = "Argosy reads .txt .md .rst .tex .html .py and other source code, plain or .gz/.zst."
+PASSED_OVER = ("__pycache__", "node_modules")  # besides hidden folders and Python environments
+
+FEW = 64  # a source of fewer files is cut into documents about so many
+LARGEST = MIB  # a longer document is cut anyway, so that memory stays bounded
+SMALLEST = 256  # bytes, as LARGEST
+
+
+class Unreadable(Exception):
+    """A file that is no text after all; the message is a sentence without its subject."""
+
+
+class Piece(NamedTuple):
+    """A document: bytes `begin` to `end` of the file's (unpacked) bytes, a byte-order mark left out."""
+
+    begin: int
+    end: int
+    text: bytes
+
+
+def suffix(name: str) -> str:
+    """The suffix that says what a file holds, in small letters, the one of its packing taken off."""
+    path = Path(name.lower())
+    return Path(path.stem).suffix if path.suffix in PACKED else path.suffix
+
+
+def find(source: str, base: Path) -> Source:
+    """The text files at the path `source`: itself, or those below it. Refused with what was there when there are none."""
+    where = f'data.source = "{printable(source)}"'
+    path = base / Path(os.path.expandvars(source)).expanduser()
+    try:
+        if path.is_dir():
+            return _folder(path, source, where)
+        if path.is_file():
+            return Source(source, where, [File(path, printable(path.name), path.stat().st_size)])
+        exists = os.path.lexists(path)
+    except OSError as error:
+        raise Refused("cannot be read", where=where, found=error.strerror or str(error)) from error
+    if exists:
+        raise Refused("is neither a file nor a folder", where=where, do=f"Name a text file or a folder of them. {READS}")
+    raise Refused(
+        "there is no such file or folder", where=where, found=f"nothing at {path}", do='Or "python" for the built-in text.'
+    )
+
+
+def _folder(root: Path, source: str, where: str) -> Source:
+    found = Source(source, where, [])
+    seen: set[tuple[int, int]] = set()  # a link may lead to what was read already, or to a folder above
+    pending = [(root, "")]
+    while pending:
+        folder, prefix = pending.pop()
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            if folder is root:
+                raise Refused("cannot be read", where=where, found=error.strerror or str(error)) from error
+            found.unread.append(f"{printable(prefix)} cannot be read: {error.strerror}")
+            continue
+        deeper = []
+        for entry in entries:
+            name = prefix + entry.name
+            try:
+                status = entry.stat()
+                if (status.st_dev, status.st_ino) in seen or entry.name.startswith("."):
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                if entry.is_dir():
+                    if entry.name not in PASSED_OVER and not os.path.exists(os.path.join(entry.path, "pyvenv.cfg")):
+                        deeper.append((Path(entry.path), name + "/"))
+                elif suffix(entry.name) not in SUFFIXES or not entry.is_file():
+                    found.passed_over[suffix(entry.name)] += 1
+                elif status.st_size == 0:
+                    found.passed_over["empty"] += 1
+                else:
+                    found.files.append(File(Path(entry.path), printable(name), status.st_size))
+            except OSError as error:
+                found.unread.append(f"{printable(name)} cannot be read: {error.strerror}")
+        pending.extend(reversed(deeper))
+    found.files.sort(key=lambda file: file.name)
+    return found
+
+
+def nothing(source: Source) -> Refused:
+    """The error of a source in which no text was found, with what lay there instead."""
+    there = counts(source.passed_over) or ("nothing" if not source.unread else "")
+    if source.unread:
+        there += (", " if there else "") + f"{len(source.unread)} unreadable; the first: {source.unread[0]}"
+    return Refused("0 text files there", where=source.where, found=there, do=READS)
+
+
+def piece_size(files: list[File]) -> int:
+    """Bytes after which a document is cut at the next blank line: 1 MiB for a source of 64 files or more.
+
+    Fewer files are cut into about 64 documents, by a power of two, so that a book in one file has documents to hold out.
+    """
+    if len(files) >= FEW:
+        return LARGEST
+    size = sum(file.size * (4 if file.path.suffix.lower() in PACKED else 1) for file in files)
+    wanted = max(1, size // FEW)
+    return min(LARGEST, max(SMALLEST, 1 << (wanted.bit_length() - 1)))
+
+
+def documents(file: File, size: int) -> Iterator[Piece]:
+    """The documents of `file`, each checked to be UTF-8 text, cut as `piece_size` says. Raises Unreadable."""
+    try:
+        with closing(_open(file.path)) as stream:
+            yield from _cut(stream, size)
+    except OSError as error:  # pyarrow raises it for broken packing too
+        raise Unreadable(f"cannot be read: {(error.strerror or str(error)).splitlines()[0]}") from error
+
+
+def read(file: File, begin: int, end: int) -> bytes:
+    """Bytes `begin` to `end` of a file that is not packed. Raises Unreadable."""
+    try:
+        with file.path.open("rb") as stream:
+            stream.seek(begin)
+            return stream.read(end - begin)
+    except OSError as error:
+        raise Unreadable(f"cannot be read: {error.strerror}") from error
+
+
+def packed(path: Path) -> bool:
+    """Whether the file must be read from its beginning."""
+    return path.suffix.lower() in PACKED
+
+
+def _open(path: Path) -> BinaryIO:
+    codec = PACKED.get(path.suffix.lower())
+    if codec is None:
+        return path.open("rb")
+    import pyarrow  # 0.2 s: only where a file is packed
+
+    stream: BinaryIO = pyarrow.CompressedInputStream(str(path), codec)
+    return stream
+
+
+def _cut(stream: BinaryIO, size: int) -> Iterator[Piece]:
+    buffer = bytearray()
+    begin, ended, first = 0, False, True
+    while True:
+        while not ended and len(buffer) < 2 * size + 4:
+            block = stream.read(max(size, 64 * KIB))
+            ended = not block
+            buffer += block
+        if first:
+            first = False
+            _sniff(bytes(buffer[: 8 * KIB]))
+            if buffer.startswith(b"\xef\xbb\xbf"):
+                del buffer[:3]
+                begin = 3
+        if not buffer:
+            return
+        length = len(buffer) if ended and len(buffer) <= size + size // 2 else _place(buffer, size)
+        text = bytes(buffer[:length])
+        try:
+            text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Unreadable(f"is not UTF-8: byte {begin + error.start} is 0x{text[error.start]:02x}") from error
+        if b"\0" in text:
+            raise Unreadable("is binary, not text")
+        yield Piece(begin, begin + length, text)
+        begin += length
+        del buffer[:length]
+
+
+def _place(buffer: bytearray, size: int) -> int:
+    """Where to cut: after a blank line, else a line, else a character, at `size` to twice `size` bytes."""
+    for mark in (b"\n\n", b"\n"):
+        found = buffer.find(mark, size, 2 * size)
+        if found >= 0:
+            return found + len(mark)
+    place = min(2 * size, len(buffer))
+    for back in range(4):  # a character has four bytes at most
+        if place == len(buffer) or buffer[place - back] & 0xC0 != 0x80:
+            return place - back
+    return place  # no UTF-8: the caller says so
+
+
+def _sniff(head: bytes) -> None:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise Unreadable("is UTF-16; save it as UTF-8")
+    if b"\0" in head:
+        raise Unreadable("is binary, not text")

@@ -1,0 +1,137 @@
+"""Every private or version-bound name of torch that Argosy uses, each behind a public function of ours.
+
+A lint rule bans such names elsewhere, so that a new torch is a change to this file. Knows nothing of the other rooms.
+Written for 2.11 to 2.13.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch._dynamo
+import torch._inductor.config
+from torch import Tensor
+
+
+def flash_forward_cpu(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of q, k, v [B, H, S, K] on a CPU: the output and the log-sum-exp [B, H, S].
+
+    Without a `mask` it is causal; a mask is added to the scores and must have q's type (the operator reads float64's
+    mask wrongly otherwise, without an error).
+    """
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, mask is None, attn_mask=mask, scale=scale
+    )
+    return out, lse
+
+
+def flash_backward_cpu(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `flash_forward_cpu` with respect to q, k, v."""
+    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, q, k, v, out, lse, 0.0, mask is None, attn_mask=mask, scale=scale
+    )
+    return dq, dk, dv
+
+
+def flash_forward_cuda(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int, window: int, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Causal attention of documents laid end to end, q [T, H, K], k and v [T, G, K], on a GPU.
+
+    `offsets` [documents + 1] int32 are the documents' borders. Gives output, log-sum-exp and the two generator states
+    that the backward wants though there is no dropout.
+    """
+    left = window - 1 if window else -1
+    out, lse, state, unused, _ = torch.ops.aten._flash_attention_forward(
+        q, k, v, offsets, offsets, longest, longest, 0.0, True, False,
+        scale=scale, window_size_left=left, window_size_right=0,
+    )  # fmt: skip
+    return out, lse, state, unused
+
+
+def flash_backward_cuda(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    offsets: Tensor,
+    longest: int,
+    window: int,
+    scale: float,
+    state: Tensor,
+    unused: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `flash_forward_cuda` with respect to q, k, v."""
+    left = window - 1 if window else -1
+    dq, dk, dv = torch.ops.aten._flash_attention_backward(
+        grad, q, k, v, out, lse, offsets, offsets, longest, longest, 0.0, True, state, unused,
+        scale=scale, window_size_left=left, window_size_right=0,
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+def compile_strictly() -> None:
+    """Make torch.compile fail loudly where it would fall back to eager: too many shapes is a bug of ours.
+
+    Eight recompilations is torch's limit per code object; a pattern of blocks, training and evaluation together may
+    rightly need more, so the limit is raised, and passing it is an error.
+    """
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.accumulated_recompile_limit = 1024
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+
+def compile_threads(threads: int) -> None:
+    """How many processes torch.compile may start for compiling; 1 compiles in this process."""
+    torch._inductor.config.compile_threads = threads
+
+
+def compiled_frames() -> int:
+    """How many frames torch.compile has compiled in this process, recompilations included."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def forget_compiled() -> None:
+    """Drop every compiled frame and its counters (tests count from here)."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+def multiply_all(tensors: list[Tensor], by: float | Tensor) -> None:
+    """Multiply every tensor in place, in one call."""
+    torch._foreach_mul_(tensors, by)
+
+
+def interpolate_all(targets: list[Tensor], towards: list[Tensor], share: float) -> None:
+    """targets += share x (towards - targets), in place, in one call."""
+    torch._foreach_lerp_(targets, towards, share)
+
+
+def compiler_path() -> str | None:
+    """The C++ compiler that torch.compile would use on a CPU; None where there is none that works."""
+    import torch._inductor.cpp_builder as builder
+
+    try:
+        return str(builder.get_cpp_compiler())
+    except Exception:  # torch raises several kinds, all of which mean: none
+        return None
+
+
+def inductor_cache() -> str:
+    """The folder in which compiled code is kept between processes."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return str(cache_dir())
+
+
+def private(name: str) -> Any:
+    """A private attribute of torch by dotted name ("_C._foo"), for probes and messages; AttributeError where it is gone."""
+    found: Any = torch
+    for word in name.split("."):
+        found = getattr(found, word)
+    return found

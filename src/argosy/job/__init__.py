@@ -1,0 +1,1 @@
+"""What was asked: a TOML file in, a typed tree out. Knows no machine."""

@@ -1,0 +1,251 @@
+"""What is wrong with a job before any machine is looked at: unknown, contradictory and dead keys. Knows no file format.
+
+A key is *dead* when another key of the same job makes it do nothing. Written on the same level as that key, or a later one,
+it is an error naming both; written by a parent, it is dropped in silence, because the child changed the subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from argosy import quantities
+from argosy.errors import Refused
+from argosy.job import leaves, presets
+from argosy.job.schema import Job, layers
+
+_PRECISE = {"bfloat16": 0, "float32": 1, "float64": 2}
+
+
+@dataclass(frozen=True)
+class Dead:
+    """`keys` do nothing when the value of `because` fulfils `kills`."""
+
+    keys: tuple[str, ...]
+    because: str
+    kills: Callable[[Any], bool]
+
+
+def _is(*values: object) -> Callable[[Any], bool]:
+    return lambda value: value in values
+
+
+_MUON = ("optim.momentum", "optim.newton_schulz")
+_SAMPLES = ("observe.prompts", "observe.sample_tokens", "observe.temperature")
+DEAD = (
+    Dead(_MUON, "optim.name", _is("adamw")),
+    Dead(("optim.decay",), "optim.schedule", _is("cosine", "constant")),
+    Dead(("optim.final",), "optim.schedule", _is("constant")),
+    Dead(("model.rope_theta",), "model.positions", _is("learned")),
+    Dead(("model.context",), "model.positions", _is("rotary")),
+    Dead(("model.block.norm_bias",), "model.block.norm", _is("rms")),
+    Dead(("faults.restarts",), "faults.recover", _is(False)),
+    Dead(_SAMPLES, "observe.sample_every", _is("never")),
+    Dead(("evaluate.tokens",), "evaluate.every", _is("never")),
+    Dead(("evaluate.every", "evaluate.tokens"), "data.held_out", lambda value: quantities.fraction(value) == 0),
+)
+
+
+def _in_force(key: str, values: Mapping[str, Any]) -> Any:
+    """The value of `key` as written, else the preset's, else the default's."""
+    if key in values:
+        return values[key]
+    shape = presets.shape(values.get("model.preset")) if key.startswith("model.") else {}
+    return shape[key] if key in shape else leaves.fields()[key].get_default()
+
+
+def _origin(key: str, values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    if key in origins:
+        return origins[key]
+    return f"preset {values.get('model.preset') or presets.DEFAULT}" if key.startswith("model.") else "default"
+
+
+def overruled(values: Mapping[str, Any], ranks: Mapping[str, int]) -> list[str]:
+    """Keys that a later level killed: what a parent said about something the child has replaced."""
+    found = []
+    for rule in DEAD:
+        cause = rule.because if rule.because in ranks else "model.preset" if rule.because.startswith("model.") else None
+        if cause is None or cause not in ranks or not _kills(rule, values):
+            continue
+        found += [key for key in rule.keys if key in ranks and ranks[key] < ranks[cause]]
+    return list(dict.fromkeys(found))
+
+
+def _kills(rule: Dead, values: Mapping[str, Any]) -> bool:
+    try:
+        return rule.kills(_in_force(rule.because, values))
+    except (ValueError, TypeError):
+        return False  # the value is no value at all, which validation says better
+
+
+def check(job: Job, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    """Refused for the first dead key or contradiction in `job`; `values` and `origins` hold what was written."""
+    for rule in DEAD:
+        for key in rule.keys:
+            if key in values and _kills(rule, values):
+                cause = f"{rule.because} = {_toml(_in_force(rule.because, values))}"
+                raise Refused(
+                    f"{key} does nothing with {cause} ({_origin(rule.because, values, origins)}).",
+                    where=origins[key],
+                    do=f"Remove {key}, or change {rule.because}.",
+                )
+    _numbers(job, origins)
+    _batch(job, origins)
+    _shape(presets.filled(job.model), origins)
+
+
+def _numbers(job: Job, origins: Mapping[str, str]) -> None:
+    train, optim = job.train, job.optim
+    if "auto" not in (train.master, train.precision) and _PRECISE[train.master] < _PRECISE[train.precision]:
+        raise Refused(
+            f"train.master = {train.master} holds less than train.precision = {train.precision}.",
+            where=origins.get("train.master", "default"),
+            do="Give the master weights at least the type of the matrix products.",
+        )
+    if optim.warmup and train.tokens and optim.warmup > train.tokens:
+        raise Refused(
+            f"optim.warmup = {quantities.count_text(optim.warmup)} tokens is longer than the run of "
+            f"{quantities.count_text(train.tokens)}.",
+            where=origins.get("optim.warmup", "default"),
+            do="Shorten it, or leave it out: it is then derived.",
+        )
+
+
+def _batch(job: Job, origins: Mapping[str, str]) -> None:
+    batch = job.batch
+    key = "batch.tokens" if "batch.tokens" in origins else "batch.sequence"
+    if batch.tokens % batch.sequence:
+        below = batch.tokens // batch.sequence * batch.sequence
+        nearest = below if below else batch.sequence
+        raise Refused(
+            f"batch.tokens = {batch.tokens} is no multiple of batch.sequence = {batch.sequence}.",
+            where=origins.get(key, "default"),
+            do=f"Nearest: batch.tokens={nearest}.",
+        )
+    if isinstance(batch.micro, int) and batch.micro > batch.tokens // batch.sequence:
+        raise Refused(
+            f"batch.micro = {batch.micro} is more than the {batch.tokens // batch.sequence} sequences of a step.",
+            where=origins.get("batch.micro", "default"),
+            do=f"Nearest: batch.micro={batch.tokens // batch.sequence}, or leave it out.",
+        )
+    if job.train.tokens and job.train.tokens < batch.tokens:
+        raise Refused(
+            f"train.tokens = {job.train.tokens} is less than one step of batch.tokens = {batch.tokens}.",
+            where=origins.get("train.tokens", "default"),
+            do=f"At least train.tokens={batch.tokens}.",
+        )
+
+
+def _shape(model: Any, origins: Mapping[str, str]) -> None:
+    """Refused where the numbers of the model do not divide."""
+
+    def refuse(key: str, what: str, do: str) -> Refused:
+        return Refused(what, where=origins.get(key, origins.get("model.preset", "default")), do=do)
+
+    if model.pattern and model.layers % len(model.pattern):
+        raise refuse(
+            "model.pattern",
+            f"model.pattern has {len(model.pattern)} blocks, which do not divide model.layers = {model.layers}.",
+            "Give a pattern whose length divides the layers.",
+        )
+    for block in layers(model):
+        size = block.head_size
+        if size is None and model.width % block.heads:
+            nearest = max(heads for heads in range(1, block.heads + 1) if model.width % heads == 0)
+            raise refuse(
+                "model.block.heads" if "model.block.heads" in origins else "model.width",
+                f"model.width = {model.width} does not divide into model.block.heads = {block.heads}.",
+                f"Nearest: model.block.heads={nearest}, or give model.block.head_size.",
+            )
+        size = size or model.width // block.heads
+        kv_heads = block.kv_heads or block.heads
+        if block.heads % kv_heads:
+            nearest = max(heads for heads in range(1, min(kv_heads, block.heads) + 1) if block.heads % heads == 0)
+            raise refuse(
+                "model.block.kv_heads",
+                f"model.block.kv_heads = {kv_heads} does not divide model.block.heads = {block.heads}.",
+                f"Nearest: model.block.kv_heads={nearest}.",
+            )
+        if model.positions == "rotary" and size % 2:
+            raise refuse(
+                "model.block.head_size",
+                f"rotary positions need an even head size; width {model.width} / {block.heads} heads gives {size}.",
+                f"Give model.block.head_size={size + 1}, or model.positions=learned.",
+            )
+
+
+def unknown(keys: list[str], values: Mapping[str, Any], origins: Mapping[str, str]) -> Refused:
+    """The refusal of keys that do not exist, each with the one that was probably meant."""
+    sentences = [_unknown(key, values[key], origins[key]) for key in keys]
+    first = sentences[0]
+    rest = "".join(f"\n{one.text}" for one in sentences[1:])
+    return Refused(first.what, where=first.where, do=first.do + rest)
+
+
+def _unknown(key: str, value: Any, where: str) -> Refused:
+    section = key in {known.rsplit(".", 1)[0] for known in leaves.fields()}
+    if section and not isinstance(value, Mapping):
+        return Refused(f"{key} is a table, not a value.", where=where, found=repr(value), do=f"Write [{key}].")
+    leaf = next((known for known in leaves.fields() if key.startswith(known + ".")), None)
+    guess = leaves.nearest(key)
+    if leaf:
+        return Refused(f"{leaf} is a value, not a table.", where=where, do=f"Write {leaf} = ...")
+    do = f"Did you mean {guess}?" if guess else "`argosy job schema` lists all keys."
+    return Refused(f"{key} is not a key.", where=where, do=do)
+
+
+def invalid(error: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str]) -> Refused:
+    """Pydantic's errors as one refusal: a sentence per key, with its place."""
+    found: dict[str, list[str]] = {}
+    for one in error.errors(include_url=False):
+        names = [str(part) for part in one["loc"]]
+        key = next((".".join(names[:n]) for n in range(len(names), 0, -1) if ".".join(names[:n]) in values), names[0])
+        found.setdefault(key, []).append(_sentence(one, names, key))
+    refusals = []
+    for key, sentences in found.items():
+        best = [one for one in dict.fromkeys(sentences) if not one.startswith("write ")] or list(dict.fromkeys(sentences))
+        text = " or ".join(best)
+        refusals.append(
+            Refused(f"{key} = {_toml(values.get(key))}: {text}.", where=origins.get(key, ""), do=_about(key))
+        )
+    first, rest = refusals[0], "".join(f"\n{one.text}" for one in refusals[1:])
+    return Refused(first.what, where=first.where, do=first.do + rest)
+
+
+_MESSAGES = {
+    "int_type": "write a whole number",
+    "float_type": "write a number",
+    "string_type": "write a text",
+    "bool_type": "write true or false",
+    "tuple_type": "write a list",
+    "model_type": "write a table",
+}
+
+
+def _sentence(one: Any, names: list[str], key: str) -> str:
+    kind, context = one["type"], one.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "extra_forbidden":
+        guess = leaves.nearest(f"model.block.{names[-1]}" if key == "model.pattern" else f"{key}.{names[-1]}")
+        return f"{names[-1]} is not a key" + (f"; did you mean {guess.rsplit('.', 1)[-1]}?" if guess else "")
+    if kind == "missing":
+        return f"{names[-1]} is missing"
+    if kind == "literal_error":
+        return f"write {context['expected']}"
+    return _MESSAGES.get(kind, str(one["msg"]).replace("Input", "it").replace("input", "it"))
+
+
+def _about(key: str) -> str:
+    field = leaves.fields().get(key)
+    text = " ".join((field.description or "").split()) if field else ""
+    return f"It is: {text}" if text else ""
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else str(leaves.plain(value))

@@ -1,0 +1,286 @@
+"""A job from TOML files and overrides: every value with the file and line that said it. Knows no machine.
+
+In: the name of a shipped job or a path, and overrides in either spelling. Out: `Loaded`, whose `job` is as asked (None and
+"auto" where nothing was said). Later levels replace earlier ones: parents first, then the file, then the command line.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from argosy.errors import Refused
+from argosy.job import check, leaves, paths
+from argosy.job.lines import line, lines
+from argosy.job.schema import VERSION, Job
+
+COMMAND_LINE = "command line"
+LENGTH = ("train.tokens", "train.steps", "train.time")
+
+
+@dataclass(frozen=True)
+class Level:
+    """What one file, or the command line, says: dotted key -> value, and where each stands."""
+
+    name: str
+    base: Path
+    values: dict[str, Any]
+    origins: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A job as asked. written: leaf key -> origin ("my.toml:14", "command line") for what somebody wrote."""
+
+    job: Job
+    written: dict[str, str]
+    chain: list[str]  # the files, parents first
+    base: Path  # the folder of the job file; relative paths start there
+    strict: bool = False  # refuse where asked and in force would differ
+    values: dict[str, Any] = field(default_factory=dict)  # leaf key -> value as written
+
+
+def shipped() -> list[str]:
+    """Names of the jobs that come with the package."""
+    return sorted(entry.name[:-5] for entry in files("argosy.jobs").iterdir() if entry.name.endswith(".toml"))
+
+
+def load(name: str | None = None, overrides: Sequence[str] = (), *, strict: bool = False) -> Loaded:
+    """The job `name` (None = "laptop") with `overrides`: "optim.lr=3e-4", "--optim.lr=3e-4" or "--optim.lr", "3e-4".
+
+    Refused, with place and remedy, for whatever is no job.
+    """
+    levels, chain = _chain(name or "laptop")
+    base = levels[-1].base
+    said = _overrides(overrides)
+    return _join([*levels, said] if said.values else levels, chain, base, strict)
+
+
+def job_from(values: Mapping[str, Any], *, strict: bool = False) -> Loaded:
+    """The job that a nested dict describes, as the Python API takes it; "extends" works as in a file."""
+    text = _plain_table(values)
+    level = _level(text, "job", Path.cwd(), {})
+    parents, chain = ([], []) if text.get("extends") is None else _chain(str(text["extends"]))
+    return _join([*parents, level], [*chain, "job"], Path.cwd(), strict)
+
+
+def _plain_table(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts, dotted keys resolved, sections as tables, None left out."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        value = leaves.plain(value)
+        if value is None:
+            continue
+        table = found
+        *sections, last = key.split(".")
+        for section in sections:
+            table = table.setdefault(section, {})
+        if isinstance(value, Mapping):
+            table.setdefault(last, {}).update(_plain_table(value))
+        else:
+            table[last] = value
+    return found
+
+
+def _chain(name: str, seen: tuple[str, ...] = (), asked_by: str = "", base: Path | None = None) -> tuple[list[Level], list[str]]:
+    """The levels of the job `name`, parents first, and their names."""
+    text, label, folder, identity = _text(name, base or Path.cwd(), asked_by)
+    if identity in seen:
+        raise Refused(f'extends = "{name}" leads back to {label}.', where=asked_by, do="A job cannot be its own parent.")
+    values, places = _parse(text, label)
+    level = _level(values, label, folder, places)
+    parent = values.get("extends")
+    if parent is None:
+        return [level], [label]
+    if not isinstance(parent, str):
+        raise Refused("extends names one parent, as text.", where=level.origins.get("extends", label), found=repr(parent))
+    above, names = _chain(parent, (*seen, identity), level.origins.get("extends", label), folder)
+    return [*above, level], [*names, label]
+
+
+def _text(name: str, base: Path, asked_by: str) -> tuple[str, str, Path, str]:
+    """Text, label for messages, folder and identity of the job file that `name` means."""
+    known = shipped()
+    if name in known:
+        return files("argosy.jobs").joinpath(f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml", Path.cwd(), name
+    path = Path(paths.resolve(name, base))
+    if not path.exists():
+        close = get_close_matches(name, known, 1)
+        guess = f"Did you mean {close[0]}?" if close else f"Shipped jobs: {', '.join(known)}. `argosy new NAME` writes one."
+        raise Refused(f"{name} is no job file and no shipped job.", where=asked_by, do=guess)
+    if path.is_dir():
+        hint = f"Give the file: {name}/job.toml" if (path / "job.toml").exists() else "Give a .toml file, or a shipped job."
+        raise Refused(f"{name} is a folder, not a job file.", where=asked_by, do=hint)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Refused(
+            f"{name} is not UTF-8 text (byte {error.start}).", where=asked_by, do="A job is a TOML file in UTF-8."
+        ) from None
+    except OSError as error:
+        raise Refused(f"{name} cannot be read: {error.strerror}.", where=asked_by, do="Check its permissions.") from None
+    label = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return text, label, path.parent, str(path.resolve())
+
+
+def _parse(text: str, label: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    text = text.replace("\r\n", "\n")
+    try:
+        return tomllib.loads(text), lines(text)
+    except tomllib.TOMLDecodeError as error:
+        place = re.search(r" \(at line (\d+), column \d+\)", str(error))
+        where = f"{label}:{place[1]}" if place else label
+        what = str(error).replace(place[0], "") if place else str(error)
+        raise Refused(f"this is no TOML: {what}.", where=where, do='Texts and quantities are quoted: tokens = "1.3M".') from None
+
+
+def _level(values: dict[str, Any], label: str, base: Path, places: dict[tuple[str, ...], int]) -> Level:
+    flat = leaves.flat(values)
+    origins = {}
+    for key in flat:
+        number = line(places, tuple(key.split(".")))
+        origins[key] = f"{label}:{number}" if number else label
+    version = flat.get("version", VERSION)
+    if version != VERSION:
+        newer = isinstance(version, int) and version > VERSION
+        raise Refused(
+            f"this Argosy reads job files of version {VERSION}.",
+            where=origins.get("version", label),
+            found=f"version = {version}",
+            do="Install a newer Argosy." if newer else f"Upgrade the file: argosy job upgrade {label} --write",
+        )
+    return Level(label, base, flat, origins)
+
+
+def _overrides(words: Sequence[str]) -> Level:
+    values: dict[str, Any] = {}
+    for key, text in _pairs(words):
+        if key in ("extends", "version"):
+            raise Refused(f"{key} belongs into a job file.", where=COMMAND_LINE, do=f"Found: {key}={text}")
+        values[key] = _value(key, text)
+    nested = _plain_table({key: value for key, value in values.items()})
+    flat = leaves.flat(nested)
+    return Level(COMMAND_LINE, Path.cwd(), flat, dict.fromkeys(flat, COMMAND_LINE))
+
+
+def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(key, text) of each override, whichever way it is spelt."""
+    known = leaves.fields()
+    index = 0
+    while index < len(words):
+        word = words[index]
+        index += 1
+        key, equals, text = word.removeprefix("--").partition("=")
+        if equals:
+            yield key.strip(), text
+        elif not word.startswith("--"):
+            raise Refused(
+                f"{word} is neither an option nor KEY=VALUE.",
+                where=COMMAND_LINE,
+                do="Write --optim.lr 3e-4 or optim.lr=3e-4.",
+            )
+        elif index < len(words) and not (words[index].startswith("--") or _is_pair(words[index])):
+            yield key, words[index]
+            index += 1
+        elif key in known and leaves.accepts(known[key], bool):
+            yield key, "true"
+        else:
+            guess = None if key in known else leaves.nearest(key)
+            meant = f"Did you mean --{guess}?" if guess else f"Write --{key} VALUE or {key}=VALUE."
+            raise Refused(
+                f"--{key} has no value." if key in known else f"--{key} is no option and no key.",
+                where=COMMAND_LINE,
+                do=meant,
+            )
+
+
+def _is_pair(word: str) -> bool:
+    """Whether `word` is an override of its own: a known key before "="."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and key in leaves.fields()
+
+
+def _value(key: str, text: str) -> Any:
+    """The value an override means: TOML where it is TOML, a bare word as text."""
+    known = leaves.fields().get(key)
+    try:
+        value: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    if isinstance(value, datetime.date | datetime.time | datetime.datetime):
+        return text
+    if known is not None and isinstance(value, int | float):
+        wanted = float if isinstance(value, float) else bool if isinstance(value, bool) else int
+        numeric = leaves.accepts(known, wanted) or leaves.accepts(known, float) or leaves.accepts(known, int)
+        if leaves.accepts(known, str) and not numeric:
+            return text
+    return value
+
+
+def _join(levels: list[Level], chain: list[str], base: Path, strict: bool) -> Loaded:
+    """All levels in one job, checked."""
+    known = leaves.fields()
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    ranks: dict[str, int] = {}
+    for rank, level in enumerate(levels):
+        for key in _replaced(level, values):
+            del values[key], origins[key], ranks[key]
+        for key, value in level.values.items():
+            if key in known:
+                value = _located(key, value, level)
+            values[key], origins[key], ranks[key] = value, level.origins[key], rank
+    if unknown := [key for key in values if key not in known]:
+        raise check.unknown(unknown, values, origins)
+    for key in check.overruled(values, ranks):
+        del values[key], origins[key], ranks[key]
+    values.pop("extends", None)
+    origins.pop("extends", None)
+    job = _validated(values, origins)
+    check.check(job, values, origins)
+    return Loaded(job, origins, chain, base, strict, values)
+
+
+def _replaced(level: Level, below: Mapping[str, Any]) -> list[str]:
+    """Keys of lower levels that `level` makes void: another length, or the shape that its preset brings."""
+    said = [key for key in LENGTH if key in level.values]
+    if len(said) > 1:
+        raise Refused(
+            f"{said[0]} and {said[1]} both say how long the run is.",
+            where=level.origins[said[1]],
+            do="Keep one of train.tokens, train.steps, train.time.",
+        )
+    void = [key for key in LENGTH if said and key in below and key not in level.values]
+    if "model.preset" in level.values:
+        void += [
+            key for key in below if key.startswith("model.") and key not in level.values and key != "model.init"
+        ]
+    return void
+
+
+def _located(key: str, value: Any, level: Level) -> Any:
+    """Path values seen from the folder of the file that said them."""
+    extra = leaves.fields()[key].json_schema_extra
+    word = extra.get("path") if isinstance(extra, dict) else None
+    if word is None or not isinstance(value, str) or value == word:
+        return value
+    try:
+        return paths.resolve(value, level.base)
+    except Refused as error:
+        raise Refused(f"{key}: {error.what}", where=level.origins[key], found=error.found, do=error.do) from None
+
+
+def _validated(values: dict[str, Any], origins: dict[str, str]) -> Job:
+    try:
+        return Job.model_validate(leaves.nested(values))
+    except ValidationError as error:
+        raise check.invalid(error, values, origins) from None

@@ -1,0 +1,340 @@
+"""The job: one typed tree, its sections and a docstring under each field. Knows no machine and no other room.
+
+The same tree has two states. *Asked*: None or "auto" where the job is silent. *In force*: every value concrete, as
+`plan/settle.py` made it (`layout.shape` names all ranks, `batch.micro` is a number, the pattern's blocks are whole).
+Field metadata in `json_schema_extra`: `change` = "free" (may change between starts of a run without asking), absent = the
+run rule compares it; `path` = the value is a path unless it is the word given there.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from argosy import quantities
+
+VERSION = 1
+
+
+def _seconds(value: object) -> float:
+    return value if isinstance(value, float) else quantities.seconds(value)
+
+
+def _bandwidth(value: object) -> float:
+    return value if isinstance(value, float) else quantities.bandwidth(value)
+
+
+def _size(value: object) -> int:
+    # A size in force is written as a plain number of bytes; nobody means fewer than a page.
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 4096 else quantities.size(value)
+
+
+def _interval(value: object) -> object:
+    quantities.interval(value)
+    return value
+
+
+def _none(value: object) -> object:
+    """TOML has no null: "none" says that a default is switched off."""
+    return None if value == "none" else value
+
+
+def _auto(read: Any) -> Any:
+    """`read`, with "auto" and null let through."""
+    return lambda value: value if value is None or value == "auto" else read(value)
+
+
+def _spelling(description: str, *kinds: str) -> WithJsonSchema:
+    """What editors are told about a quantity: the kinds of TOML values it may be written as."""
+    return WithJsonSchema({"anyOf": [{"type": kind} for kind in kinds], "description": description})
+
+
+_COUNT = _spelling('A count: 4096 or "1.3M".', "integer", "number", "string")
+Count: TypeAlias = Annotated[int, BeforeValidator(quantities.count), Field(ge=1), _COUNT]
+Tokens: TypeAlias = Annotated[int, BeforeValidator(quantities.count), Field(ge=0), _COUNT]
+Size: TypeAlias = Annotated[
+    int, BeforeValidator(_auto(_size)), _spelling('Bytes with their unit: "8 GiB".', "string", "integer")
+]
+Share: TypeAlias = Annotated[
+    float, BeforeValidator(quantities.fraction), _spelling('A share: "2%" or 0.02.', "number", "string")
+]
+Seconds: TypeAlias = Annotated[
+    float, BeforeValidator(_seconds), Field(gt=0), _spelling('A duration: "90 s".', "string", "number")
+]
+Bandwidth: TypeAlias = Annotated[
+    float,
+    BeforeValidator(_bandwidth),
+    Field(gt=0),
+    _spelling('A bandwidth: "200 Gb/s" (bits) or "25 GB/s" (bytes).', "string", "number"),
+]
+Every: TypeAlias = Annotated[int | str, BeforeValidator(_interval)]  # read it with quantities.interval
+Type: TypeAlias = Literal["float64", "float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """A table of the job file: frozen, strict about unknown keys and about types (true is no 1, "6" no 6)."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class BlockSection(Section):
+    """One transformer block. In `model.pattern` a key left out takes the value of `model.block`."""
+
+    heads: int | None = Field(None, ge=1)
+    """Query heads."""
+    kv_heads: int | None = Field(None, ge=1)
+    """Key and value heads (grouped-query attention); must divide `heads`. Left out: as many as `heads`."""
+    head_size: int | None = Field(None, ge=2)
+    """Size of one head. Left out: width / heads."""
+    hidden: int | None = Field(None, ge=1)
+    """Width of the feed-forward part. Left out: 4 x width, or 8/3 x width rounded up to a multiple of 32 for SwiGLU."""
+    activation: Literal["swiglu", "gelu", "gelu_tanh"] | None = None
+    """SwiGLU (three matrices), or exact or tanh-approximated GELU (two)."""
+    parallel: bool | None = None
+    """MegaScale's parallel block, y = x + attention(norm x) + mlp(norm x), instead of one after the other."""
+    norm: Literal["rms", "layer"] | None = None
+    """RMSNorm or LayerNorm, before each part."""
+    norm_epsilon: float | None = Field(None, gt=0)
+    """Added to the variance before the root."""
+    norm_bias: bool | None = None
+    """LayerNorm's bias (RMSNorm has none)."""
+    qk_norm: Literal["none", "head", "full"] | None = None
+    """Norm of queries and keys before the product: per head, or over all heads together."""
+    qkv_bias: bool | None = None
+    """Biases of the query, key and value projections."""
+    attention_bias: bool | None = None
+    """Bias of the attention's output projection."""
+    mlp_bias: bool | None = None
+    """Biases of the feed-forward matrices."""
+    window: int | None = Field(None, ge=0)
+    """Sliding window: a token sees itself and so many - 1 before it. 0 = all before it."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Share of activations dropped after the attention and the feed-forward part while training."""
+
+
+class ModelSection(Section):
+    """The decoder. A preset fills all of it; every field can be said beside the preset."""
+
+    preset: str | None = None
+    """A shape by name: `argosy job schema --presets` lists them."""
+    init: str = Field("random", json_schema_extra={"path": "random"})
+    """First weights: "random", or a run folder of the same shape to start from its newest checkpoint."""
+    layers: int | None = Field(None, ge=1)
+    """Number of blocks."""
+    width: int | None = Field(None, ge=1)
+    """Size of the residual stream (D)."""
+    vocabulary: int | None = Field(None, ge=2)
+    """Rows of the embedding. Left out: the tokenizer's. Larger is allowed, smaller is refused."""
+    positions: Literal["rotary", "learned"] | None = None
+    """Rotary angles in every block, or a learned table added to the embedding."""
+    context: int | None = Field(None, ge=1)
+    """Rows of the learned table. Left out: `batch.sequence`."""
+    rope_theta: float | None = Field(None, gt=0)
+    """Base of the rotary angles."""
+    tied: bool | None = None
+    """Whether the head uses the embedding's weights."""
+    block: BlockSection = BlockSection()
+    """What every block has unless its place in the pattern says otherwise."""
+    pattern: tuple[BlockSection, ...] = Field((), strict=False)
+    """Differences from `model.block`, repeated over the layers; as long as a divisor of `model.layers`."""
+
+
+class Trained(Section):
+    """A tokenizer trained on the corpus itself."""
+
+    train: Literal["bpe"]
+    """Byte-level byte-pair encoding."""
+    vocabulary: int = Field(ge=257, le=1_000_000)
+    """Entries, the 256 bytes and the end-of-document mark among them."""
+
+
+class DataSection(Section):
+    """What is read."""
+
+    source: str = Field("python", json_schema_extra={"path": "python"})
+    """A text file, a folder of text files, or "python": the standard library of the interpreter that runs."""
+    tokenizer: str | Trained = Field("bytes", json_schema_extra={"path": "bytes"})
+    """ "bytes", the path of a tokenizer.json, or { train = "bpe", vocabulary = 2048 }."""
+    held_out: Share = 0.02
+    """Share of the documents never trained on, chosen by their hash."""
+    license: str = "unknown"
+    """Licence of the text, shown in the report."""
+    cache: str | None = Field(None, json_schema_extra={"change": "free", "path": ""})
+    """Folder for prepared text. Left out: $ARGOSY_CACHE, else ~/.cache/argosy."""
+
+
+class BatchSection(Section):
+    """How much one step reads."""
+
+    sequence: Count = 256
+    """Tokens per sequence; attention never crosses documents."""
+    tokens: Count = 4096
+    """Tokens per step over all workers; a multiple of `sequence`."""
+    micro: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Sequences that a worker computes at once; "auto" takes the largest that fits by prediction."""
+
+
+class TrainSection(Section):
+    """How long and in which numbers."""
+
+    tokens: Count | None = Field(None, json_schema_extra={"change": "free"})
+    """Length in tokens. One of tokens, steps, time."""
+    steps: Count | None = Field(None, json_schema_extra={"change": "free"})
+    """Length in steps."""
+    time: Seconds | None = Field(None, json_schema_extra={"change": "free"})
+    """Length in time; turned into steps by measured speed, once, and stored."""
+    precision: Literal["auto"] | Type = "auto"
+    """Type of the matrix products: "auto" measures which is faster here."""
+    master: Literal["auto"] | Type = "auto"
+    """Type of the weights that the optimizer updates: "auto" is float32, float64 under float64."""
+    reduce: Literal["auto"] | Type = "auto"
+    """Type in which gradients are summed over ranks: "auto" is the master's."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile for each block; "auto" where a C++ compiler is found and the run is long enough to earn it."""
+    seed: int = Field(1, ge=0, lt=2**63)
+    """Keys weights, dropout and data order."""
+    deterministic: bool = False
+    """Bitwise repeatable kernels on a GPU too, at a cost in speed; a CPU run is repeatable anyway."""
+    collect_every: int = Field(50, ge=1, json_schema_extra={"change": "free"})
+    """Python's garbage is collected every so many steps, on all ranks together."""
+
+
+class OptimSection(Section):
+    """The update."""
+
+    name: Literal["muon", "adamw"] = "muon"
+    """Muon for matrices and AdamW for the rest, or AdamW for all."""
+    lr: float | None = Field(None, gt=0)
+    """Peak learning rate. Left out: derived from size and tokens."""
+    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    """Warm up, stay, decay; or a half cosine after the warm-up; or warm up and stay."""
+    warmup: Tokens | None = None
+    """Tokens over which the rate rises from 0. Left out: derived."""
+    decay: Share | None = None
+    """Share of the run over which "wsd" falls to `final`. Left out: 0.4."""
+    final: Share = 0.0
+    """Learning rate at the end as a share of the peak."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay of matrices, as a share of the learning rate."""
+    clip: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        BeforeValidator(_none),
+        WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "none"}]}),
+    ] = 1.0
+    """Largest norm of the whole gradient; "none" does not clip."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's average of gradients."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW's average of squared gradients."""
+    epsilon: float = Field(1e-8, gt=0)
+    """AdamW's guard against division by zero."""
+    momentum: float | None = Field(None, ge=0, lt=1)
+    """Muon's momentum. Left out: 0.95."""
+    newton_schulz: int | None = Field(None, ge=1, le=20)
+    """Muon's iterations. Left out: 5."""
+
+
+class LayoutSection(Section):
+    """Who does which part."""
+
+    shape: str = Field("auto", json_schema_extra={"change": "free"})
+    """Degrees, as "dp4" (sharded) or "replicate2 dp2"; ranks not named go to dp. "auto" chooses."""
+    zero: int = Field(2, ge=1, le=3, json_schema_extra={"change": "free"})
+    """ZeRO stage over dp: 1 optimizer state, 2 and gradients, 3 and parameters are sharded."""
+
+
+class MemorySection(Section):
+    """What the run may take."""
+
+    limit: Size | Literal["auto"] = Field("auto", json_schema_extra={"change": "free"})
+    """Memory of all workers on a node; "auto" is what is free. A prediction above it is refused before the start."""
+    loss_chunk: Count = Field(1024, json_schema_extra={"change": "free"})
+    """Tokens whose logits are held at once by the cross-entropy."""
+
+
+class CheckpointSection(Section):
+    """What survives."""
+
+    every: Every = Field("60 s", json_schema_extra={"change": "free"})
+    """How often a checkpoint is written: steps, seconds, a share of the run, or "never" (only at the end)."""
+    keep: int = Field(2, ge=1, json_schema_extra={"change": "free"})
+    """How many of the newest are kept; an older one goes only after a newer one was verified."""
+    bandwidth: Bandwidth | None = Field(None, json_schema_extra={"change": "free"})
+    """Most bytes per second written to disk, as "100 MB/s". Left out: no limit."""
+
+
+class FaultsSection(Section):
+    """What is done when something breaks."""
+
+    recover: bool = Field(True, json_schema_extra={"change": "free"})
+    """Start all workers again from the last checkpoint when one dies; false leaves a failed run as it is."""
+    restarts: int = Field(5, ge=0, json_schema_extra={"change": "free"})
+    """How often in a row workers are started again without one step of progress."""
+
+
+class ObserveSection(Section):
+    """What is shown and kept."""
+
+    sample_every: Every = Field("25%", json_schema_extra={"change": "free"})
+    """How often the model continues the prompts."""
+    prompts: tuple[str, ...] = Field(("",), strict=False, json_schema_extra={"change": "free"})
+    """What it continues."""
+    sample_tokens: Count = Field(64, json_schema_extra={"change": "free"})
+    """Tokens of one sample."""
+    temperature: float = Field(0.8, ge=0, json_schema_extra={"change": "free"})
+    """Sharpness of the samples; 0 takes the likeliest token."""
+    log_every: Seconds = Field(10.0, json_schema_extra={"change": "free"})
+    """Seconds between lines where the output is no terminal."""
+
+
+class EvaluateSection(Section):
+    """What is measured on held-out documents."""
+
+    every: Every = Field("25%", json_schema_extra={"change": "free"})
+    """How often; always at the end, unless "never"."""
+    tokens: Count = Field(65_536, json_schema_extra={"change": "free"})
+    """Most held-out tokens read by one evaluation."""
+
+
+class Job(Section):
+    """What was asked: the whole job file."""
+
+    version: Literal[1] = VERSION
+    """Version of this format."""
+    extends: str | None = None
+    """One parent: the name of a shipped job or a path; what this file says replaces what the parent says."""
+    name: str = Field("run", pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+    """Names the run folder."""
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    batch: BatchSection = BatchSection()
+    train: TrainSection = TrainSection()
+    optim: OptimSection = OptimSection()
+    layout: LayoutSection = LayoutSection()
+    memory: MemorySection = MemorySection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    faults: FaultsSection = FaultsSection()
+    observe: ObserveSection = ObserveSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _table(cls, value: Any) -> Any:
+        if not isinstance(value, dict | Job):
+            raise ValueError("a job is a table of sections")
+        return value
+
+
+def layers(model: ModelSection) -> list[BlockSection]:
+    """The block of every layer: `model.block` with the pattern's differences, the pattern repeated to `model.layers`."""
+    count = model.layers or 0
+    pattern = model.pattern or (BlockSection(),)
+    base = model.block.model_dump()
+    found = []
+    for index in range(count):
+        said = pattern[index % len(pattern)].model_dump(exclude_none=True)
+        found.append(BlockSection(**{**base, **said}))
+    return found

@@ -1,0 +1,1 @@
+"""Jobs that come with Argosy, and their schema. Data, read by `job/load.py`."""

@@ -1,0 +1,1 @@
+"""Who does which part: ranks, coordinates, groups. Arithmetic only, without torch."""

@@ -1,0 +1,45 @@
+"""A rank's share of the squared gradient norm, copies counted, so that one sum over all ranks is the norm of the whole gradient.
+
+Over any mix of meshes: each rank adds what it holds, divided by how many ranks hold the same numbers. Knows tensors only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+
+def copies(tensor: Tensor, world: int) -> int:
+    """How many of `world` ranks hold the same elements of `tensor`: all of them for a plain tensor."""
+    if not isinstance(tensor, DTensor):
+        return world
+    mesh = tensor.device_mesh
+    parts = 1
+    for dimension, placement in enumerate(tensor.placements):
+        if placement.is_partial():
+            raise ValueError("a partial sum has no norm yet: reduce it first")
+        if placement.is_shard():
+            parts *= mesh.size(dimension)
+    return world // parts
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of `tensor` that this rank holds, as a plain tensor that shares its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def norm2(gradients: Iterable[Tensor], world: int = 1) -> Tensor:
+    """This rank's share [scalar, float64] of the squared norm of all `gradients`."""
+    by_copies: dict[int, list[Tensor]] = {}
+    total: Tensor | None = None
+    for gradient in gradients:
+        by_copies.setdefault(copies(gradient, world), []).append(local(gradient))
+    for shared, tensors in by_copies.items():
+        norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors if tensor.numel()]
+        if norms:
+            mine = torch.stack(norms).square().sum() / shared
+            total = mine if total is None else total + mine
+    return total if total is not None else torch.zeros((), dtype=torch.float64)

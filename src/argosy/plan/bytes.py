@@ -1,0 +1,100 @@
+"""A worker's memory at its peak, and what a run writes to disk, by closed formulas. Knows job and layout, no machine.
+
+Coefficients come from `tests/system` and the memory marks of recorded runs; each says what it counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from argosy.job.schema import BlockSection, Job, ModelSection, layers
+from argosy.layout.layout import Layout
+from argosy.plan import flops
+
+WIDTH = {"float64": 8, "float32": 4, "bfloat16": 2}
+BASE_CPU = 300 << 20  # Python, torch and its libraries after a first compiled step
+BASE_CUDA = 900 << 20  # the same on the host side plus the CUDA context on the device
+SLOTS = 3  # copies of the state that the snapshot process holds in shared memory
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes of one worker by what they hold."""
+
+    base: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.base + self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+def _block_activations(model: ModelSection, block: BlockSection, width: int) -> float:
+    """Bytes kept for backward per token by one block (FORMULAS: 8h + 4ad + 4gd + 4a + κf + 8 for two-byte types)."""
+    heads = block.heads or 1
+    size, kv_heads = flops.head_size(model, block), block.kv_heads or heads
+    gated = block.activation == "swiglu"
+    inner = (3 if gated else 2) * flops.hidden(model, block)
+    # Residual in and out, two normed inputs; queries, output of attention; keys, values; the feed-forward's inner values.
+    kept = 4 * (model.width or 0) + 2 * heads * size + 2 * kv_heads * size + inner
+    return width * kept + 4 * heads + 8 + (8 * (model.width or 0) if block.dropout else 0)
+
+
+def activations(job: Job, micro: int, checkpointed: bool = False) -> int:
+    """Bytes kept between forward and backward of one micro-batch of `micro` sequences."""
+    del checkpointed
+    width = WIDTH[str(job.train.precision)]
+    blocks = layers(job.model)
+    tokens = micro * job.batch.sequence
+    kept = sum(_block_activations(job.model, block, width) for block in blocks)
+    # Backward of one block holds about as much again as gradients of its inner values.
+    working = max(_block_activations(job.model, block, width) for block in blocks)
+    return round(tokens * (kept + working + 4 * (job.model.width or 0) * 2))
+
+
+def logits(job: Job) -> int:
+    """Bytes of one chunk of logits: as computed, in float32, and their gradient."""
+    width = WIDTH[str(job.train.precision)]
+    return job.memory.loss_chunk * (job.model.vocabulary or 0) * (2 * width + 4)
+
+
+def optimizer_bytes(job: Job) -> int:
+    """Bytes of the optimizer's state, unsharded."""
+    master = WIDTH[str(job.train.master)]
+    total, matrices = flops.parameters(job.model), flops.matrix_parameters(job.model)
+    return master * (2 * total - matrices if job.optim.name == "muon" else 2 * total)
+
+
+def peak(job: Job, layout: Layout, micro: int, device: str = "cpu") -> Peak:
+    """Memory of one worker at its peak, for the job in force."""
+    total = flops.parameters(job.model)
+    compute, master = WIDTH[str(job.train.precision)], WIDTH[str(job.train.master)]
+    shards = layout.dp_shard
+    zero = job.layout.zero if shards > 1 else 0
+    whole_copy = compute if compute != master else 0
+    weights = (master / shards + compute / (shards if zero == 3 else 1)) if shards > 1 else master + whole_copy
+    gradients = master / (shards if zero >= 2 else 1)
+    return Peak(
+        base=BASE_CPU if device == "cpu" else BASE_CUDA,
+        weights=round(total * weights),
+        gradients=round(total * gradients),
+        optimizer=round(optimizer_bytes(job) / (shards if shards > 1 else 1)),
+        activations=activations(job, micro),
+        logits=logits(job),
+    )
+
+
+def checkpoint(job: Job) -> int:
+    """Bytes of one checkpoint on disk: master weights and optimizer state."""
+    return WIDTH[str(job.train.master)] * flops.parameters(job.model) + optimizer_bytes(job)
+
+
+def disk(job: Job, steps: int, workers: int) -> int:
+    """Bytes that a run of `steps` may need at once: one checkpoint more than are kept, the record and the exports."""
+    per_step = 330 + 300 + 64 * 8 * workers  # a line of metrics, one of the report's figures, eight entries per rank
+    return (job.checkpoint.keep + 1) * checkpoint(job) + steps * per_step + (8 << 20)

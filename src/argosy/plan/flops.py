@@ -1,0 +1,76 @@
+"""Parameters and FLOPs of a model by closed formulas. Knows the job's model section only.
+
+Shapes: D width, H heads, G key and value heads, K head size, F hidden, V vocabulary, S sequence, W window.
+Counting: a multiplication and an addition are two FLOP; attention is counted causally (a token sees S/2 others on
+average), backward is twice forward. Checked against built models in tests/system and against published sizes.
+"""
+
+from __future__ import annotations
+
+from argosy.job.schema import BlockSection, ModelSection, layers
+
+
+def head_size(model: ModelSection, block: BlockSection) -> int:
+    """K: as written, else D / H."""
+    return block.head_size or (model.width or 0) // (block.heads or 1)
+
+
+def hidden(model: ModelSection, block: BlockSection) -> int:
+    """F: as written, else 4 D, or 8/3 D rounded up to a multiple of 32 for SwiGLU."""
+    width = model.width or 0
+    return block.hidden or (-(-8 * width // 96) * 32 if block.activation == "swiglu" else 4 * width)
+
+
+def _matrices(model: ModelSection, block: BlockSection) -> tuple[int, int]:
+    """Elements of the attention's and of the feed-forward part's matrices."""
+    width, size = model.width or 0, head_size(model, block)
+    heads, kv_heads = block.heads or 1, block.kv_heads or block.heads or 1
+    attention = width * size * (heads + 2 * kv_heads) + heads * size * width
+    return attention, width * hidden(model, block) * (3 if block.activation == "swiglu" else 2)
+
+
+def _vectors(model: ModelSection, block: BlockSection) -> int:
+    """Elements of norms and biases. The parallel block has one norm for both parts."""
+    width, size, heads = model.width or 0, head_size(model, block), block.heads or 1
+    kv_heads = block.kv_heads or heads
+    count = width * (1 if block.parallel else 2) * _norm(block)
+    count += {"head": 2 * size, "full": size * (heads + kv_heads)}.get(block.qk_norm or "none", 0)
+    count += size * (heads + 2 * kv_heads) if block.qkv_bias else 0
+    count += width if block.attention_bias else 0
+    if block.mlp_bias:
+        count += hidden(model, block) * (2 if block.activation == "swiglu" else 1) + width
+    return count
+
+
+def _norm(block: BlockSection) -> int:
+    """Vectors of one norm."""
+    return 2 if block.norm == "layer" and block.norm_bias else 1
+
+
+def matrix_parameters(model: ModelSection) -> int:
+    """Elements of all matrices in the blocks: what Muon updates."""
+    return sum(sum(_matrices(model, block)) for block in layers(model))
+
+
+def parameters(model: ModelSection) -> int:
+    """All parameters of `model`, whose vocabulary and shape are concrete."""
+    width, vocabulary = model.width or 0, model.vocabulary or 0
+    total = matrix_parameters(model) + sum(_vectors(model, block) for block in layers(model))
+    total += vocabulary * width * (1 if model.tied else 2)
+    total += (model.context or 0) * width if model.positions == "learned" else 0
+    return total + width * _norm(model.block)
+
+
+def seen(sequence: int, window: int) -> float:
+    """How many tokens, itself included, a token of one document of `sequence` tokens sees on average."""
+    reach = min(window, sequence) if window else sequence
+    return reach - reach * (reach - 1) / (2 * sequence)
+
+
+def flops_per_token(model: ModelSection, sequence: int) -> float:
+    """FLOP of forward and backward, for one token of sequences of `sequence` tokens in one document each."""
+    forward = 2.0 * (model.vocabulary or 0) * (model.width or 0)
+    for block in layers(model):
+        forward += 2.0 * sum(_matrices(model, block))
+        forward += 4.0 * (block.heads or 1) * head_size(model, block) * seen(sequence, block.window or 0)
+    return 3.0 * forward

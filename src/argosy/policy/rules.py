@@ -1,0 +1,120 @@
+"""What is done about an event: an ordered tuple of rules, each with its sentence. Pure: no clock, no process, no file.
+
+`decide(fleet, event)` first notes what the event says about the fleet, then asks the rules in order; the first that answers
+decides. The sentence `because` exists once: screen, journal and report print it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from signal import Signals
+
+from argosy.errors import BUG, INPUT, MACHINE, NO
+from argosy.policy.events import Action, Broken, End, Event, GiveUp, Mend, Progress, Restart
+from argosy.policy.state import Fleet
+
+# Failures that another try would only repeat, with the exit code that says whose they are.
+_FINAL = {"bug": BUG, "refused": INPUT, "diverged": NO, "out_of_memory": MACHINE, "out_of_disk": MACHINE}
+_BY_CODE = {BUG: "bug", INPUT: "refused", NO: "diverged", MACHINE: "machine"}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is done about an event, and the sentence that screen, journal and report print."""
+
+    fleet: Fleet
+    actions: tuple[Action, ...] = ()
+    because: str = ""
+
+
+Rule = Callable[[Fleet, Event], Decision | None]
+
+
+def decide(fleet: Fleet, event: Event, rules: tuple[Rule, ...] | None = None) -> Decision:
+    """The answer of the first rule that has one. Driver, tests, chaos and simulator all call this. Pure."""
+    fleet = noted(fleet, event)
+    answers = (rule(fleet, event) for rule in (RULES if rules is None else rules))
+    return next((answer for answer in answers if answer), Decision(fleet))
+
+
+def noted(fleet: Fleet, event: Event) -> Fleet:
+    """The fleet with what `event` says about it; nothing is decided yet."""
+    match event:
+        case Progress(step):
+            fleet = replace(fleet, step=max(fleet.step, step))
+            return replace(fleet, restarts=0, evidence=()) if fleet.progress else fleet
+        case Broken(ends):
+            return replace(fleet, evidence=(*fleet.evidence, story(culprit(ends), fleet.step)))
+
+
+def give_up(fleet: Fleet, event: Event) -> Decision | None:
+    """Leave when another try would end the same way, when it is not wanted, or when tries are spent."""
+    if not isinstance(event, Broken):
+        return None
+    end = culprit(event.ends)
+    told = fleet.evidence[-1]
+    if end.starved and end.manner == "killed":
+        return _leave(fleet, MACHINE, "out_of_memory", f"{told}: the machine's memory ran out and the kernel chose it")
+    kind = end.kind if end.kind in _FINAL else _BY_CODE.get(end.code, "") if end.manner == "left" and not end.kind else ""
+    if kind:
+        return _leave(fleet, _FINAL.get(kind, end.code), kind, told)
+    if not fleet.recover:
+        return _leave(fleet, MACHINE, "lost", f"{told}; faults.recover = false leaves it so")
+    if fleet.restarts >= fleet.limit:
+        tries = f"{fleet.restarts} starts in a row brought no new step" if fleet.limit else "faults.restarts = 0"
+        return _leave(fleet, MACHINE, "spent", f"{told}; {tries}, giving up")
+    return None
+
+
+def restart(fleet: Fleet, event: Event) -> Decision | None:
+    """Start again what ended: a reader, a snapshot process or the warm server alone, workers all together."""
+    if not isinstance(event, Broken):
+        return None
+    end = culprit(event.ends)
+    told = fleet.evidence[-1]
+    fleet = replace(fleet, faults=fleet.faults + 1, restarts=fleet.restarts + 1)
+    if not any(one.trade == "worker" for one in event.ends):
+        trades = tuple(dict.fromkeys(one.trade for one in event.ends))
+        return Decision(fleet, tuple(Mend(trade) for trade in trades), f"{told}; {end.name} is started again")
+    following = fleet.incarnation + 1
+    fleet = replace(fleet, incarnation=following, reached=max(fleet.reached, fleet.step))
+    whom = {1: "the worker", 2: "both workers"}.get(fleet.world, f"all {fleet.world} workers")
+    because = f"{told}; {whom} start{'s' if fleet.world == 1 else ''} again from the newest checkpoint"
+    return Decision(fleet, (Restart(following),), because)
+
+
+RULES: tuple[Rule, ...] = (give_up, restart)
+
+
+def culprit(ends: tuple[End, ...]) -> End:
+    """Which of the ends that were seen together was the cause: what was killed or stopped from outside, before what told
+    of a failure of its own, before what only lost a peer.
+    """
+    return min(ends, key=_guilt)
+
+
+def story(end: End, step: int) -> str:
+    """One end in words: who, how, when."""
+    where = f" at step {step:,}" if step else " before the first step"
+    seen = f", seen after {end.after:.1f} s" if end.after >= 0.05 else ""
+    if end.manner == "stopped":
+        return f"{end.name} was stopped (signal {end.signal}){where}{seen}"
+    if end.manner == "killed":
+        number = f"signal {end.signal}" + (f", {Signals(end.signal).name}" if end.signal in set(Signals) else "")
+        return f"{end.name} was killed ({number}){where}{seen}"
+    told = f": {end.sentence}" if end.sentence else ""
+    return f"{end.name} left with code {end.code}{where}{told}"
+
+
+def _guilt(end: End) -> tuple[int, int, int]:
+    order = {"killed": 0, "stopped": 1, "left": 2}[end.manner]
+    if end.kind == "peer":
+        order = 4
+    elif end.manner == "left" and end.code == 0:
+        order = 3
+    return order, 0 if end.trade == "worker" else 1, end.rank or 0
+
+
+def _leave(fleet: Fleet, code: int, kind: str, because: str) -> Decision:
+    return Decision(fleet, (GiveUp(code, kind),), because)

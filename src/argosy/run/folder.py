@@ -1,0 +1,325 @@
+"""The run folder: its files, its lock, its state. Knows the job's tree and the ledger; needs neither torch nor the other rooms.
+
+In: what `plan/settle.py` settled. Out: `Run`, with which every process of a run finds everything else. All paths inside are
+relative to the folder, so that a run which was moved or copied goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from argosy.errors import Refused
+from argosy.job.schema import Job
+from argosy.job.setting import Setting
+from argosy.run.ledger import Ledger
+
+VERSION = 1
+PREPARED = "data.prepared"  # an extra setting, no key of a job: the folder of prepared text
+PATIENCE = 5.0  # seconds that a second start waits for the first to leave
+
+
+class Run:
+    """One run folder. Cheap to make; reads and writes only when asked."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        """Where each process's own lines lie."""
+        return self.path / "log"
+
+    @property
+    def local(self) -> Path:
+        """Where what lives only while a run goes lies: records, stores, requests; `$ARGOSY_LOCAL/<id>`, else inside."""
+        place = os.environ.get("ARGOSY_LOCAL")
+        return Path(place) / str(self.info()["id"]) if place else self.path / "local"
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a run here."""
+        return (self.path / "run.json").is_file()
+
+    def info(self) -> dict[str, Any]:
+        """What stands in run.json: id, name, state, step, steps, versions, origin. Refused where it is none."""
+        return _table(self.path / "run.json")
+
+    def update_info(self, **changes: object) -> None:
+        """Change keys of run.json; a reader sees the old or the new file, never half of one."""
+        write_whole(self.path / "run.json", json.dumps({**self.info(), **changes}, indent=1, default=_plain) + "\n")
+
+    def settings(self) -> list[Setting]:
+        """Every key in force, with what was asked, who said so and why."""
+        return [Setting(**row) for row in _table(self.path / "settings.json")["settings"]]
+
+    def setting(self, key: str) -> Setting:
+        """The setting of one key. KeyError where there is none."""
+        for setting in self.settings():
+            if setting.key == key:
+                return setting
+        raise KeyError(key)
+
+    def job(self) -> Job:
+        """The job in force: every value concrete."""
+        return job_of(self.settings())
+
+    def asked(self) -> Job:
+        """The job as it was asked, before anything was resolved."""
+        return _job(_table(self.path / "settings.json")["asked"], self.path / "settings.json")
+
+    def written(self) -> dict[str, str]:
+        """The keys that somebody wrote, with where."""
+        return dict(_table(self.path / "settings.json")["written"])
+
+    def ledger(self) -> Ledger:
+        """What was changed at which step."""
+        return Ledger.read(self.path / "ledger.jsonl")
+
+    def prepared(self) -> Path:
+        """The folder of the prepared text."""
+        return Path(str(self.setting(PREPARED).used))
+
+    def journal(self, event: Mapping[str, object]) -> None:
+        """Append one event or decision, with the time, to journal.jsonl."""
+        append_line(self.path / "journal.jsonl", {"time": time.time(), **event})
+
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint that was committed; 0 where there is none. Says nothing about its health."""
+        found = (folder for folder in self.checkpoints.glob("step-*") if (folder / "manifest.json").is_file())
+        return max((int(folder.name.removeprefix("step-")) for folder in found), default=0)
+
+    def metrics(self) -> Any:
+        """The table of metrics.jsonl as a pyarrow.Table, one row a step; empty before the first."""
+        import pyarrow as pa  # here, not above: a worker that has no use for it starts sooner
+
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+        return pa.Table.from_pylist([json.loads(line) for line in lines if line.endswith("\n")])
+
+    def busy(self) -> int | None:
+        """The pid of the process that holds the lock, None where nobody does."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _holder(descriptor)
+        finally:
+            os.close(descriptor)
+        return None
+
+    @contextmanager
+    def lock(self, patience: float = PATIENCE, note: Callable[[str], None] = lambda text: None) -> Iterator[int]:
+        """Hold the folder while inside; gives the descriptor, which children inherit, so that orphans keep it busy.
+
+        A busy folder is waited for up to `patience` seconds, told to `note` once; then Refused names the pid.
+        """
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _wait(descriptor, self.path, patience, note)
+            os.set_inheritable(descriptor, True)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield descriptor
+        finally:
+            os.close(descriptor)  # never LOCK_UN: that would free it under an orphan that still writes
+
+
+def create(path: Path, *, asked: Job, written: Mapping[str, str], origin: Mapping[str, object], **facts: object) -> Run:
+    """Make the folder `path` a new run that was asked for `asked`; settings follow with `settle`. Refused if it cannot."""
+    run = Run(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        run.log.mkdir(exist_ok=True)
+        run.checkpoints.mkdir(exist_ok=True)
+    except OSError as error:
+        raise Refused("a run cannot be made there.", where=str(path), found=error.strerror or str(error)) from None
+    now = datetime.now(UTC)
+    info = {
+        "version": VERSION,
+        "id": f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}",
+        "name": asked.name,
+        "state": "new",
+        "created": now.isoformat(timespec="seconds"),
+        "place": str(path.resolve()),
+        "step": 0,
+        "parents": [],
+        **origin,
+        **facts,
+    }
+    write_whole(path / "job.toml", job_text(asked, written))
+    write_whole(path / "run.json", json.dumps(info, indent=1, default=_plain) + "\n")
+    run.local.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def settle(run: Run, asked: Job, written: Mapping[str, str], settings: Iterable[Setting], prepared: Path) -> None:
+    """Keep what is in force from now on, and the folder of prepared text beside it."""
+    rows = [setting for setting in settings if setting.key != PREPARED]
+    rows.append(Setting(PREPARED, None, str(prepared), "this machine", "found by the content of the text"))
+    table = {
+        "version": VERSION,
+        "asked": asked.model_dump(mode="json"),
+        "written": dict(written),
+        "settings": [vars(row) for row in rows],
+    }
+    write_whole(run.path / "settings.json", json.dumps(table, indent=1, default=_plain) + "\n")
+    write_whole(run.path / "job.toml", job_text(asked, written))
+
+
+def job_of(settings: Iterable[Setting]) -> Job:
+    """The tree whose leaves are the values in force; settings that are no key of a job are left out."""
+    tree: dict[str, Any] = {}
+    for setting in settings:
+        parts = setting.key.split(".")
+        if _known(parts):
+            node = tree
+            for part in parts[:-1]:
+                node = node.setdefault(part, {})
+            node[parts[-1]] = setting.used
+    return _job(tree, Path("settings.json"))
+
+
+def job_text(asked: Job, written: Mapping[str, str]) -> str:
+    """The keys that were written, as a job file with where each came from."""
+    import tomlkit
+
+    tree = asked.model_dump(mode="json")
+    document = tomlkit.document()
+    document.add(tomlkit.comment("What was asked for, with where it was written; settings.json holds what is in force."))
+    document.add("version", tomlkit.item(tree["version"]))
+    document.add("name", tomlkit.item(tree["name"]))
+    for key in sorted(written):
+        parts = key.split(".")
+        value: Any = tree
+        for part in parts:
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is None or len(parts) < 2 or not _known(parts):
+            continue
+        node: Any = document
+        for part in parts[:-1]:
+            if part not in node:
+                node.add(part, tomlkit.table())
+            node = node[part]
+        node.add(parts[-1], tomlkit.item(_bare(value)))
+        node[parts[-1]].comment(written[key])
+    return tomlkit.dumps(document)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` to `path` so that no reader, and no crash, ever shows half of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def append_line(path: Path, row: Mapping[str, object]) -> None:
+    """Append one JSON line in a single write, so that lines of several processes never mix."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, (json.dumps(row, default=_plain) + "\n").encode())
+    finally:
+        os.close(descriptor)
+
+
+def _wait(descriptor: int, path: Path, patience: float, note: Callable[[str], None]) -> None:
+    end, told = time.monotonic() + patience, False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            pid = _holder(descriptor)
+        if time.monotonic() >= end:
+            what = f"the run is in use by process {pid}." if pid else "the run is in use by another process."
+            do = f"Wait for it, stop it (argosy stop {path}), or give another folder: --run DIR."
+            raise Refused(what, where=str(path), do=do)
+        if not told:
+            note(f"{path} is in use by process {pid}: waiting up to {patience:.0f} s")
+            told = True
+        time.sleep(0.05)
+
+
+def _holder(descriptor: int) -> int:
+    text = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+    return int(text) if text.isdecimal() else 0
+
+
+def _known(parts: list[str]) -> bool:
+    node: Any = Job
+    for part in parts:
+        if not (isinstance(node, type) and issubclass(node, BaseModel)) or part not in node.model_fields:
+            return False
+        node = node.model_fields[part].annotation
+    return True
+
+
+def _job(tree: object, where: Path) -> Job:
+    try:
+        return Job.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise Refused(
+            "the job kept there cannot be read.", where=str(where), found=f"{place}: {first['msg']}"
+        ) from None
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Refused(f"there is no run here: {path.name} is missing.", where=str(path.parent)) from None
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path.name} cannot be read.", where=str(path.parent), found=str(error)) from None
+    if not isinstance(table, dict) or not isinstance(table.get("version"), int):
+        raise Refused(f"{path.name} is no file of Argosy.", where=str(path.parent))
+    if table["version"] > VERSION:
+        raise Refused(
+            f"{path.name} was written by a newer Argosy.",
+            where=str(path.parent),
+            found=f"version {table['version']}; this one reads up to {VERSION}",
+            do="Install the newer one.",
+        )
+    return table
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no place in a run folder")
+
+
+def _bare(value: Any) -> Any:
+    """`value` without the None that TOML cannot say."""
+    if isinstance(value, dict):
+        return {key: _bare(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [_bare(part) for part in value]
+    return value

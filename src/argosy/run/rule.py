@@ -1,0 +1,285 @@
+"""New, go on, or refuse: what `argosy train` does about the folder it finds. A table, judged purely; nothing is written here.
+
+In: what was asked (`Asked`) and what lies there (`look` -> `Found`). Out: `Verdict`, with the sentence that the screen prints.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from argosy.errors import Refused
+from argosy.job.schema import Job
+from argosy.run.folder import Run
+
+Action = Literal["create", "continue", "finished", "fork", "refuse"]
+Kind = Literal["missing", "empty", "foreign", "file", "broken", "unfinished", "finished"]
+
+_SECTIONS = ("model", "data", "batch", "optim")
+_KEYS = ("train.seed", "train.precision", "train.compile", "train.deterministic")
+_LENGTH = ("train.tokens", "train.steps", "train.time")
+# What a run may change on the way when it is said aloud (--change): everything that leaves shapes, data and draws as they are.
+_FIXED = ("model.", "data.", "optim.name", "train.seed")
+# What a fork may not change: the last checkpoint would not fit.
+_SHAPES = ("model.", "data.tokenizer", "optim.name")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a start of `argosy train` asks for."""
+
+    job: Job
+    folder: Path  # runs/<name>, or what --run says
+    explicit: bool = False  # --run was given
+    fork: bool = False
+    change: bool = False
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies in a folder."""
+
+    path: Path
+    kind: Kind
+    job: Job | None = None  # as it was asked when the run was last started
+    step: int = 0  # newest checkpoint
+    steps: int = 0  # length of the run in steps; 0 when it never came so far
+    state: str = "new"  # new, running (= interrupted), stopped, failed, finished
+    workers: int = 0
+    moved: str = ""  # where it was before
+    copied: str = ""  # the run that it is a copy of
+    sentence: str = ""  # what is broken
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is done, where, and the sentence about it."""
+
+    action: Action
+    path: Path
+    because: str
+    step: int = 0  # a run goes on, or forks, after this step
+    changes: tuple[tuple[str, object, object], ...] = ()  # (key, old, new), for the ledger
+    source: Path | None = None  # the run that a fork starts from
+    notes: tuple[str, ...] = ()
+    renew: bool = False  # a copy: it gets an id of its own
+
+    @property
+    def refused(self) -> Refused:
+        """The error of a verdict that refuses."""
+        return Refused(self.because, where=str(self.path))
+
+
+def look(path: Path) -> Found:
+    """What lies at `path`. Reads only."""
+    if not path.exists() and not path.is_symlink():
+        return Found(path, "missing")
+    if not path.is_dir():
+        return Found(path, "file")
+    run = Run(path)
+    if not run.exists:
+        # `lock` alone is the trace of another start that was about to make the run
+        left = {entry.name for entry in os.scandir(path)} - {"lock"}
+        return Found(path, "foreign" if left else "empty", sentence=", ".join(sorted(left)[:3]))
+    try:
+        info = run.info()
+        settled = (path / "settings.json").is_file()
+        job = run.asked() if settled else None
+    except Refused as refused:
+        return Found(path, "broken", sentence=refused.text)
+    place = Path(str(info.get("place", path)))
+    elsewhere = place.resolve() != path.resolve()
+    twin = elsewhere and Run(place).exists and _id(place) == info["id"]
+    return Found(
+        path,
+        "finished" if info["state"] == "finished" else "unfinished",
+        job=job,
+        step=run.newest_step(),
+        steps=int(info.get("steps") or 0),
+        state=str(info["state"]),
+        workers=int(info.get("workers") or 0),
+        moved=str(place) if elsewhere and not twin else "",
+        copied=str(place) if twin else "",
+    )
+
+
+def differences(old: Job, new: Job) -> list[tuple[str, object, object]]:
+    """The keys that the run rule compares and that differ, as (key, old, new), in the order of the tree."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    return [
+        (key, before.get(key), after.get(key))
+        for key in {**before, **after}
+        if _compared(key) and before.get(key) != after.get(key)
+    ]
+
+
+def judge(asked: Asked, found: Found, free: Path) -> Verdict:
+    """What to do. `free`: the next folder of this name that is not there yet, runs/<name>-2. Pure."""
+    if asked.fork and asked.change:
+        return _refuse(found, "--fork and --change together say two things. Choose one: a new run, or this one changed.")
+    if found.kind in ("file", "foreign", "broken"):
+        return _unfit(found)
+    if found.kind in ("missing", "empty"):
+        if asked.fork or asked.change:
+            option = "--fork" if asked.fork else "--change"
+            return _refuse(found, f"{option} needs a run to start from, and there is none here.")
+        return Verdict("create", found.path, "new" if found.kind == "missing" else "new, in the empty folder")
+    if asked.fork:
+        return _fork(asked, found, free)
+    if found.kind == "finished":
+        return _finished(asked, found, free)
+    return _unfinished(asked, found)
+
+
+def _unfit(found: Found) -> Verdict:
+    if found.kind == "file":
+        return _refuse(found, "this is a file, a run needs a folder. Give another: --run DIR.")
+    if found.kind == "foreign":
+        what = f"this folder holds something that is no run ({found.sentence}). Give a new or empty one: --run DIR."
+        return _refuse(found, what)
+    return _refuse(found, f"the run here cannot be read: {found.sentence} Restore that file, or give another: --run DIR.")
+
+
+def _finished(asked: Asked, found: Found, free: Path) -> Verdict:
+    changed = differences(found.job, asked.job) if found.job else []
+    if not asked.explicit:
+        return Verdict("create", free, f"new; {found.path} is finished")
+    if changed and not asked.change:
+        return _refuse(found, f"a finished run of another job ({_list(changed)}). Give another folder: --run DIR.")
+    if changed or (found.job and _length(found.job) != _length(asked.job)):
+        return _go_on(asked, found, changed, f"was finished, goes on after step {found.step:,}: its length was changed")
+    return Verdict("finished", found.path, f"finished at step {found.step:,}: nothing to do", step=found.step)
+
+
+def _unfinished(asked: Asked, found: Found) -> Verdict:
+    changed = differences(found.job, asked.job) if found.job else []
+    if changed and not asked.change:
+        what = f"an unfinished run of another job ({_list(changed)}). Choose: --run {free_name(found.path)} (new), "
+        what += f"--fork (new run from its step {found.step:,}), " if found.step else ""
+        what += "--change (go on with it changed), " if all(_changeable(key) for key, *_ in changed) else ""
+        return _refuse(found, what + f"or take back {_back(changed)}.")
+    if found.step:
+        because = f"goes on after step {found.step:,}" + (f" of {found.steps:,}" if found.steps else "")
+    else:
+        because = "starts again: it has no checkpoint yet"
+    if found.state == "failed":
+        because += "; it had failed"
+    return _go_on(asked, found, changed, because)
+
+
+def _go_on(asked: Asked, found: Found, changed: list[tuple[str, object, object]], because: str) -> Verdict:
+    fixed = [row for row in changed if not _changeable(row[0])]
+    if fixed:
+        what = f"--change cannot change {_list(fixed)} in the middle of a run. Start a new one: --run DIR."
+        return _refuse(found, what)
+    notes = []
+    if asked.change and not changed:
+        notes.append("--change: nothing that the run compares has changed")
+    if changed:
+        notes.append(f"changed from step {found.step + 1:,} on: {_list(changed)}")
+    if found.job and _length(found.job) != _length(asked.job):
+        notes.append(f"another length: {_length(found.job)} → {_length(asked.job)}")
+    if found.workers and found.workers != asked.workers:
+        notes.append(f"with {asked.workers} workers, before with {found.workers}; the same batches all the same")
+    if found.moved:
+        notes.append(f"moved here from {found.moved}")
+    if found.copied:
+        notes.append(f"a copy of {found.copied}; from here on a run of its own")
+    return Verdict(
+        "continue",
+        found.path,
+        because,
+        step=found.step,
+        changes=tuple(changed),
+        notes=tuple(notes),
+        renew=bool(found.copied),
+    )
+
+
+def _fork(asked: Asked, found: Found, free: Path) -> Verdict:
+    if not found.step:
+        return _refuse(found, "--fork needs a checkpoint, and this run has none yet.")
+    changed = differences(found.job, asked.job) if found.job else []
+    unfit = [row for row in changed if row[0].startswith(_SHAPES)]
+    if unfit:
+        what = f"--fork cannot change {_list(unfit)}: the checkpoint would not fit. Start a new run: --run DIR."
+        return _refuse(found, what)
+    because = f"new, from step {found.step:,} of {found.path}"
+    notes = (f"changed from step {found.step + 1:,} on: {_list(changed)}",) if changed else ()
+    return Verdict("fork", free, because, step=found.step, changes=tuple(changed), source=found.path, notes=notes)
+
+
+def free_name(path: Path) -> Path:
+    """The first of path-2, path-3, ... that is not there."""
+    number = 2
+    while (candidate := path.with_name(f"{path.name}-{number}")).exists():
+        number += 1
+    return candidate
+
+
+def newest_of(path: Path) -> Path:
+    """The newest of path, path-2, path-3, ... that is there: the one that the same command goes on with."""
+    number, newest = 2, path
+    while (candidate := path.with_name(f"{path.name}-{number}")).exists():
+        newest, number = candidate, number + 1
+    return newest
+
+
+def _refuse(found: Found, what: str) -> Verdict:
+    return Verdict("refuse", found.path, what, step=found.step)
+
+
+def _compared(key: str) -> bool:
+    return (key.split(".")[0] in _SECTIONS and key != "data.cache") or key in _KEYS
+
+
+def _changeable(key: str) -> bool:
+    return not key.startswith(_FIXED)
+
+
+def _length(job: Job) -> str:
+    for key in _LENGTH:
+        value = getattr(job.train, key.removeprefix("train."))
+        if value is not None:
+            return f"{key} = {value:,}"
+    return "the default length"
+
+
+def _list(changed: list[tuple[str, object, object]]) -> str:
+    shown = [f"{key} {_text(old)} → {_text(new)}" for key, old, new in changed[:4]]
+    return ", ".join(shown) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")
+
+
+def _back(changed: list[tuple[str, object, object]]) -> str:
+    if len(changed) > 1:
+        return "the changes"
+    key, old, _ = changed[0]
+    return key if old is None else f"{key} (it was {_text(old)})"
+
+
+def _text(value: object) -> str:
+    return "unset" if value is None else str(value)
+
+
+def _leaves(job: Job) -> Iterator[tuple[str, Any]]:
+    """The leaves of the tree; a list or a tokenizer to be trained is one."""
+
+    def walk(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(node, dict) and prefix != "data.tokenizer":
+            for key, value in node.items():
+                yield from walk(f"{prefix}.{key}" if prefix else key, value)
+        else:
+            yield prefix, node
+
+    yield from walk("", job.model_dump(mode="json"))
+
+
+def _id(path: Path) -> object:
+    try:
+        return Run(path).info()["id"]
+    except Refused:
+        return None

@@ -1,0 +1,258 @@
+"""metrics.jsonl and evaluations.jsonl are exports of the record: one line per step, ascending, whatever was killed."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from argosy.run import parquet, record
+from argosy.run.archive import Archive
+from argosy.run.lines import Rows, line_text, rows
+
+SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Run:
+    path: Path
+
+    @property
+    def local(self) -> Path:
+        return self.path / "local"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+def train(
+    run: Run, incarnation: int, first: int, last: int, *, loaded: int | None = None, rank: int = 0
+) -> record.Recorder:
+    """What a worker writes for the steps `first` to `last`; the loss tells step and incarnation."""
+    recorder = record.Recorder(run, rank, incarnation)
+    if loaded is not None:
+        recorder.mark("loaded", loaded)
+    for step in range(first, last + 1):
+        steps(recorder, incarnation, step)
+    return recorder
+
+
+def steps(recorder: record.Recorder, incarnation: int, step: int) -> None:
+    for name, value in {
+        "loss": step + incarnation / 10,
+        "counted": 4000,
+        "bytes": 12_000,
+        "tokens": 4096 * step,
+        "lr": 1e-3,
+        "gradient_norm": 0.1 + 0.2,
+    }.items():
+        recorder.scalar(name, step, value)
+    recorder.step(step, step * SECOND, step * SECOND + SECOND // 2)
+
+
+def read(run: Run) -> list[tuple[int, int]]:
+    """(step, incarnation) of every line of metrics.jsonl, which must be whole."""
+    text = (run.path / "metrics.jsonl").read_text()
+    assert text.endswith("\n") or not text
+    return [(row["step"], row["incarnation"]) for row in map(json.loads, text.splitlines())]
+
+
+def test_a_line_has_the_keys_and_figures_that_were_promised(run: Run) -> None:
+    archive = Archive(run)
+    archive.begin(1)
+    train(run, 1, 1, 2, loaded=0)
+    assert [line.kind for line in archive.poll()] == ["mark", "step", "step"]
+    second = rows(run.path / "metrics.jsonl")[1]
+    assert second == {
+        "step": 2,
+        "tokens": 8192,
+        "loss": 2.1,
+        "bits_per_byte": 2.1 * 4000 / (math.log(2) * 12_000),
+        "lr": 1e-3,
+        "gradient_norm": 0.1 + 0.2,
+        "seconds": 0.5,
+        "tokens_per_second": 8192.0,
+        "incarnation": 1,
+        "time": 2.5,
+    }
+    assert f'"loss": {2.1:.17g}, ' in (run.path / "metrics.jsonl").read_text()
+    assert archive.poll() == []
+
+
+def test_rows_come_as_they_are_written(run: Run) -> None:
+    archive = Archive(run)
+    archive.begin(1)
+    recorder = train(run, 1, 1, 3)
+    assert len(archive.poll()) == 3
+    steps(recorder, 1, 4)
+    [line] = archive.poll()
+    assert (line.kind, line.row["step"], line.row["loss"]) == ("step", 4, 4.1)
+    assert read(run) == [(1, 1), (2, 1), (3, 1), (4, 1)]
+
+
+def test_a_step_done_twice_keeps_the_later(run: Run) -> None:
+    archive = Archive(run)
+    archive.begin(1)
+    train(run, 1, 1, 5, loaded=0)
+    archive.begin(2)  # merges what the first left
+    assert read(run) == [(n, 1) for n in range(1, 6)]
+    recorder = train(run, 2, 4, 4, loaded=3)
+    archive.poll()
+    assert read(run) == [(1, 1), (2, 1), (3, 1), (4, 2)]
+    steps(recorder, 2, 5)
+    steps(recorder, 2, 6)
+    archive.poll()
+    assert read(run) == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2)]
+    entries = parquet.entries(run, 1)
+    assert entries[entries["kind"] == record.STEP]["step"].tolist() == [1, 2, 3, 4, 5], "replaced entries stay"
+
+
+def test_lines_behind_the_loaded_step_go_at_once(run: Run) -> None:
+    archive = Archive(run)
+    archive.begin(1)
+    train(run, 1, 1, 5)
+    archive.begin(2, from_step=3)
+    assert read(run) == [(1, 1), (2, 1), (3, 1)]
+
+
+@pytest.mark.parametrize("left", ["all", "torn", "short", "none", "foreign"])
+def test_made_anew_from_the_record_at_start(run: Run, left: str) -> None:
+    """Whatever a killed parent left of the file, opening the archive makes it whole again."""
+    first = Archive(run)
+    first.begin(1)
+    train(run, 1, 1, 5, loaded=0)
+    first.begin(2)
+    train(run, 2, 4, 7, loaded=3)
+    first.poll()
+    path = run.path / "metrics.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(
+        {
+            "all": whole,
+            "torn": whole[:-9],
+            "short": b"".join(lines[:2]),
+            "none": b"",
+            "foreign": b"".join(lines[:3]) + b"\0\0{]\n" + lines[4],
+        }[left]
+    )
+    again = Archive(run)
+    assert path.read_bytes() == whole
+    again.begin(3)
+    train(run, 3, 8, 8, loaded=7)
+    again.poll()
+    assert read(run)[-2:] == [(7, 2), (8, 3)]
+
+
+def test_made_anew_from_parquet_when_lines_are_missing(run: Run) -> None:
+    archive = Archive(run)
+    archive.begin(1)
+    train(run, 1, 1, 4).finish()
+    train(run, 1, 1, 4, rank=1).finish()
+    archive.begin(2)
+    train(run, 2, 4, 6, loaded=3).finish()
+    archive.poll()
+    whole = (run.path / "metrics.jsonl").read_bytes()
+    assert [path.name for path in archive.rotate()] == ["node-0000-inc-0001.parquet", "node-0000-inc-0002.parquet"]
+    assert record.files(run.local) == []
+    lines = whole.splitlines(keepends=True)
+    (run.path / "metrics.jsonl").write_bytes(b"".join(lines[:2] + lines[3:]))
+    Archive(run)
+    assert (run.path / "metrics.jsonl").read_bytes() == whole
+    (run.path / "metrics.jsonl").unlink()
+    Archive(run)
+    assert (run.path / "metrics.jsonl").read_bytes() == whole
+
+
+def test_rotation_keeps_every_entry_once(run: Run) -> None:
+    recorder = train(run, 1, 1, 3)
+    before = parquet.entries(run, 1)
+    archive = Archive(run)
+    assert archive.rotate(running=1) == []
+    path = run.local / recorder.name.file
+    kept = path.read_bytes()
+    [made] = archive.rotate()
+    after = parquet.entries(run, 1)
+    for field in ("sequence", "kind", "name", "step", "entered", "left", "value"):
+        assert after[field].tolist() == before[field].tolist()
+    path.write_bytes(kept)  # as if the machine had stopped between writing and removing
+    assert len(parquet.entries(run, 1)) == len(before)
+    archive.rotate()
+    assert not path.exists() and len(parquet.entries(run, 1)) == len(before)
+    import pyarrow.parquet as files
+
+    table = files.read_table(made, columns=["value"], filters=[("kind", "=", "scalar"), ("name", "=", "loss")])
+    assert table["value"].to_pylist() == [1.1, 2.1, 3.1]
+
+
+def test_evaluations_are_merged(run: Run) -> None:
+    archive = Archive(run)
+    archive.begin(1)
+    recorder = train(run, 1, 1, 2, loaded=0)
+    with recorder.during("evaluate", 2):
+        recorder.scalar("held_out_loss", 2, 4.5)
+        recorder.scalar("held_out_bits_per_byte", 2, 2.25)
+        recorder.scalar("held_out_documents", 2, 9)
+        assert [line.kind for line in archive.poll()] == ["mark", "step", "step"]  # not before it is whole
+    [line] = archive.poll()
+    assert line.kind == "held_out"
+    assert [line.row[key] for key in ("step", "tokens", "loss", "bits_per_byte", "documents")] == [
+        2,
+        8192,
+        4.5,
+        2.25,
+        9,
+    ]
+    recorder.scalar("held_out_loss", 3, 4.0)
+    recorder.mark("evaluated", 3)
+    archive.poll()
+    assert [row["step"] for row in rows(run.path / "evaluations.jsonl")] == [2, 3]
+    whole = (run.path / "evaluations.jsonl").read_bytes()
+    (run.path / "evaluations.jsonl").unlink()
+    Archive(run)
+    assert [row["loss"] for row in rows(run.path / "evaluations.jsonl")] == [4.5, 4.0]
+    (run.path / "evaluations.jsonl").write_bytes(whole)
+    archive.begin(2, from_step=2)
+    assert [row["step"] for row in rows(run.path / "evaluations.jsonl")] == [2]
+
+
+def test_what_is_not_finite_is_null(run: Run) -> None:
+    archive = Archive(run)
+    archive.begin(1)
+    recorder = record.Recorder(run, 0, 1)
+    recorder.scalar("loss", 1, math.nan)
+    recorder.scalar("skipped", 1, 1)
+    recorder.step(1, 0, SECOND)
+    archive.poll()
+    [row] = rows(run.path / "metrics.jsonl")
+    assert row["loss"] is None and row["bits_per_byte"] is None and row["skipped"] is True
+
+
+def test_samples_are_news(run: Run) -> None:
+    (run.path / "samples.jsonl").write_text('{"step": 1, "prompt": "", "text": "old"}\n')
+    archive = Archive(run)
+    archive.begin(2)
+    with (run.path / "samples.jsonl").open("a") as file:
+        file.write('{"step": 5, "prompt": "a", "text": "new"}\n{"step": 5, "prompt": "b", "te')
+    assert [line.row["text"] for line in archive.poll()] == ["new"]
+    with (run.path / "samples.jsonl").open("a") as file:
+        file.write('xt": "late"}\n')
+    assert [line.row["text"] for line in archive.poll()] == ["late"]
+    (run.path / "samples.jsonl").write_text(
+        '{"step": 1, "text": "o", "incarnation": 1}\n{"step": 2, "text": "redone"}\n'
+    )
+    assert [line.row["text"] for line in archive.poll()] == ["redone"], "the worker cut the file and wrote on"
+
+
+def test_rows_keep_one_line_per_step(tmp_path: Path) -> None:
+    kept = Rows(tmp_path / "x.jsonl")
+    kept.put({"step": step, "incarnation": 1, "loss": float(step)} for step in (1, 2, 3, 5))
+    kept.put([{"step": 3, "incarnation": 2, "loss": 0.5}])
+    assert kept.steps == [1, 2, 3] and kept.last["loss"] == 0.5
+    assert Rows(kept.path).steps == [1, 2, 3]
+    assert line_text({"loss": 0.1, "text": "é\n"}) == b'{"loss": 0.10000000000000001, "text": "\\u00e9\\n"}\n'
