@@ -35,13 +35,13 @@ def _split(value: object, what: str, example: str) -> tuple[float, str]:
 def count(value: object) -> int:
     """A number of things: 320, "1.3M", "15B", "3e9"."""
     if isinstance(value, bool):
-        raise ValueError(f"{value} is no count; write 4096 or \"1.3M\"")
+        raise ValueError(f'{value} is no count; write 4096 or "1.3M"')
     if isinstance(value, int | float):
         number = float(value) if isinstance(value, float) else value
     else:
         amount, unit = _split(value, "count", '4096 or "1.3M"')
         if unit not in _COUNTS:
-            raise ValueError(f"{value!r}: {unit} is no multiple; write K, M, B or T, as in \"1.3M\"")
+            raise ValueError(f'{value!r}: {unit} is no multiple; write K, M, B or T, as in "1.3M"')
         number = amount * _COUNTS[unit]
     rounded = round(number)
     if abs(number - rounded) > 1e-6 * max(1.0, abs(number)):
@@ -53,7 +53,7 @@ def size(value: object) -> int:
     """Bytes: "80 GiB", "26 MB"."""
     amount, unit = _split(value, "size in bytes", '"80 GiB" or "26 MB"')
     if unit not in _BYTES:
-        raise ValueError(f"{value!r}: write a size with its unit, as \"80 GiB\" or \"26 MB\"")
+        raise ValueError(f'{value!r}: write a size with its unit, as "80 GiB" or "26 MB"')
     return round(amount * _BYTES[unit])
 
 
@@ -62,7 +62,7 @@ def bandwidth(value: object) -> float:
     amount, unit = _split(value, "bandwidth", '"200 Gb/s" (bits) or "25 GB/s" (bytes)')
     match = re.fullmatch(r"([kKMGT]?)(i?)([bB])(?:/s|ps)", unit)
     if match is None:
-        raise ValueError(f"{value!r} is no bandwidth; write \"200 Gb/s\" (bits) or \"25 GB/s\" (bytes)")
+        raise ValueError(f'{value!r} is no bandwidth; write "200 Gb/s" (bits) or "25 GB/s" (bytes)')
     factor = (1024.0 if match[2] else 1000.0) ** " KMGT".index(match[1].upper() or " ")
     return amount * factor / (8.0 if match[3] == "b" else 1.0)
 
@@ -71,7 +71,7 @@ def seconds(value: object) -> float:
     """Seconds: "90 s", "10 min", "2 h", "30 us"."""
     amount, unit = _split(value, "duration", '"90 s" or "10 min"')
     if unit not in _SECONDS or amount < 0:
-        raise ValueError(f"{value!r}: write a duration with its unit, as \"90 s\", \"10 min\" or \"2 h\"")
+        raise ValueError(f'{value!r}: write a duration with its unit, as "90 s", "10 min" or "2 h"')
     return amount * _SECONDS[unit]
 
 
@@ -80,12 +80,12 @@ def fraction(value: object) -> float:
     if isinstance(value, str):
         amount, unit = _split(value, "share", '"2%" or 0.02')
         if unit not in ("%", ""):
-            raise ValueError(f"{value!r} is no share; write \"2%\" or 0.02")
+            raise ValueError(f'{value!r} is no share; write "2%" or 0.02')
         amount /= 100.0 if unit else 1.0
     elif isinstance(value, int | float) and not isinstance(value, bool):
         amount = float(value)
     else:
-        raise ValueError(f"{value!r} is no share; write \"2%\" or 0.02")
+        raise ValueError(f'{value!r} is no share; write "2%" or 0.02')
     if not 0 <= amount <= 1:
         raise ValueError(f"{value!r} is not between 0% and 100%")
     return amount
@@ -113,18 +113,20 @@ def interval(value: object) -> Interval:
     if isinstance(value, str) and value.strip().endswith("%"):
         share = fraction(value)
         if share == 0:
-            raise ValueError("\"0%\" is no interval; write \"never\"")
+            raise ValueError('"0%" is no interval; write "never"')
         return Interval(share=share)
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 1:
-            raise ValueError(f"{value} is no interval in steps; write at least 1, or \"never\"")
+            raise ValueError(f'{value} is no interval in steps; write at least 1, or "never"')
         return Interval(steps=value)
     try:
         found = seconds(value)
     except ValueError:
-        raise ValueError(f"{value!r} is no interval; write 200 (steps), \"60 s\", \"25%\" (of the run) or \"never\"") from None
+        raise ValueError(
+            f'{value!r} is no interval; write 200 (steps), "60 s", "25%" (of the run) or "never"'
+        ) from None
     if found == 0:
-        raise ValueError(f"{value!r} is no interval; write \"never\"")
+        raise ValueError(f'{value!r} is no interval; write "never"')
     return Interval(seconds=found)
 
 
@@ -143,9 +145,11 @@ def count_text(number: float) -> str:
     for limit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "K")):
         if abs(number) >= limit:
             scaled = number / (1e3 if letter == "K" else limit)
-            return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f}".rstrip("0").rstrip(".") + letter if (
-                scaled < 100
-            ) else f"{scaled:.0f}{letter}"
+            return (
+                f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f}".rstrip("0").rstrip(".") + letter
+                if (scaled < 100)
+                else f"{scaled:.0f}{letter}"
+            )
     return f"{number:,.0f}"
 
 

@@ -31,8 +31,11 @@ def key(seed: int, *name: object) -> int:
     return _signed(int.from_bytes(blake2b(words.encode(), digest_size=8).digest(), "little"))
 
 
-def bits(stream: int, index: Array) -> Array:
-    """64 random bits for each global element index [any shape] of `stream` (see `key`), as wrapping int64."""
+def bits(stream: int | Array, index: Array) -> Array:
+    """64 random bits for each global element index [any shape] of `stream` (see `key`), as wrapping int64.
+
+    The stream may itself be an array that broadcasts against `index`: bits of bits make a tree of streams.
+    """
     value: Any = index
     value = value * _signed(_GAMMA) + stream
     value = (value ^ _shift(value, 30)) * _signed(_FIRST)

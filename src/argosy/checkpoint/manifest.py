@@ -109,7 +109,7 @@ def spec_from(values: Sequence[Any]) -> TensorSpec:
 
 def text(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`: one line a tensor, so that people can read it and tools can compare it."""
-    values = manifest.model_dump(mode="json")
+    values = manifest.model_dump()
     rows = values.pop("tensors")
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
     head = json.dumps(values, indent=1)[:-2]
@@ -162,6 +162,8 @@ def _check(found: Manifest) -> None:
     layout = found.grid.layout if set(found.grid.degrees) <= {*AXES, "ep"} else None
     if layout is None or sum(found.grid.nodes) != layout.world or min(found.grid.nodes) < 1:
         raise ValueError(f"its layout {found.grid.degrees} does not fit {sum(found.grid.nodes)} ranks")
+    if sum(spec.bytes for spec in found.specs if spec.dtype in SIZES) > found.bytes:
+        raise ValueError("its tensors are larger than its files")
     if len(found.files) != len(found.grid.nodes):
         raise ValueError(f"it names {len(found.files)} data files for {len(found.grid.nodes)} nodes")
     names = set()
@@ -181,7 +183,7 @@ class Sidecar:
 
     step: int
     incarnation: int
-    bytes: int
+    size: int  # bytes of the data file
     header: str
     pieces: tuple[str, ...]
 
@@ -192,7 +194,7 @@ class Sidecar:
 
     def text(self) -> bytes:
         """The bytes of the sidecar's file."""
-        values = {"version": VERSION, "step": self.step, "incarnation": self.incarnation, "bytes": self.bytes}
+        values = {"version": VERSION, "step": self.step, "incarnation": self.incarnation, "bytes": self.size}
         return (json.dumps({**values, "header": self.header, "pieces": self.pieces}) + "\n").encode()
 
     @staticmethod

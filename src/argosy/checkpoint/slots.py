@@ -35,6 +35,8 @@ from argosy.layout.layout import Layout
 
 SHM = Path("/dev/shm")
 PREFIX = "argosy-slots-"
+FINISH = "finish-snapshot"
+WRITER = "writer"
 ALIGN = 64  # bytes; a piece in a slot begins at a multiple of it
 
 _READY = re.compile(r"ready-(\d+)-(\d+)-(\d+)\.json")
@@ -75,13 +77,14 @@ class Slots:
         name = blake2b(os.fsencode(run_path.resolve()), digest_size=8).hexdigest()
         usable = shm.is_dir() and os.access(shm, os.W_OK)
         self.folder = shm / f"{PREFIX}{os.getuid()}-{name}" if usable else self.local
-        self._lock = _enter(self.folder)
+        self._lock, self._writer = _enter(self.folder), -1
 
     def close(self) -> None:
         """Give up the shared lock; the files stay."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        for descriptor in (self._lock, self._writer):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._lock = self._writer = -1
 
     # Ranks ---------------------------------------------------------------------------------------------------------
 
@@ -93,18 +96,14 @@ class Slots:
     def slot(self, rank: int, incarnation: int, index: int, size: int) -> tuple[Path, mmap.mmap]:
         """A new slot file of `size` bytes, reserved, and its memory. In `local` where /dev/shm has no room."""
         name = f"rank-{rank:04d}-inc-{incarnation:04d}-{index}.slot"
-        for folder in dict.fromkeys((self.folder, self.local)):
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / name
-            try:
-                return path, _reserved(path, size)
-            except OSError as error:
-                path.unlink(missing_ok=True)
-                if folder == self.local:
-                    raise
-                failure = error
-                del failure
-        raise AssertionError("the loop returns or raises")
+        try:
+            return self.folder / name, _reserved(self.folder / name, size)
+        except OSError:
+            (self.folder / name).unlink(missing_ok=True)
+            if self.folder == self.local:
+                raise
+        self.local.mkdir(parents=True, exist_ok=True)
+        return self.local / name, _reserved(self.local / name, size)
 
     def announce(self, ready: Ready) -> Path:
         """Say that a slot is whole; from here on it is the snapshot process's until the returned path vanishes."""
@@ -112,22 +111,41 @@ class Slots:
         _write(path, asdict(ready))
         return path
 
-    def failure(self) -> str | None:
-        """The sentence with which the snapshot process gave up, None while it did not."""
-        try:
-            return (self.folder / "failed").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
+    def failure(self, incarnation: int) -> str | None:
+        """The sentence with which the snapshot process gave up on `incarnation`, None while it did not."""
+        values = _read(self.folder / "failed.json")
+        return str(values["sentence"]) if values is not None and values["incarnation"] >= incarnation else None
+
+    def finish(self, wish: bool = True) -> None:
+        """Tell the snapshot process to write what is whole, clear the slots and end; False takes it back."""
+        if wish:
+            (self.folder / FINISH).touch()
+        else:
+            (self.folder / FINISH).unlink(missing_ok=True)
 
     # Snapshot process ----------------------------------------------------------------------------------------------
 
-    def fail(self, sentence: str | None) -> None:
-        """Tell the ranks why nothing can be saved any more; None takes it back."""
-        path = self.folder / "failed"
-        if sentence is None:
-            path.unlink(missing_ok=True)
-        else:
-            path.write_text(sentence, encoding="utf-8")
+    def write_alone(self) -> None:
+        """Become the one that writes for this run on this node; waits until a dying predecessor is gone."""
+        self._writer = os.open(self.folder / WRITER, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._writer, fcntl.LOCK_EX)
+        os.ftruncate(self._writer, 0)
+        os.pwrite(self._writer, f"{os.getpid()}\n".encode(), 0)
+
+    def writer(self) -> int | None:
+        """The pid of the snapshot process, None where none has started yet."""
+        try:
+            return int((self.folder / WRITER).read_text(encoding="ascii"))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def give_up(self, incarnation: int, sentence: str) -> None:
+        """Tell the ranks why nothing can be saved any more, and give the memory back."""
+        _write(self.folder / "failed.json", {"incarnation": incarnation, "sentence": sentence})
+        for folder in dict.fromkeys((self.folder, self.local)):
+            for pattern in (_READY, _SLOT):
+                for _, path in self._files(pattern, folder):
+                    path.unlink(missing_ok=True)
 
     def plans(self) -> dict[int, SavePlan]:
         """All plans by incarnation; none from before the machine's last start."""

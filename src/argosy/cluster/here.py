@@ -192,31 +192,41 @@ def cache_folder() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "argosy"
 
 
+def _probe_file(cache: Path | None) -> Path:
+    return (cache or cache_folder()) / "probe" / f"{machine_key()}.json"
+
+
+def probed(cache: Path | None = None) -> dict[str, Any]:
+    """What an earlier `probe` measured here; empty when none did."""
+    try:
+        kept = json.loads(_probe_file(cache).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
 def probe(cache: Path | None = None, *, fresh: bool = False) -> dict[str, Any]:
     """What `python -m argosy.device.probe` measures here, kept per machine, cores and torch. gemm in GFLOP/s.
 
     {"gemm": {"float32": 140.0, "bfloat16": 32.0}, "torch": "2.13.0+cpu", "devices": [...]}. Refused, as a bug, when the
     probe itself fails.
     """
-    folder = (cache or cache_folder()) / "probe"
-    here = machine_key()
-    path = folder / f"{here}.json"
-    if not fresh:
-        try:
-            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return kept
-        except (OSError, ValueError):
-            pass
+    path = _probe_file(cache)
+    if not fresh and (kept := probed(cache)):
+        return kept
     done = subprocess.run([sys.executable, "-m", "argosy.device.probe"], capture_output=True, text=True, check=False)
     try:
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise Refused(
-            "measuring this machine failed.", found=last, do="`python -m argosy.device.probe` shows all of it.", code=BUG
+            "measuring this machine failed.",
+            found=last,
+            do="`python -m argosy.device.probe` shows all of it.",
+            code=BUG,
         ) from None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(found), encoding="utf-8")
         temporary.replace(path)

@@ -6,6 +6,7 @@ versions and packagers, so version and hash are recorded with every run.
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import sysconfig
@@ -56,10 +57,11 @@ def python() -> Source:
 def collect(root: Path) -> list[File]:
     """The .py files below `root` that the rules keep, by name."""
     files = []
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
-        relative = path.relative_to(root)
-        out = any(fnmatchcase(part, rule) for part in relative.parts[:-1] for rule in FOLDERS)
-        out = out or any(fnmatchcase(relative.name, rule) for rule in FILES)
-        if not out and path.is_file() and path.stat().st_size > 0:
-            files.append(File(path, relative.as_posix(), path.stat().st_size))
-    return files
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if not any(fnmatchcase(name, rule) for rule in FOLDERS)]
+        for name in names:
+            path = Path(folder, name)
+            out = not name.endswith(".py") or any(fnmatchcase(name, rule) for rule in FILES)
+            if not out and path.is_file() and (size := path.stat().st_size):
+                files.append(File(path, path.relative_to(root).as_posix(), size))
+    return sorted(files, key=lambda file: file.name)

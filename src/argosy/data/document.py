@@ -39,8 +39,8 @@ class Source:
 
 
 def digest(text: bytes) -> int:
-    """The hash of a document's UTF-8 bytes: the first 8 bytes of BLAKE2b, unsigned. It decides who is held out."""
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+    """The hash of a document's UTF-8 bytes: 8 bytes of BLAKE2b, unsigned. It decides who is held out."""
+    return int.from_bytes(blake2b(text, digest_size=8, person=b"argosy.document").digest(), "little")
 
 
 def held_out(hashes: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:

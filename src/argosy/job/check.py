@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from argosy import quantities
 from argosy.errors import Refused
 from argosy.job import leaves, presets
-from argosy.job.schema import Job, layers
+from argosy.job.schema import BlockSection, Job, layers
 
 _PRECISE = {"bfloat16": 0, "float32": 1, "float64": 2}
 
@@ -143,7 +143,8 @@ def _shape(model: Any, origins: Mapping[str, str]) -> None:
     """Refused where the numbers of the model do not divide."""
 
     def refuse(key: str, what: str, do: str) -> Refused:
-        return Refused(what, where=origins.get(key, origins.get("model.preset", "default")), do=do)
+        said = next((origins[name] for name in (key, "model.width", "model.pattern", "model.preset") if name in origins), "")
+        return Refused(what, where=said, do=do)
 
     if model.pattern and model.layers % len(model.pattern):
         raise refuse(
@@ -152,29 +153,36 @@ def _shape(model: Any, origins: Mapping[str, str]) -> None:
             "Give a pattern whose length divides the layers.",
         )
     for block in layers(model):
-        size = block.head_size
-        if size is None and model.width % block.heads:
-            nearest = max(heads for heads in range(1, block.heads + 1) if model.width % heads == 0)
-            raise refuse(
-                "model.block.heads" if "model.block.heads" in origins else "model.width",
-                f"model.width = {model.width} does not divide into model.block.heads = {block.heads}.",
-                f"Nearest: model.block.heads={nearest}, or give model.block.head_size.",
-            )
-        size = size or model.width // block.heads
-        kv_heads = block.kv_heads or block.heads
-        if block.heads % kv_heads:
-            nearest = max(heads for heads in range(1, min(kv_heads, block.heads) + 1) if block.heads % heads == 0)
-            raise refuse(
-                "model.block.kv_heads",
-                f"model.block.kv_heads = {kv_heads} does not divide model.block.heads = {block.heads}.",
-                f"Nearest: model.block.kv_heads={nearest}.",
-            )
-        if model.positions == "rotary" and size % 2:
-            raise refuse(
-                "model.block.head_size",
-                f"rotary positions need an even head size; width {model.width} / {block.heads} heads gives {size}.",
-                f"Give model.block.head_size={size + 1}, or model.positions=learned.",
-            )
+        _heads(block, model.width, model.positions == "rotary", refuse)
+
+
+def _heads(block: BlockSection, width: int, rotary: bool, refuse: Callable[[str, str, str], Refused]) -> None:
+    heads = block.heads or 1
+    if block.head_size is None and width % heads:
+        raise refuse(
+            "model.block.heads",
+            f"model.width = {width} does not divide into model.block.heads = {heads}.",
+            f"Nearest: model.block.heads={_divisor(width, heads)}, or give model.block.head_size.",
+        )
+    size = block.head_size or width // heads
+    kv_heads = block.kv_heads or heads
+    if heads % kv_heads:
+        raise refuse(
+            "model.block.kv_heads",
+            f"model.block.kv_heads = {kv_heads} does not divide model.block.heads = {heads}.",
+            f"Nearest: model.block.kv_heads={_divisor(heads, kv_heads)}.",
+        )
+    if rotary and size % 2:
+        raise refuse(
+            "model.block.head_size" if block.head_size else "model.block.heads",
+            f"rotary positions need an even head size; width {width} and {heads} heads give {size}.",
+            f"Give model.block.head_size={size + 1}, or model.positions=learned.",
+        )
+
+
+def _divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` not above `limit`."""
+    return max(divisor for divisor in range(1, min(number, limit) + 1) if number % divisor == 0)
 
 
 def unknown(keys: list[str], values: Mapping[str, Any], origins: Mapping[str, str]) -> Refused:
@@ -206,7 +214,9 @@ def invalid(error: ValidationError, values: Mapping[str, Any], origins: Mapping[
         found.setdefault(key, []).append(_sentence(one, names, key))
     refusals = []
     for key, sentences in found.items():
-        best = [one for one in dict.fromkeys(sentences) if not one.startswith("write ")] or list(dict.fromkeys(sentences))
+        best = [one for one in dict.fromkeys(sentences) if not one.startswith("write ")] or list(
+            dict.fromkeys(sentences)
+        )
         text = " or ".join(best)
         refusals.append(
             Refused(f"{key} = {_toml(values.get(key))}: {text}.", where=origins.get(key, ""), do=_about(key))

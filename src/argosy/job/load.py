@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.resources import files
@@ -22,8 +22,10 @@ from argosy.errors import Refused
 from argosy.job import check, leaves, paths
 from argosy.job.lines import line, lines
 from argosy.job.schema import VERSION, Job
+from argosy.job.text import job_text
 
 COMMAND_LINE = "command line"
+_PAIR = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")  # KEY=VALUE, told from a path that holds "="
 LENGTH = ("train.tokens", "train.steps", "train.time")
 
 
@@ -47,6 +49,11 @@ class Loaded:
     base: Path  # the folder of the job file; relative paths start there
     strict: bool = False  # refuse where asked and in force would differ
     values: dict[str, Any] = field(default_factory=dict)  # leaf key -> value as written
+
+    @property
+    def text(self) -> str:
+        """All that was said, parents and overrides included, as one job file: what a run folder keeps."""
+        return job_text(self.values)
 
 
 def shipped() -> list[str]:
@@ -91,18 +98,24 @@ def _plain_table(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _chain(name: str, seen: tuple[str, ...] = (), asked_by: str = "", base: Path | None = None) -> tuple[list[Level], list[str]]:
+def _chain(
+    name: str, seen: tuple[str, ...] = (), asked_by: str = "", base: Path | None = None
+) -> tuple[list[Level], list[str]]:
     """The levels of the job `name`, parents first, and their names."""
     text, label, folder, identity = _text(name, base or Path.cwd(), asked_by)
     if identity in seen:
-        raise Refused(f'extends = "{name}" leads back to {label}.', where=asked_by, do="A job cannot be its own parent.")
+        raise Refused(
+            f'extends = "{name}" leads back to {label}.', where=asked_by, do="A job cannot be its own parent."
+        )
     values, places = _parse(text, label)
     level = _level(values, label, folder, places)
     parent = values.get("extends")
     if parent is None:
         return [level], [label]
     if not isinstance(parent, str):
-        raise Refused("extends names one parent, as text.", where=level.origins.get("extends", label), found=repr(parent))
+        raise Refused(
+            "extends names one parent, as text.", where=level.origins.get("extends", label), found=repr(parent)
+        )
     above, names = _chain(parent, (*seen, identity), level.origins.get("extends", label), folder)
     return [*above, level], [*names, label]
 
@@ -111,14 +124,25 @@ def _text(name: str, base: Path, asked_by: str) -> tuple[str, str, Path, str]:
     """Text, label for messages, folder and identity of the job file that `name` means."""
     known = shipped()
     if name in known:
-        return files("argosy.jobs").joinpath(f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml", Path.cwd(), name
+        return (
+            files("argosy.jobs").joinpath(f"{name}.toml").read_text(encoding="utf-8"),
+            f"{name}.toml",
+            Path.cwd(),
+            name,
+        )
     path = Path(paths.resolve(name, base))
     if not path.exists():
         close = get_close_matches(name, known, 1)
-        guess = f"Did you mean {close[0]}?" if close else f"Shipped jobs: {', '.join(known)}. `argosy new NAME` writes one."
+        guess = (
+            f"Did you mean {close[0]}?" if close else f"Shipped jobs: {', '.join(known)}. `argosy new NAME` writes one."
+        )
         raise Refused(f"{name} is no job file and no shipped job.", where=asked_by, do=guess)
     if path.is_dir():
-        hint = f"Give the file: {name}/job.toml" if (path / "job.toml").exists() else "Give a .toml file, or a shipped job."
+        hint = (
+            f"Give the file: {name}/job.toml"
+            if (path / "job.toml").exists()
+            else "Give a .toml file, or a shipped job."
+        )
         raise Refused(f"{name} is a folder, not a job file.", where=asked_by, do=hint)
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -127,7 +151,9 @@ def _text(name: str, base: Path, asked_by: str) -> tuple[str, str, Path, str]:
             f"{name} is not UTF-8 text (byte {error.start}).", where=asked_by, do="A job is a TOML file in UTF-8."
         ) from None
     except OSError as error:
-        raise Refused(f"{name} cannot be read: {error.strerror}.", where=asked_by, do="Check its permissions.") from None
+        raise Refused(
+            f"{name} cannot be read: {error.strerror}.", where=asked_by, do="Check its permissions."
+        ) from None
     label = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
     return text, label, path.parent, str(path.resolve())
 
@@ -140,7 +166,8 @@ def _parse(text: str, label: str) -> tuple[dict[str, Any], dict[tuple[str, ...],
         place = re.search(r" \(at line (\d+), column \d+\)", str(error))
         where = f"{label}:{place[1]}" if place else label
         what = str(error).replace(place[0], "") if place else str(error)
-        raise Refused(f"this is no TOML: {what}.", where=where, do='Texts and quantities are quoted: tokens = "1.3M".') from None
+        do = 'Texts and quantities are quoted: tokens = "1.3M".'
+        raise Refused(f"this is no TOML: {what}.", where=where, do=do) from None
 
 
 def _level(values: dict[str, Any], label: str, base: Path, places: dict[tuple[str, ...], int]) -> Level:
@@ -161,52 +188,77 @@ def _level(values: dict[str, Any], label: str, base: Path, places: dict[tuple[st
     return Level(label, base, flat, origins)
 
 
+def split(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The job that the words of a command line name, None where they name none, and its overrides."""
+    names, pairs = _spelt(words)
+    if len(names) > 1:
+        raise Refused(
+            f"{names[1]} is neither an option nor KEY=VALUE.",
+            where=COMMAND_LINE,
+            do=f"The job is {names[0]}. Write --optim.lr 3e-4 or optim.lr=3e-4; quote a value with spaces.",
+        )
+    return (names[0] if names else None), [f"{key}={text}" for key, text in pairs]
+
+
 def _overrides(words: Sequence[str]) -> Level:
     values: dict[str, Any] = {}
-    for key, text in _pairs(words):
+    names, pairs = _spelt(words)
+    if names:
+        raise Refused(
+            f"{names[0]} is neither an option nor KEY=VALUE.",
+            where=COMMAND_LINE,
+            do="Write --optim.lr 3e-4 or optim.lr=3e-4; quote a value with spaces.",
+        )
+    for key, text in pairs:
         if key in ("extends", "version"):
-            raise Refused(f"{key} belongs into a job file.", where=COMMAND_LINE, do=f"Found: {key}={text}")
+            raise Refused(f"{key} belongs into a job file.", where=COMMAND_LINE, found=f"{key}={text}")
         values[key] = _value(key, text)
-    nested = _plain_table({key: value for key, value in values.items()})
-    flat = leaves.flat(nested)
+    flat = leaves.flat(_plain_table(values))
     return Level(COMMAND_LINE, Path.cwd(), flat, dict.fromkeys(flat, COMMAND_LINE))
 
 
-def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(key, text) of each override, whichever way it is spelt."""
+def _spelt(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The words that are no overrides, and (key, text) of each override, whichever way it is spelt."""
     known = leaves.fields()
+    names: list[str] = []
+    pairs: list[tuple[str, str]] = []
     index = 0
     while index < len(words):
         word = words[index]
         index += 1
+        option = word.startswith("--")
         key, equals, text = word.removeprefix("--").partition("=")
-        if equals:
-            yield key.strip(), text
-        elif not word.startswith("--"):
-            raise Refused(
-                f"{word} is neither an option nor KEY=VALUE.",
-                where=COMMAND_LINE,
-                do="Write --optim.lr 3e-4 or optim.lr=3e-4.",
-            )
-        elif index < len(words) and not (words[index].startswith("--") or _is_pair(words[index])):
-            yield key, words[index]
+        if equals and (option or _PAIR.match(word)):
+            pairs.append((key.strip(), text))
+        elif not option:
+            names.append(word)
+        elif key in known and leaves.accepts(known[key], bool) and not _boolean(words[index : index + 1]):
+            pairs.append((key, "true"))
+        elif index < len(words) and (key in known or "." in key) and not _is_pair(words[index]):
+            pairs.append((key, words[index]))
             index += 1
-        elif key in known and leaves.accepts(known[key], bool):
-            yield key, "true"
         else:
-            guess = None if key in known else leaves.nearest(key)
-            meant = f"Did you mean --{guess}?" if guess else f"Write --{key} VALUE or {key}=VALUE."
-            raise Refused(
-                f"--{key} has no value." if key in known else f"--{key} is no option and no key.",
-                where=COMMAND_LINE,
-                do=meant,
-            )
+            raise _no_value(key, key in known)
+    return names, pairs
+
+
+def _no_value(key: str, known: bool) -> Refused:
+    if known:
+        return Refused(f"--{key} has no value.", where=COMMAND_LINE, do=f"Write --{key} VALUE or {key}=VALUE.")
+    guess = leaves.nearest(key)
+    do = f"Did you mean --{guess}?" if guess else "`argosy job schema` lists all keys."
+    return Refused(f"--{key} is no option and no key.", where=COMMAND_LINE, do=do)
+
+
+def _boolean(words: Sequence[str]) -> bool:
+    """Whether the next word is the value of a switch, rather than the job or another option."""
+    return bool(words) and words[0].lower() in ("true", "false", "auto")
 
 
 def _is_pair(word: str) -> bool:
-    """Whether `word` is an override of its own: a known key before "="."""
+    """Whether `word` is an option or override of its own, and so no value."""
     key, equals, _ = word.partition("=")
-    return bool(equals) and key in leaves.fields()
+    return (word.startswith("--") and len(word) > 2) or (bool(equals) and key in leaves.fields())
 
 
 def _value(key: str, text: str) -> Any:
@@ -261,9 +313,7 @@ def _replaced(level: Level, below: Mapping[str, Any]) -> list[str]:
         )
     void = [key for key in LENGTH if said and key in below and key not in level.values]
     if "model.preset" in level.values:
-        void += [
-            key for key in below if key.startswith("model.") and key not in level.values and key != "model.init"
-        ]
+        void += [key for key in below if key.startswith("model.") and key not in level.values and key != "model.init"]
     return void
 
 

@@ -302,7 +302,7 @@ class EvaluateSection(Section):
 class Job(Section):
     """What was asked: the whole job file."""
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     """Version of this format."""
     extends: str | None = None
     """One parent: the name of a shipped job or a path; what this file says replaces what the parent says."""

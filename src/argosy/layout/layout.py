@@ -84,11 +84,7 @@ class Layout:
 
     def text(self) -> str:
         """How people write it: "pp2 replicate2 dp2 tp2"; degrees of one are left out, "dp1" for a single rank."""
-        words = [
-            f"{spelling}{getattr(self, axis)}"
-            for spelling, axis in _SPELLINGS.items()
-            if getattr(self, axis) > 1
-        ]
+        words = [f"{spelling}{getattr(self, axis)}" for spelling, axis in _SPELLINGS.items() if getattr(self, axis) > 1]
         return " ".join(words) or "dp1"
 
     @staticmethod
@@ -101,7 +97,7 @@ class Layout:
             if match is None or axis is None or int(match[2]) < 1:
                 raise Refused(
                     f'layout.shape = "{shape}": {word} is no degree.',
-                    do="Write ppN, tpN, cpN, epN, dpN (sharded data parallel) or replicateN, as in \"tp2 pp2 dp4\".",
+                    do='Write ppN, tpN, cpN, epN, dpN (sharded data parallel) or replicateN, as in "tp2 pp2 dp4".',
                 )
             if axis in named:
                 raise Refused(f'layout.shape = "{shape}": {match[1]} is named twice.', do="Name it once.")

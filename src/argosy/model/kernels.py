@@ -36,14 +36,14 @@ def allowed(segments: Tensor, window: int) -> Tensor:
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
     """[B, S, H, K] to [B x G, H/G x S, K]: the heads of one key-value group beneath each other."""
-    B, S, H, K = x.shape
-    return x.view(B, S, groups, H // groups, K).permute(0, 2, 3, 1, 4).reshape(B * groups, -1, K)
+    B, _, H, K = x.shape
+    return x.unflatten(2, (groups, H // groups)).permute(0, 2, 3, 1, 4).reshape(B * groups, -1, K)
 
 
 def _ungrouped(x: Tensor, shape: torch.Size, groups: int) -> Tensor:
-    """The inverse of `_grouped`, as a view."""
+    """The inverse of `_grouped`, contiguous."""
     B, S, H, K = shape
-    return x.view(B, groups, H // groups, S, K).permute(0, 3, 1, 2, 4).reshape(B, S, H, K)
+    return x.view(B, groups, H // groups, S, K).permute(0, 3, 1, 2, 4).contiguous().view(B, S, H, K)
 
 
 def _probabilities(scores: Tensor, segments: Tensor, window: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -97,3 +97,141 @@ def _dense(probabilities: Callable[..., tuple[Tensor, Tensor]], gradient: Callab
         return dq, dk, dv
 
     return forward, backward
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries [begin, end) of row `row` and the keys from `first` on that they may see; `end` ends both."""
+
+    row: int
+    first: int
+    begin: int
+    end: int
+
+
+def tiles(segments: list[list[int]], window: int) -> list[Tile]:
+    """The squares and bands that hold everything that is allowed; padding is in none."""
+    found = []
+    for row, numbers in enumerate(segments):
+        begin = 0
+        for place in range(1, len(numbers) + 1):
+            if place < len(numbers) and numbers[place] == numbers[begin]:
+                continue
+            if numbers[begin]:
+                found += _bands(row, begin, place, window)
+            begin = place
+    return found
+
+
+def _bands(row: int, begin: int, end: int, window: int) -> list[Tile]:
+    """One document's tiles: itself, or under a window shorter than it bands of queries with the keys they reach."""
+    if not window or window >= end - begin:
+        return [Tile(row, begin, begin, end)]
+    starts = range(begin, end, BAND)
+    return [Tile(row, max(begin, start - window + 1), start, min(start + BAND, end)) for start in starts]
+
+
+class _Packing:
+    """The tiles of the last segments seen: every layer of a step asks for the same, and reading them costs a copy."""
+
+    segments: Tensor | None = None
+    window = -1
+    found: list[Tile]
+
+    def tiles(self, segments: Tensor, window: int) -> list[Tile]:
+        """The tiles of `segments`; compared by content, because a buffer may be filled again in place."""
+        known = self.segments
+        if known is None or self.window != window or known.shape != segments.shape or not torch.equal(known, segments):
+            self.segments, self.window = segments.clone(), window
+            self.found = tiles(segments.tolist(), window)
+        return self.found
+
+
+_packings: dict[int, _Packing] = {}  # by window
+
+
+def _packed(segments: Tensor, window: int) -> list[Tile]:
+    return _packings.setdefault(window, _Packing()).tiles(segments, window)
+
+
+def _cut(x: Tensor, row: int, begin: int, end: int, heads: int) -> Tensor:
+    """Rows [begin, end) of sequence `row` as [1, heads, rounded up to TILE, K]; what is beyond is zero."""
+    piece = x[row, begin:end].transpose(0, 1)
+    if piece.shape[0] != heads:
+        piece = piece.repeat_interleave(heads // piece.shape[0], 0)
+    out = piece.new_zeros((1, heads, -(-(end - begin) // TILE) * TILE, x.shape[-1]))
+    out[0, :, : end - begin] = piece
+    return out
+
+
+def _band_mask(tile: Tile, window: int, queries: int, keys: int, like: Tensor) -> Tensor | None:
+    """What is added to a band's scores; None where the tile is plainly causal."""
+    if tile.first == tile.begin and not (window and window < tile.end - tile.begin):
+        return None
+    q = torch.arange(tile.begin, tile.begin + queries, device=like.device)[:, None]
+    k = torch.arange(tile.first, tile.first + keys, device=like.device)[None, :]
+    # Rows and keys beyond the tile's end are thrown away; rows there see themselves at least, so that none is empty.
+    seen = (q - k >= 0) & (q - k < window) & ((k < tile.end) | (q >= tile.end))
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))[None, None]
+
+
+def _loop_forward(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: int, scale: float) -> tuple[Tensor, Tensor]:
+    B, S, H, _ = q.shape
+    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    lse = torch.zeros((B, H, S), dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
+    for tile in _packed(segments, window):
+        row, first, begin, end = tile.row, tile.first, tile.begin, tile.end
+        tile_q = _cut(q, row, begin, end, H)
+        tile_k, tile_v = _cut(k, row, first, end, H), _cut(v, row, first, end, H)
+        mask = _band_mask(tile, window, tile_q.shape[2], tile_k.shape[2], q)
+        found, found_lse = torch_versions.flash_forward_cpu(tile_q, tile_k, tile_v, mask, scale)
+        out[row, begin:end] = found[0, :, : end - begin].transpose(0, 1)
+        lse[row, :, begin:end] = found_lse[0, :, : end - begin]
+    return out, lse
+
+
+def _loop_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    segments: Tensor, window: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    H, G = q.shape[2], k.shape[2]
+    dq = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    dk = torch.zeros_like(k, memory_format=torch.contiguous_format)
+    dv = torch.zeros_like(v, memory_format=torch.contiguous_format)
+    for tile in _packed(segments, window):
+        row, first, begin, end = tile.row, tile.first, tile.begin, tile.end
+        tile_q, tile_out, tile_grad = (_cut(x, row, begin, end, H) for x in (q, out, grad))
+        tile_k, tile_v = _cut(k, row, first, end, H), _cut(v, row, first, end, H)
+        tile_lse = lse.new_zeros((1, H, tile_q.shape[2]))
+        tile_lse[0, :, : end - begin] = lse[row, :, begin:end]
+        mask = _band_mask(tile, window, tile_q.shape[2], tile_k.shape[2], q)
+        found = torch_versions.flash_backward_cpu(
+            tile_grad, tile_q, tile_k, tile_v, tile_out, tile_lse, mask, scale
+        )
+        dq[row, begin:end] = found[0][0, :, : end - begin].transpose(0, 1)
+        for target, part in ((dk, found[1]), (dv, found[2])):
+            heads = part[0, :, : end - first].view(G, H // G, end - first, -1).sum(1)
+            target[row, first:end] += heads.transpose(0, 1)
+    return dq, dk, dv
+
+
+DENSE_LIMIT = 1024  # sequences up to here hold their scores whole; measured in tests/model/test_kernels.py's docstring
+
+
+def choose(device: str, sequence: int, compiled: bool) -> str:
+    """The name of the kernel for sequences of `sequence` tokens on `device` ("cpu", "cuda", "mps"): a key of KERNELS."""
+    if device != "cpu":
+        return "dense"
+    if sequence <= DENSE_LIMIT:
+        return "dense compiled" if compiled else "dense"
+    return "loop"
+
+
+_compiled_probabilities = torch.compile(_probabilities, dynamic=False, fullgraph=True)
+_compiled_gradient = torch.compile(_score_gradient, dynamic=False, fullgraph=True)
+
+KERNELS: dict[str, tuple[Forward, Backward]] = {
+    "dense": _dense(_probabilities, _score_gradient),
+    "dense compiled": _dense(_compiled_probabilities, _compiled_gradient),
+    "loop": (_loop_forward, _loop_backward),
+}

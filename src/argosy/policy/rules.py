@@ -14,9 +14,8 @@ from argosy.errors import BUG, INPUT, MACHINE, NO
 from argosy.policy.events import Action, Broken, End, Event, GiveUp, Mend, Progress, Restart
 from argosy.policy.state import Fleet
 
-# Failures that another try would only repeat, with the exit code that says whose they are.
-_FINAL = {"bug": BUG, "refused": INPUT, "diverged": NO, "out_of_memory": MACHINE, "out_of_disk": MACHINE}
-_BY_CODE = {BUG: "bug", INPUT: "refused", NO: "diverged", MACHINE: "machine"}
+# Failures that another try would only repeat: the exit code says whose they are.
+_FINAL = {BUG: "bug", INPUT: "refused", NO: "no", MACHINE: "machine"}
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,9 @@ def give_up(fleet: Fleet, event: Event) -> Decision | None:
     told = fleet.evidence[-1]
     if end.starved and end.manner == "killed":
         return _leave(fleet, MACHINE, "out_of_memory", f"{told}: the machine's memory ran out and the kernel chose it")
-    kind = end.kind if end.kind in _FINAL else _BY_CODE.get(end.code, "") if end.manner == "left" and not end.kind else ""
-    if kind:
-        return _leave(fleet, _FINAL.get(kind, end.code), kind, told)
+    if end.manner == "left" and end.code in _FINAL and end.kind != "peer":
+        kind = _FINAL[end.code] if end.kind in ("", "refused") else end.kind
+        return _leave(fleet, end.code, kind, told)
     if not fleet.recover:
         return _leave(fleet, MACHINE, "lost", f"{told}; faults.recover = false leaves it so")
     if fleet.restarts >= fleet.limit:

@@ -1,1 +1,1 @@
-"""Tries to show the rest wrong: a reference model from the formulas, the table of options, parity. Imports torch in functions only."""
+"""Tries to show us wrong: a reference from the formulas, layouts against one process. Imports torch inside functions only."""

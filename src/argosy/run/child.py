@@ -13,13 +13,26 @@ import signal
 import sys
 import traceback
 from importlib import import_module
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from argosy.errors import BUG, Refused
+from argosy.errors import BUG, MACHINE, Refused
 from argosy.run import guardian, requests
 from argosy.run.folder import Run, write_whole
+
+# What gloo, NCCL and the store say when a peer is gone.
+_LOST = (
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "onnection refused",
+    "connectFullMesh",
+    "ailed to connect",
+    "remote process exited",
+    "NCCL communicator was aborted",
+)
 
 
 def enter(entry: str, role: str, run: str, incarnation: int, parent: int, rank: int | None = None) -> int:
@@ -43,13 +56,33 @@ def enter(entry: str, role: str, run: str, incarnation: int, parent: int, rank: 
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else BUG if left.code else 0
     except BaseException as error:  # the last one to see it: told in the log and to the parent, then the process ends
-        code, kind, sentence = BUG, "bug", f"{type(error).__name__}: {error}".splitlines()[0]
+        code, kind = (MACHINE, "peer") if _lost_peer(error) else (BUG, "bug")
+        sentence = f"{type(error).__name__}: {error}".splitlines()[0]
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
     report = {"code": code, "kind": kind, "sentence": sentence, "pid": os.getpid()}
     write_whole(ended_path(place, role, incarnation), json.dumps(report) + "\n")
     return code
+
+
+class Held:
+    """An open descriptor that a forked worker gets too: the lock of the run folder, so that an orphan keeps it busy."""
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _hold, (DupFd(self.descriptor),)
+
+
+def _hold(copy: Any) -> Held:
+    return Held(copy.detach())
+
+
+def born(held: Held, *arguments: Any) -> None:
+    """What a worker forked from the warm server runs; `held` stays open for as long as it lives."""
+    leave(*arguments)
 
 
 def leave(*arguments: Any) -> None:
@@ -73,6 +106,12 @@ def ended(run: Run, role: str, incarnation: int) -> dict[str, Any] | None:
 def rank_role(rank: int) -> str:
     """The name of a worker among the children: "rank-0007", as its log is called."""
     return f"rank-{rank:04d}"
+
+
+def _lost_peer(error: BaseException) -> bool:
+    """Whether the error only says that another rank is gone; that rank tells why, or the kernel does."""
+    text = str(error)
+    return isinstance(error, RuntimeError | OSError) and any(sign in text for sign in _LOST)
 
 
 def _log(path: Path) -> None:

@@ -158,7 +158,7 @@ def create(path: Path, *, asked: Job, written: Mapping[str, str], origin: Mappin
     now = datetime.now(UTC)
     info = {
         "version": VERSION,
-        "id": f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(4)}",
+        "id": new_id(),
         "name": asked.name,
         "state": "new",
         "created": now.isoformat(timespec="seconds"),
@@ -172,6 +172,11 @@ def create(path: Path, *, asked: Job, written: Mapping[str, str], origin: Mappin
     write_whole(path / "run.json", json.dumps(info, indent=1, default=_plain) + "\n")
     run.local.mkdir(parents=True, exist_ok=True)
     return run
+
+
+def new_id() -> str:
+    """A name for a run that no other has: the time and 32 random bits."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
 
 def settle(run: Run, asked: Job, written: Mapping[str, str], settings: Iterable[Setting], prepared: Path) -> None:
@@ -207,7 +212,9 @@ def job_text(asked: Job, written: Mapping[str, str]) -> str:
 
     tree = asked.model_dump(mode="json")
     document = tomlkit.document()
-    document.add(tomlkit.comment("What was asked for, with where it was written; settings.json holds what is in force."))
+    document.add(
+        tomlkit.comment("What was asked for, with where it was written; settings.json holds what is in force.")
+    )
     document.add("version", tomlkit.item(tree["version"]))
     document.add("name", tomlkit.item(tree["name"]))
     for key in sorted(written):

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 ORPHANED = 137  # exit status of a process that ended because its parent was gone
+farewell: list[Callable[[], object]] = []  # called before an orphan ends: removes what lies outside the run folder
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -68,4 +69,8 @@ def _wait(parent: int, leave: Callable[[], None]) -> None:
 
 
 def _leave() -> None:
-    os._exit(ORPHANED)
+    try:
+        for last in farewell:
+            last()
+    finally:
+        os._exit(ORPHANED)

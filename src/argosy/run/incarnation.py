@@ -23,7 +23,9 @@ class Incarnation:
     nodes: int = 1
     device: str = "cpu"
     master: str | None = None  # "host:port" of a launcher's store; None: rank 0 opens one on loopback
-    parent: int | None = None  # pid whose death ends them; None under a launcher; the worker's own where it is --workers 0
+    parent: int | None = (
+        None  # pid whose death ends them; None under a launcher; the worker's own where it is --workers 0
+    )
 
     @property
     def alone(self) -> bool:

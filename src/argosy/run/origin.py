@@ -14,15 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from argosy.job import paths
+
 MASK = "***"
 ENVIRONMENT = ("ARGOSY_*", "CUDA_*", "MKL_*", "NCCL_*", "OMP_*", "SLURM_JOB*", "TORCH_*", "TORCHINDUCTOR_*")
-SECRETS = ("*KEY*", "*TOKEN*", "*SECRET*", "*PASSWORD*")
 PACKAGES = ("argosy", "torch", "numpy", "pyarrow", "safetensors", "tokenizers")
 DIFF_BYTES = 1_000_000  # longer ones are cut, and say so
 
-_CREDENTIALS = re.compile(r"(?<=://)[^\s/@\"']+@")
-_SIGNED = re.compile(r"([?&][\w.-]*(?:key|token|secret|password|signature|sig|credential)[\w.-]*=)[^\s&\"']+", re.I)
-# A name that holds one of SECRETS, then what a shell, a TOML file or Python would assign to it. Plurals such as
+# A name that holds a secret, then what a shell, a TOML file or Python would assign to it. Plurals such as
 # `tokens = 4096` and words such as `tokenizer` are the field's own and no secrets.
 _NAME = r"[\w.-]*(?:key|token|secret|password)(?!s\b|iz)[\w.-]*"
 _ASSIGNED = re.compile(rf"(\b{_NAME}[\"']?\s*[:=]\s*)([\"'])(?:(?!\2).)+\2", re.I)
@@ -32,8 +31,7 @@ _OPTION = re.compile(rf"(--{_NAME}[= ])(?!-)\S+", re.I)
 
 def mask(text: str) -> str:
     """`text` with the values of secret names, credentials in URLs and signed queries replaced by ***."""
-    text = _CREDENTIALS.sub(f"{MASK}@", text)
-    text = _SIGNED.sub(rf"\g<1>{MASK}", text)
+    text = paths.masked(text)
     text = _ASSIGNED.sub(rf"\g<1>\g<2>{MASK}\g<2>", text)
     text = _BARE.sub(rf"\g<1>{MASK}", text)
     return _OPTION.sub(rf"\g<1>{MASK}", text)
@@ -44,8 +42,7 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
     kept = {}
     for name in sorted(variables):
         if any(fnmatchcase(name, pattern) for pattern in ENVIRONMENT):
-            secret = any(fnmatchcase(name.upper(), pattern) for pattern in SECRETS)
-            kept[name] = MASK if secret else mask(variables[name])
+            kept[name] = MASK if paths.secret_name(name) else mask(variables[name])
     return kept
 
 

@@ -120,7 +120,9 @@ def differences(old: Job, new: Job) -> list[tuple[str, object, object]]:
 def judge(asked: Asked, found: Found, free: Path) -> Verdict:
     """What to do. `free`: the next folder of this name that is not there yet, runs/<name>-2. Pure."""
     if asked.fork and asked.change:
-        return _refuse(found, "--fork and --change together say two things. Choose one: a new run, or this one changed.")
+        return _refuse(
+            found, "--fork and --change together say two things. Choose one: a new run, or this one changed."
+        )
     if found.kind in ("file", "foreign", "broken"):
         return _unfit(found)
     if found.kind in ("missing", "empty"):
@@ -141,7 +143,9 @@ def _unfit(found: Found) -> Verdict:
     if found.kind == "foreign":
         what = f"this folder holds something that is no run ({found.sentence}). Give a new or empty one: --run DIR."
         return _refuse(found, what)
-    return _refuse(found, f"the run here cannot be read: {found.sentence} Restore that file, or give another: --run DIR.")
+    return _refuse(
+        found, f"the run here cannot be read: {found.sentence} Restore that file, or give another: --run DIR."
+    )
 
 
 def _finished(asked: Asked, found: Found, free: Path) -> Verdict:
@@ -222,10 +226,12 @@ def free_name(path: Path) -> Path:
 
 
 def newest_of(path: Path) -> Path:
-    """The newest of path, path-2, path-3, ... that is there: the one that the same command goes on with."""
+    """The newest of path, path-2, path-3, ... of one name: the one that the same command goes on with."""
     number, newest = 2, path
     while (candidate := path.with_name(f"{path.name}-{number}")).exists():
-        newest, number = candidate, number + 1
+        if look(candidate).kind in ("finished", "unfinished") and Run(candidate).info()["name"] == path.name:
+            newest = candidate
+        number += 1
     return newest
 
 

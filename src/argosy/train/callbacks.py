@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
 
 from argosy.points import point
 from argosy.quantities import Interval
@@ -45,12 +47,13 @@ def due(every: Interval, step: int, steps: int) -> bool:
 class Taker(Protocol):
     """Takes checkpoints; `checkpoint/save.py` is one."""
 
-    def begin(self, step: int, tensors: Any, facts: dict[str, Any]) -> float:
+    def begin(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> float:
         """Copy this rank's shards; the seconds that training waited."""
         ...
 
-    def flush(self) -> None:
-        """Wait until the last one is committed."""
+    def flush(self) -> float:
+        """Wait until the last one is committed; the seconds that took."""
+        ...
 
 
 class Save(Callback):
@@ -82,7 +85,6 @@ class Save(Callback):
         """Take a checkpoint of the state as it is."""
         state = trainer.state
         with trainer.recorder.during("save", state.step):
-            point("save.copy.before")
             facts = state.facts()
             for callback in trainer.callbacks:
                 callback.save(trainer, facts)
@@ -152,7 +154,7 @@ class Garbage(Callback):
 
     def __init__(self, every: int):
         self.every = every
-        self._was_on = False
+        self._was_on = self._frozen = False
 
     def start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         """What stands at the start stays: it is never looked through again."""
@@ -161,9 +163,10 @@ class Garbage(Callback):
 
     def step(self, trainer: Trainer, vote: Vote) -> None:
         """Freeze what the first step made; collect where due."""
-        if not gc.get_freeze_count():
+        if not self._frozen:
             gc.collect()
             gc.freeze()
+            self._frozen = True
         elif trainer.state.step % self.every == 0:
             with trainer.recorder.during("collect", trainer.state.step):
                 freed = gc.collect()

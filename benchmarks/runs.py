@@ -1,0 +1,109 @@
+"""Real runs of Argosy for benchmarks: `argosy train` as a user types it, with text made for the purpose, and its record read.
+
+Also what the other contestants need to be the same: the model section in force, and text of which every sequence is one
+document, so that the attention mask of all contestants is the plain causal one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+SIZES = {
+    "2M": {"overrides": [], "vocabulary": 2048},
+    "14M": {"overrides": ["model.layers=6", "model.width=384"], "vocabulary": 8192},
+}
+QUIET = ["checkpoint.every=never", "evaluate.every=never", "observe.sample_every=never"]
+
+
+def program(name: str) -> str:
+    """A program of this environment."""
+    return str(Path(sys.executable).parent / name)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's variables without those that steer Argosy, and with `changes`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ARGOSY_POINT")}
+    return {**kept, "ARGOSY_RUNS": "", **changes}
+
+
+def section(overrides: Sequence[str], vocabulary: int, sequence: int = 256) -> dict[str, Any]:
+    """The model section in force of the laptop job with these overrides."""
+    from argosy.cluster.here import machine
+    from argosy.job.load import load
+    from argosy.plan.prepared import PreparedFacts
+    from argosy.plan.settle import settle
+
+    loaded = load("laptop", [*overrides, f"batch.sequence={sequence}", "train.steps=10", "train.precision=float32"])
+    probed = {"gemm": {"float32": 100.0, "bfloat16": 100.0}, "torch": "", "devices": []}
+    settled = settle(loaded, machine(), probed, PreparedFacts(vocabulary, 1_000_000, 100, 10, 3.0), workers=1)
+    return settled.job.model.model_dump(mode="json")
+
+
+def text(folder: Path, sequence: int, vocabulary: int, sequences: int) -> list[str]:
+    """Write documents of exactly eight sequences each and a tokenizer for them; the overrides that use them."""
+    import numpy as np
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+    words = [f"w{number}" for number in range(vocabulary - 1)]
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="w0"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens([AddedToken("<|endoftext|>", special=True)])
+    documents = folder / "text"
+    documents.mkdir(parents=True, exist_ok=True)
+    made.save(str(folder / "tokenizer.json"))
+    random = np.random.default_rng(0)
+    for number in range(-(-sequences // 8) + 4):
+        chosen = random.integers(0, vocabulary - 1, 8 * sequence - 1)  # the end mark is the last token
+        (documents / f"{number:05d}.txt").write_text(" ".join(words[one] for one in chosen))
+    return [f"data.source={documents}", f"data.tokenizer={folder / 'tokenizer.json'}", f"batch.sequence={sequence}"]
+
+
+def train(run: Path, overrides: Sequence[str], workers: int, variables: dict[str, str] | None = None) -> list[str]:
+    """The command line of a run of the laptop job into `run`."""
+    command = [program("argosy"), "train", "laptop", "--run", str(run), "--workers", str(workers)]
+    return [*command, *overrides]
+
+
+def complete(command: Sequence[str], **variables: str) -> float:
+    """Run a command to its end and return its seconds; its output is shown when it fails."""
+    began = time.monotonic()
+    answer = subprocess.run(command, env=environment(**variables), capture_output=True, text=True)
+    if answer.returncode != 0:
+        print(answer.stdout[-4000:], answer.stderr[-4000:], sep="\n", file=sys.stderr)
+        raise SystemExit(f"{' '.join(map(str, command))} ended with {answer.returncode}")
+    return time.monotonic() - began
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file that are whole; none when it is not there."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines if line]
+
+
+def steady(metrics: Sequence[dict[str, Any]], warm: int) -> list[float]:
+    """Seconds from the end of one step to the end of the next, without the first `warm`."""
+    times = [row["time"] for row in metrics]
+    return [later - earlier for earlier, later in zip(times, times[1:], strict=False)][warm:]
+
+
+def phases(run: Path, incarnation: int, until_step: int) -> dict[str, float]:
+    """Seconds that rank 0 spent in each phase from its birth to the end of `until_step`, from its record."""
+    from argosy.run import record
+    from argosy.run.folder import Run
+
+    found: dict[str, float] = {}
+    for path in sorted(Run(run).local.glob(f"record-rank-0000-inc-{incarnation:04d}-*.bin")):
+        for entry in record.read(path):
+            if entry["kind"] == record.PHASE and entry["step"] <= until_step:
+                name = record.PHASES[entry["name"]]
+                found[name] = found.get(name, 0.0) + float(entry["left"] - entry["entered"]) / 1e9
+    return found

@@ -1,0 +1,140 @@
+"""From a checkpoint into tensors of any layout: each rank reads only the pieces that touch its own boxes.
+
+In: a checkpoint (store.py finds it) and the tensors to fill, DTensors or whole ones. Out: their values, and the facts that
+were saved with them. Every piece read is verified against its checksum. Nothing is unpickled, nothing is run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from argosy.checkpoint.manifest import MANIFEST, Damaged, checksum
+from argosy.checkpoint.plan import Piece, TensorSpec
+from argosy.checkpoint.save import TYPES, local_part
+from argosy.checkpoint.store import Checkpoint, at, newest, plan_of, search, sidecar_of
+from argosy.errors import MACHINE, Refused
+from argosy.layout.placement import Box, cut, inside, overlap, volume
+from argosy.run.folder import Run
+
+__all__ = ["at", "load", "newest", "search"]
+
+_DTYPES = {name: dtype for dtype, name in TYPES.items()}
+
+
+def load(run: Run, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, partial: bool = False) -> dict[str, Any]:
+    """Fill `tensors` in place from `checkpoint`; gives its facts. The layout that wrote it does not matter.
+
+    partial: the checkpoint may hold more than is asked for. Refused where tensors do not fit; where bytes are damaged the
+    checkpoint is set aside, so that the next start takes the one before it, and Refused has code 4.
+    """
+    specs = {spec.name: spec for spec in checkpoint.manifest.specs}
+    _fits(checkpoint, specs, tensors, partial)
+    wanted = {name: held_box(tensor) for name, tensor in tensors.items()}
+    try:
+        for node in range(len(checkpoint.manifest.files)):
+            _read_node(checkpoint, node, specs, tensors, wanted)
+    except Damaged as reason:
+        aside = set_aside(checkpoint)
+        raise Refused(
+            f"{reason}.",
+            do=f"It was set aside as {aside.name}; the same command goes on from the one before.",
+            code=MACHINE,
+        ) from None
+    return dict(checkpoint.facts)
+
+
+def set_aside(checkpoint: Checkpoint) -> Path:
+    """Take a damaged checkpoint out of the list without losing it: its manifest gets another name."""
+    aside = checkpoint.folder / f"{MANIFEST}.damaged"
+    if (checkpoint.folder / MANIFEST).exists():  # another rank may have been first
+        os.replace(checkpoint.folder / MANIFEST, aside)
+    return aside
+
+
+def held_box(tensor: Tensor) -> Box:
+    """The box of the global tensor that this rank holds."""
+    begin, end = [0] * tensor.ndim, list(tensor.shape)
+    if isinstance(tensor, DTensor):
+        mesh = tensor.device_mesh
+        place = mesh.get_coordinate()
+        if place is None:
+            return tuple(begin), tuple(begin)
+        for axis, placement in enumerate(tensor.placements):
+            if isinstance(placement, Shard):
+                dim = placement.dim % tensor.ndim
+                first, last = cut(end[dim] - begin[dim], mesh.size(axis), place[axis])
+                begin[dim], end[dim] = begin[dim] + first, begin[dim] + last
+    return tuple(begin), tuple(end)
+
+
+def _fits(
+    checkpoint: Checkpoint, specs: Mapping[str, TensorSpec], tensors: Mapping[str, Tensor], partial: bool
+) -> None:
+    where = str(checkpoint.folder)
+    missing = [name for name in tensors if name not in specs]
+    more = [] if partial else [name for name in specs if name not in tensors]
+    for names, what in ((missing, "does not hold"), (more, "also holds")):
+        if names:
+            named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise Refused(f"this checkpoint is of another model or optimizer: it {what} {named}.", where=where)
+    for name, tensor in tensors.items():
+        spec = specs[name]
+        if spec.shape != tuple(tensor.shape) or spec.dtype != TYPES.get(tensor.dtype):
+            raise Refused(
+                f"tensor {name} does not fit: the job makes {TYPES.get(tensor.dtype)} {list(tensor.shape)}.",
+                where=where,
+                found=f"{spec.dtype} {list(spec.shape)}",
+                do="Give the settings that wrote it, or another run: --run DIR.",
+            )
+
+
+def _read_node(
+    checkpoint: Checkpoint,
+    node: int,
+    specs: Mapping[str, TensorSpec],
+    tensors: Mapping[str, Tensor],
+    wanted: Mapping[str, Box],
+) -> None:
+    plan = plan_of(checkpoint, node)
+    chosen: list[tuple[Piece, str, Box]] = []
+    sidecar = None
+    for index, piece in enumerate(plan.pieces):
+        common = overlap(piece.box, wanted[piece.tensor]) if piece.tensor in wanted else None
+        if common is not None and volume(common):
+            sidecar = sidecar or sidecar_of(checkpoint, node, plan)
+            chosen.append((piece, sidecar.pieces[index], common))
+    if not chosen:
+        return
+    path = checkpoint.folder / checkpoint.manifest.files[node].name
+    try:
+        with path.open("rb", buffering=0) as file:
+            for piece, expected, common in chosen:
+                file.seek(piece.offset)
+                data = _bytes(file.fileno(), piece.bytes)
+                if checksum(data) != expected:
+                    raise Damaged(f"{path}: tensor {piece.tensor} is damaged at byte {piece.offset}")
+                shape = [end - begin for begin, end in zip(piece.begin, piece.end, strict=True)]
+                source = torch.frombuffer(data, dtype=_DTYPES[specs[piece.tensor].dtype]).view(shape)
+                target = local_part(tensors[piece.tensor])
+                target[inside(common, wanted[piece.tensor])].copy_(source[inside(common, piece.box)])
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _bytes(descriptor: int, count: int) -> bytearray:
+    """The next `count` bytes, fewer at the end of the file."""
+    data = bytearray(count)
+    view, done = memoryview(data), 0
+    while done < count:
+        read = os.readv(descriptor, [view[done:]])
+        if read == 0:
+            break
+        done += read
+    return data

@@ -1,0 +1,154 @@
+"""Encodes the parts of a corpus with several processes, each started afresh, so that no thread or lock is inherited. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from argosy.data.encode import Plan, answer
+from argosy.data.scan import Progress
+from argosy.data.tokenizer import Tokenizer
+from argosy.errors import MACHINE, Refused
+
+FEW = 2  # parts up to which starting processes costs more than it saves
+TRIES = 2  # a process that was killed is started once again for the same part
+
+
+class _Full(Exception):
+    """The disk is full."""
+
+
+class _Pool:
+    """Threads that each keep one process busy; the first failure ends all."""
+
+    def __init__(self, folder: Path, plan: Plan, missing: list[int], progress: Progress):
+        self.folder, self.plan, self.progress = folder, plan, progress
+        self.waiting = list(reversed(missing))
+        self.sizes = {part: _size(plan, part) for part in range(len(plan.parts))}
+        self.total = sum(self.sizes.values())
+        self.done = self.total - sum(self.sizes[part] for part in missing)
+        self.lock = threading.Lock()
+        self.failure: BaseException | None = None
+        self.children: list[subprocess.Popen[str]] = []
+
+    def take(self) -> int | None:
+        """The next part, or None when there is none left or something failed."""
+        with self.lock:
+            return self.waiting.pop() if self.waiting and self.failure is None else None
+
+    def finished(self, told: dict[str, Any]) -> None:
+        """Note the answer to one part. Raises what it tells."""
+        if "refused" in told:
+            raise Refused(told["refused"].pop("what"), **told["refused"])
+        if "disk" in told:
+            raise OSError(28, told["disk"], str(self.folder))
+        with self.lock:
+            self.done += self.sizes[told["part"]]
+            done = self.done
+        self.progress("tokens", done, self.total)
+
+    def keep_one_busy(self) -> None:
+        """Drive one process until no part is left."""
+        child: subprocess.Popen[str] | None = None
+        try:
+            while (part := self.take()) is not None:
+                for attempt in range(TRIES):
+                    child = child or self.start()
+                    told = _ask(child, part)
+                    if told is not None:
+                        self.finished(told)
+                        break
+                    code = child.wait()
+                    child = None
+                    if attempt + 1 == TRIES:
+                        raise _ended(code, self.folder)
+        except BaseException as error:
+            with self.lock:
+                self.failure = self.failure or error
+        finally:
+            if child is not None and child.stdin is not None:
+                child.stdin.close()
+
+    def start(self) -> subprocess.Popen[str]:
+        """A new process. -P: a file named like a module in the working folder must not be imported instead of it."""
+        root = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "argosy.data.encode", str(self.folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if os.environ.get("ARGOSY_QUIET_CHILDREN") else None,
+            env=environment,
+            text=True,
+        )
+        with self.lock:
+            self.children.append(child)
+        return child
+
+    def end(self) -> None:
+        """End all processes at once."""
+        for child in self.children:
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+
+def encode_all(
+    folder: Path, plan: Plan, missing: list[int], tokenizer: Tokenizer, workers: int, progress: Progress
+) -> None:
+    """Make the shards of the parts `missing` in `folder`. Raises Refused and OSError; finished shards stay."""
+    pool = _Pool(folder, plan, missing, progress)
+    progress("tokens", pool.done, pool.total)
+    if workers < 2 or len(missing) <= FEW:
+        for part in missing:
+            pool.finished(answer(folder, plan, part, tokenizer))
+        return
+    threads = [threading.Thread(target=pool.keep_one_busy) for _ in range(min(workers, len(missing)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException as error:  # Ctrl-C
+        pool.failure = pool.failure or error
+        pool.end()
+        raise
+    pool.end()
+    if pool.failure is not None:
+        raise pool.failure
+
+
+def _size(plan: Plan, part: int) -> int:
+    first, last = plan.parts[part]
+    return int((plan.documents["end"][first:last] - plan.documents["begin"][first:last]).sum())
+
+
+def _ask(child: subprocess.Popen[str], part: int) -> dict[str, Any] | None:
+    """The child's answer; None when it is gone."""
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        child.stdin.write(f"{part}\n")
+        child.stdin.flush()
+        line = child.stdout.readline()
+    except OSError:
+        return None
+    told: dict[str, Any] | None = json.loads(line) if line.endswith("\n") else None
+    return told
+
+
+def _ended(code: int, folder: Path) -> Refused:
+    how = f"was killed (signal {-code})" if code < 0 else f"ended with code {code}"
+    return Refused(
+        f"a process that prepares the text {how}, {TRIES} times at the same part",
+        where=str(folder),
+        do="If the machine ran out of memory, end other programs; then start again, it goes on from here.",
+        code=MACHINE,
+    )

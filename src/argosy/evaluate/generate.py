@@ -1,0 +1,90 @@
+"""Lets a model continue a text, token by token.
+
+Each new token recomputes the whole context, eager and padded to a multiple of 32 positions: no cache to keep in step with the
+model, and fast enough for the short texts that samples are (the cost grows with the square of their length). The choice is
+drawn from the counter generator, so the same (seed, name, position) gives the same text under every layout.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argosy.random import bits, key, unit
+
+TILE = 32  # attention keeps a kernel for each length it has seen; few lengths, few kernels
+
+Scores = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens, positions, segments [1, S] -> logits [1, S, V]
+
+
+def choose(logits: Tensor, temperature: float, stream: int, position: int) -> int:
+    """One token id drawn from `logits` [V]; temperature 0 takes the likeliest. Pure."""
+    if temperature == 0:
+        return int(logits.argmax())
+    shares = torch.softmax(logits.detach().to("cpu", torch.float64) / temperature, dim=0).cumsum(0)
+    draw = unit(bits(stream, torch.tensor([position], dtype=torch.int64))) * shares[-1]
+    return min(int(torch.searchsorted(shares, draw)), len(shares) - 1)
+
+
+def continuation(
+    scores: Scores,
+    prompt: Sequence[int],
+    *,
+    tokens: int,
+    temperature: float,
+    context: int,
+    stream: int,
+    end: int | None = None,
+    vocabulary: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[int]:
+    """Up to `tokens` ids that follow `prompt`, which must not be empty; ends before the id `end`.
+
+    At most the last `context` tokens are looked at. Ids from `vocabulary` on (rows the tokenizer does not know) are never
+    chosen. `stream` keys the choices.
+    """
+    known = list(prompt)
+    for number in range(tokens):
+        window = known[-context:]
+        length = min(-(-len(window) // TILE) * TILE, max(context, len(window)))
+        padded = torch.zeros((1, length), dtype=torch.int64, device=device)
+        padded[0, : len(window)] = torch.tensor(window, dtype=torch.int64, device=device)
+        # Padding comes after the text, where causal attention never looks; it belongs to the document like the text.
+        segments = torch.ones((1, length), dtype=torch.int32, device=device)
+        positions = torch.arange(length, device=device)[None]
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            logits = scores(padded, positions, segments)[0, len(window) - 1, :vocabulary]
+        chosen = choose(logits, temperature, stream, number)
+        if chosen == end:
+            return
+        known.append(chosen)
+        yield chosen
+
+
+def stream_of(seed: int, *name: object) -> int:
+    """The key of the choices of one text."""
+    return key(seed, "sample", *name)
+
+
+def pieces(tokenizer: Any, ids: Iterator[int], prompt: Sequence[int]) -> Iterator[str]:
+    """The text of `ids` as it grows, in whole characters; `prompt` is what they follow.
+
+    A token may hold part of a character, and a tokenizer may join neighbours: so the text of all ids is compared with what
+    was given out already.
+    """
+    shown = tokenizer.decode(list(prompt)) if prompt else ""
+    known = list(prompt)
+    for new in ids:
+        known.append(new)
+        text = tokenizer.decode(known)
+        if text.endswith("\ufffd") or not text.startswith(shown):
+            continue
+        yield text[len(shown) :]
+        shown = text
+    text = tokenizer.decode(known)
+    if text != shown:
+        yield text[len(shown) :] if text.startswith(shown) else codecs.decode(text.encode(), "utf-8", "replace")

@@ -1,0 +1,140 @@
+"""What goes in and out of a running job besides training: requests to the workers, and the record's news to the screen.
+
+Shared by the parent of worker processes and by a process that is the worker itself. Called a few times a second; never waits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from argosy.errors import DONE, INTERRUPTED, SAVED, TERMINATED
+from argosy.fleet.journal import Journal
+from argosy.run import requests
+from argosy.run.archive import Archive, Line
+from argosy.run.folder import Run
+from argosy.run.requests import Request
+
+SCHEDULERS = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")  # who asks again after SIGTERM
+
+
+class Screen(Protocol):
+    """Where the news goes; `observe/progress.py` makes them."""
+
+    def news(self, line: Line, steps: int) -> None:
+        """A line of the archive."""
+
+    def note(self, text: str) -> None:
+        """Something to know."""
+
+    def saved(self, row: Mapping[str, Any]) -> None:
+        """A checkpoint was written and verified."""
+
+    def fault(self, sentence: str, followup: str = "") -> None:
+        """Something broke, and what is done about it."""
+
+    def stopping(self, reason: str) -> None:
+        """The run was asked to save and stop."""
+
+
+class Clerk:
+    """Keeps requests and news of one run."""
+
+    def __init__(self, run: Run, screen: Screen, requeue: bool = False):
+        self.run, self.screen = run, screen
+        self.requeue = requeue or any(name in os.environ for name in SCHEDULERS)
+        self.journal = Journal(run)
+        self.archive = Archive(run)
+        self.request = Request()
+        self.steps = int(run.job().train.steps or 0)
+        self.step = 0
+        self.outcome = ""  # "finished" or "stopped", as rank 0 marked it
+        self.lost = ""  # a sentence, once the disk could not take a checkpoint
+        self._saved = run.local / "saved.jsonl"
+        self._saved_at = self._saved.stat().st_size if self._saved.exists() else 0
+        requests.clear(run)
+
+    def begin(self, incarnation: int) -> None:
+        """Follow the workers of `incarnation` from now on."""
+        self.outcome = ""
+        self.archive.begin(incarnation)
+
+    def stop(self, reason: str) -> None:
+        """Ask the workers to save and stop; the first reason counts."""
+        if not self.request.stop:
+            self._ask(replace(self.request, stop=True, reason=reason))
+            self.screen.stopping(reason)
+
+    def tick(self) -> None:
+        """Pass on what came since the last call."""
+        self._asked()
+        for line in self.archive.poll():
+            self._show(line)
+        self._saves()
+
+    def answer(self, step: int) -> None:
+        """Tell who asked to save or to stop that the run has ended, with `step` saved."""
+        for wish in requests.asked(self.run):
+            requests.answered(self.run, wish, step)
+
+    def close(self) -> None:
+        """Pass on the rest, and turn the record of ended workers into Parquet."""
+        self.tick()
+        self.archive.close()
+        self.archive.rotate()
+
+    @property
+    def code(self) -> int:
+        """The exit code of a run whose workers left well."""
+        reason = self.request.reason
+        if self.outcome == "finished" or not self.request.stop or reason == "argosy stop":
+            return DONE
+        if reason == "SIGUSR1" or (reason == "SIGTERM" and self.requeue):
+            return SAVED
+        return INTERRUPTED if reason == "SIGINT" else TERMINATED
+
+    def _asked(self) -> None:
+        name = requests.forwarded(self.run)
+        if name is not None:
+            self.stop(name)
+        wishes = requests.asked(self.run)
+        if "stop" in wishes:
+            self.stop("argosy stop")
+        if ("save" in wishes) != self.request.save:
+            self._ask(replace(self.request, save="save" in wishes))
+
+    def _ask(self, request: Request) -> None:
+        self.request = replace(request, number=self.request.number + 1)
+        requests.tell(self.run, self.request)
+        self.journal.note("asked", stop=request.stop, save=request.save, reason=request.reason)
+
+    def _show(self, line: Line) -> None:
+        if line.kind == "step":
+            self.step = max(self.step, int(line.row["step"]))
+        elif line.kind == "mark" and line.row["name"] in ("finished", "stopped"):
+            self.outcome = line.row["name"]
+        self.screen.news(line, self.steps)
+
+    def _saves(self) -> None:
+        if not self._saved.exists():
+            return
+        with self._saved.open("rb") as file:
+            file.seek(self._saved_at)
+            lines = file.readlines()
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            self._saved_at += len(line)
+            row = json.loads(line)
+            if row.get("ok"):
+                self.screen.saved(row)
+                self.journal.note("saved", **row)
+                if "save" in requests.asked(self.run) and self.request.save:
+                    requests.answered(self.run, "save", int(row["step"]))
+            elif row.get("error") == "disk":
+                self.lost = str(row.get("sentence", "the disk is full"))
+            else:
+                self.screen.note(str(row.get("sentence", f"the checkpoint of step {row.get('step')} was not written")))

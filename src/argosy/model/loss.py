@@ -1,0 +1,81 @@
+"""Cross-entropy as a sum over counted tokens, a chunk of logits at a time. Knows tensors only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# One chunk of tokens c: hidden [c, D], weight [V, D], labels [c], weights [c].
+
+
+def _only_loss(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    logits = torch.mm(hidden, weight.t())
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    chosen = logits.gather(1, labels[:, None]).squeeze(1)
+    return (weights * (torch.logsumexp(logits, 1) - chosen)).sum()
+
+
+def _loss_and_gradients(
+    hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    logits = torch.mm(hidden, weight.t())
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    total = torch.logsumexp(logits, 1)
+    chosen = logits.gather(1, labels[:, None]).squeeze(1)
+    here = torch.arange(logits.shape[1], device=logits.device)[None, :] == labels[:, None]
+    wrong = torch.exp(logits - total[:, None]) - here.to(logits.dtype)
+    wrong = (wrong * weights[:, None]).to(hidden.dtype)
+    return (weights * (total - chosen)).sum(), torch.mm(wrong, weight), torch.mm(wrong.t(), hidden)
+
+
+_compiled_loss = torch.compile(_only_loss, dynamic=False, fullgraph=True)
+_compiled_both = torch.compile(_loss_and_gradients, dynamic=False, fullgraph=True)
+
+
+class _Summed(torch.autograd.Function):
+    """Computes the gradients along with the loss, so that no logits are kept and none is computed twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, chunk: int, compiled: bool
+    ) -> Tensor:
+        near = weight.to(hidden.dtype)  # once, not once a chunk
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        total = torch.zeros((), dtype=torch.float32 if hidden.device.type == "mps" else torch.float64)
+        total = total.to(hidden.device)
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        d_hidden = torch.empty_like(hidden) if wanted else None
+        d_weight = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device) if wanted else None
+        for begin in range(0, hidden.shape[0], chunk):
+            part = slice(begin, begin + chunk)
+            given = (hidden[part], near, labels[part], weights[part].to(wide))
+            if d_hidden is None or d_weight is None:
+                total += (_compiled_loss if compiled else _only_loss)(*given)
+                continue
+            loss, d_hidden[part], d_near = (_compiled_both if compiled else _loss_and_gradients)(*given)
+            total += loss
+            d_weight += d_near
+        if wanted:
+            ctx.save_for_backward(d_hidden, d_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        d_hidden, d_weight = ctx.saved_tensors
+        return d_hidden * grad.to(d_hidden.dtype), d_weight * grad.to(d_weight.dtype), None, None, None, None
+
+
+def loss_sum(
+    hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, chunk: int = 1024, *, compiled: bool = False
+) -> Tensor:
+    """Sum over tokens of weights x negative log-likelihood of labels, in nats, as a float64 scalar (float32 on MPS).
+
+    hidden [B, S, D] or [N, D]; weight [V, D], cast to hidden's type; labels and weights [B, S] or [N]; labels of weight
+    zero may be anything. Logits of `chunk` tokens are held at once. The softmax is in at least float32.
+    """
+    width = hidden.shape[-1]
+    flat = labels.reshape(-1).long().clamp(0, weight.shape[0] - 1)
+    found: Tensor = _Summed.apply(hidden.reshape(-1, width), weight, flat, weights.reshape(-1), chunk, compiled)
+    return found

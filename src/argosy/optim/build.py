@@ -1,0 +1,137 @@
+"""Which parameter gets which update, and the one object that applies them.
+
+In: named parameters (plain or DTensor), the optim section in force. Out: an Optimizer whose whole state exists from the
+start under stable names. Knows names and shapes, no model and no layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from argosy.device.shards import local, zeros
+from argosy.device.torch_versions import multiply_all
+from argosy.errors import Refused
+from argosy.job.schema import OptimSection
+from argosy.optim.muon import Muon
+
+TABLES = frozenset(("embedding", "embeddings", "embed", "embed_tokens", "positions", "wte", "wpe"))
+HEADS = frozenset(("head", "lm_head"))
+
+
+def orthogonalised(name: str, parameter: Tensor) -> bool:
+    """Whether Muon takes `parameter`: a matrix inside the network. Tables and the head, whose rows are entries, go to AdamW."""
+    return parameter.ndim == 2 and not (TABLES | HEADS) & set(name.split("."))
+
+
+def decayed(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay acts: on matrices. Not on norms and biases, nor on tables, whose rows would fade unread."""
+    return parameter.ndim >= 2 and not TABLES & set(name.split("."))
+
+
+class Optimizer:
+    """AdamW for some parameters, Muon for others, one learning rate."""
+
+    def __init__(self, section: OptimSection, adamw: Mapping[str, Tensor], muon: Muon | None, fused: bool):
+        if section.lr is None:
+            raise Refused("optim.lr has no value.", do="Set it, or let the plan derive it.")
+        self.lr, self.muon, self.adamw, self.updates = section.lr, muon, dict(adamw), 0
+        groups = [
+            {
+                "params": [p for name, p in self.adamw.items() if decayed(name, p) == decay],
+                "weight_decay": section.weight_decay if decay else 0.0,
+            }
+            for decay in (True, False)
+        ]
+        self.inner: torch.optim.AdamW | None = None
+        if self.adamw:
+            self.inner = torch.optim.AdamW(
+                [group for group in groups if group["params"]],
+                lr=self.lr, betas=(section.beta1, section.beta2), eps=section.epsilon, fused=fused,
+            )  # fmt: skip
+            for parameter in self.adamw.values():  # from the start, as a checkpoint wants to fill it
+                self.inner.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=local(parameter).device),
+                    "exp_avg": zeros(parameter),
+                    "exp_avg_sq": zeros(parameter),
+                }
+
+    @torch.no_grad()
+    def step(self, rate: float, scale: float = 1.0) -> None:
+        """Apply the gradients times `scale` (clipping) with `rate` (schedule.rate) times the peak learning rate.
+
+        With a group or with shards, every rank must call. RuntimeError where a parameter of Muon has no gradient.
+        """
+        if scale != 1.0:
+            multiply_all([local(p.grad) for p in self.parameters if p.grad is not None], scale)
+        if self.inner is not None:
+            for group in self.inner.param_groups:
+                group["lr"] = self.lr * rate
+            self.inner.step()
+        if self.muon is not None:
+            self.muon.step(self.lr * rate)
+        self.updates += 1
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All parameters, AdamW's first."""
+        return [*self.adamw.values(), *(self.muon.parameters.values() if self.muon else ())]
+
+    def zero_grad(self) -> None:
+        """Drop every gradient."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def named_state(self) -> dict[str, Tensor]:
+        """The state tensors themselves, sharded as their parameters: "optim.<parameter>.<slot>".
+
+        Slots: "first" and "second" moment (AdamW), "momentum" (Muon).
+        """
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.adamw.items():
+            assert self.inner is not None
+            state = self.inner.state[parameter]
+            found[f"optim.{name}.first"], found[f"optim.{name}.second"] = state["exp_avg"], state["exp_avg_sq"]
+        if self.muon is not None:
+            found |= {f"optim.{name}.momentum": momentum for name, momentum in self.muon.state.items()}
+        return found
+
+    def scalars(self) -> dict[str, int]:
+        """What else a checkpoint must hold: the number of updates so far."""
+        return {"updates": self.updates}
+
+    def load_scalars(self, scalars: Mapping[str, int]) -> None:
+        """Take over `scalars` from a checkpoint."""
+        self.updates = int(scalars["updates"])
+        for parameter in self.adamw.values():
+            assert self.inner is not None
+            self.inner.state[parameter]["step"].fill_(float(self.updates))
+
+    def describe(self) -> dict[str, str]:
+        """What happens to each parameter: "muon, decay", "adamw, decay" or "adamw"."""
+        words = {name: "muon, decay" for name in (self.muon.parameters if self.muon else ())}
+        return words | {name: "adamw, decay" if decayed(name, p) else "adamw" for name, p in self.adamw.items()}
+
+
+def build(
+    named_parameters: Iterable[tuple[str, Tensor]], section: OptimSection, device: str = "cpu",
+    group: dist.ProcessGroup | None = None, kind: torch.dtype = torch.float32,
+) -> Optimizer:  # fmt: skip
+    """The optimizer of `section` for parameters that require gradients.
+
+    device: "cpu", "cuda" or "mps". group: the ranks that hold the same model and share out Newton-Schulz. kind: the type
+    of those iterations, the one of the matrix products (train.precision in force).
+    """
+    named = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
+    chosen = {n: p for n, p in named.items() if section.name == "muon" and orthogonalised(n, p)}
+    muon = None
+    if chosen:
+        muon = Muon(
+            chosen, momentum=0.95 if section.momentum is None else section.momentum,
+            iterations=section.newton_schulz or 5, weight_decay=section.weight_decay, kind=kind, group=group,
+        )  # fmt: skip
+    rest = {name: parameter for name, parameter in named.items() if name not in chosen}
+    return Optimizer(section, rest, muon, fused=device in ("cpu", "cuda", "mps"))

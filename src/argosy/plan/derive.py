@@ -1,0 +1,57 @@
+"""Hyper-parameters that a job leaves out, from the model's size and the run's length, each with its reason. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from argosy.job.schema import Job
+from argosy.plan import flops
+from argosy.quantities import count_text
+
+MUON = 1.5  # Muon's rate over AdamW's when its updates are scaled to AdamW's size; from benchmarks/recipe
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A value and the sentence that says where it comes from."""
+
+    value: object
+    why: str
+
+
+def lr(job: Job, tokens: int) -> Derived:
+    """Peak learning rate: 0.3118 C^-0.125 with C the FLOPs of the whole run (DeepSeek LLM, 2024, equation 1)."""
+    compute = flops.flops_per_token(job.model, job.batch.sequence) * tokens
+    base = 0.3118 * compute**-0.125
+    factor = MUON if job.optim.name == "muon" else 1.0
+    value = float(f"{base * factor:.2g}")
+    times = f", x {MUON} for Muon" if factor != 1.0 else ""
+    return Derived(value, f"0.3118 C^-0.125 for C = {compute:.2g} FLOP in {count_text(tokens)} tokens{times}")
+
+
+def warmup(job: Job, tokens: int) -> Derived:
+    """Tokens of warm-up: a tenth of a short run, a hundredth of a long one but at least 2,000 steps."""
+    step = job.batch.tokens
+    steps = max(1, tokens // step)
+    chosen = min(steps // 10, max(steps // 100, 2000))
+    return Derived(chosen * step, f"{chosen} of {steps} steps")
+
+
+def decay() -> Derived:
+    """Share of the run over which "wsd" falls."""
+    return Derived(0.4, "the last 40% of the run")
+
+
+def momentum() -> Derived:
+    """Muon's momentum."""
+    return Derived(0.95, "Muon's usual value")
+
+
+def newton_schulz() -> Derived:
+    """Muon's iterations."""
+    return Derived(5, "Muon's usual number; brings singular values near 1")
+
+
+def tokens(job_parameters: int) -> int:
+    """Length of a run that says none: twenty tokens a parameter is best for a given compute (Hoffmann et al., 2022)."""
+    return 20 * job_parameters

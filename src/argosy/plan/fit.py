@@ -1,0 +1,131 @@
+"""Whether a run fits into memory and onto the disk, the micro-batch that does, and what to say where nothing does. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from argosy.cluster.here import Machine
+from argosy.errors import Refused
+from argosy.job.schema import Job
+from argosy.layout.layout import Layout, share
+from argosy.plan import bytes as memory
+from argosy.quantities import bytes_text
+
+if TYPE_CHECKING:
+    from argosy.plan.settle import _Draft
+
+TOKENS_AT_ONCE = 16_384  # more tokens in one micro-batch make a CPU no faster and a device hardly
+
+
+def settle_memory(draft: _Draft, layout: Layout, machine: Machine, world: int) -> None:
+    """Put the micro-batch in force; Refused, with overrides that would help, where no micro-batch fits."""
+    asked = draft.loaded.job.batch.micro
+    device = "cuda" if machine.devices else "cpu"
+    limit = _limit(draft, machine, world)
+    job = draft.job()
+    sequences = job.batch.tokens // job.batch.sequence
+    mine = max(len(share(sequences, layout.data, part)) for part in range(layout.data))
+    if asked != "auto":
+        micro = int(asked)
+    elif draft.measured("batch.micro"):
+        micro = min(int(draft.values["batch.micro"]), mine)
+    else:
+        micro = largest(job, layout, mine, limit, device)
+        pieces = -(-mine // micro)
+        micro = -(-mine // pieces)
+        why = f"{mine} sequences of a worker in {pieces} part{'s' if pieces > 1 else ''}"
+        draft.put("batch.micro", micro, "measured", why)
+    draft.put("batch.micro", micro, "")
+    if draft.loaded.job.memory.limit == "auto":
+        draft.put("memory.limit", limit * world, "this machine", "free when the run started")
+    need = memory.peak(job, layout, micro, device).total
+    if need > limit:
+        raise _refusal(draft, job, layout, micro, limit, device, world, need)
+
+
+def _limit(draft: _Draft, machine: Machine, world: int) -> int:
+    """Bytes that one worker may take."""
+    asked = draft.loaded.job.memory.limit
+    if asked != "auto":
+        return int(asked) // world
+    if machine.devices:
+        return min(device.memory_bytes for device in machine.devices)
+    return machine.memory_available // world
+
+
+def largest(job: Job, layout: Layout, mine: int, limit: int, device: str) -> int:
+    """The most sequences at once that fit into `limit` bytes, by halving; at least one."""
+    micro = max(1, min(mine, TOKENS_AT_ONCE // job.batch.sequence))
+    while micro > 1 and memory.peak(job, layout, micro, device).total > limit:
+        micro = -(-micro // 2)
+    return micro
+
+
+def _refusal(
+    draft: _Draft, job: Job, layout: Layout, micro: int, limit: int, device: str, world: int, need: int
+) -> Refused:
+    """Which overrides bring the prediction down, those that suffice first."""
+    remedies = []
+    for text, changed, at in _remedies(job, micro, world):
+        found = memory.peak(changed, _relaid(layout, changed, world), at, device).total
+        if found < need:
+            remedies.append((found, text))
+    lines = [
+        f"\n  {text:<34} {bytes_text(found):>9}{'' if found <= limit else ' (not enough alone)'}"
+        for found, text in sorted(remedies, key=lambda one: (one[0] > limit, one[0]))
+    ]
+    what = f"not enough memory: a worker needs about {bytes_text(need)}, it may take {bytes_text(limit)}"
+    what += f" ({world} workers share it)." if world > 1 and device == "cpu" else "."
+    where = draft.loaded.written.get("memory.limit", "")
+    return Refused(
+        what, where=where, do=("Overrides that help:" + "".join(lines)) if lines else "Use a smaller model.preset."
+    )
+
+
+def _relaid(layout: Layout, job: Job, world: int) -> Layout:
+    del layout
+    return Layout.parse(job.layout.shape, world)
+
+
+def _remedies(job: Job, micro: int, world: int) -> list[tuple[str, Job, int]]:
+    """(override, the job with it, its micro-batch)."""
+
+    def with_(section: str, **values: object) -> Job:
+        inner = getattr(job, section).model_copy(update=values)
+        return job.model_copy(update={section: inner})
+
+    found = []
+    if micro > 1:
+        found.append(("batch.micro=1", job, 1))
+    if job.memory.loss_chunk > 128:
+        found.append(("memory.loss_chunk=128", with_("memory", loss_chunk=128), micro))
+    if job.batch.sequence >= 256:
+        half = job.batch.sequence // 2
+        found.append((f"batch.sequence={half}", with_("batch", sequence=half), micro))
+    if world > 1:
+        sharded = job.model_copy(update={"layout": job.layout.model_copy(update={"shape": f"dp{world}", "zero": 3})})
+        found.append((f"layout.shape=dp{world} layout.zero=3", sharded, micro))
+    if (job.model.layers or 0) > 1 and not job.model.pattern:
+        fewer = (job.model.layers or 0) // 2
+        found.append((f"model.layers={fewer}", with_("model", layers=fewer), micro))
+    if job.train.precision == "float64":
+        found.append(
+            ("train.precision=float32", with_("train", precision="float32", master="float32", reduce="float32"), micro)
+        )
+    return found
+
+
+def check_disk(job: Job, need: int, free: int) -> None:
+    """Refused where the run's files would not fit onto their disk."""
+    if need <= free:
+        return
+    lines = []
+    if job.checkpoint.keep > 1:
+        smaller = need - (job.checkpoint.keep - 1) * memory.checkpoint(job)
+        note = "" if smaller <= free else " (not enough alone)"
+        lines.append(f"\n  {'checkpoint.keep=1':<34} {bytes_text(smaller):>9}{note}")
+    raise Refused(
+        f"not enough disk: the run needs about {bytes_text(need)}, {bytes_text(free)} are free.",
+        do="Give --run a folder on a larger disk, or free some."
+        + (" Overrides that help:" + "".join(lines) if lines else ""),
+    )

@@ -1,0 +1,361 @@
+"""The only place that resolves "auto" and what was left out: (job as asked, machine, data) -> settings in force. Pure.
+
+Order: model, batch, length, numbers, optimizer, layout, micro-batch, memory and disk. Each value gets its origin and reason;
+what measurement decided in an unfinished run is taken from there (`kept`), what is derived is derived again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from argosy import quantities
+from argosy.cluster.here import Machine
+from argosy.errors import Refused
+from argosy.job import leaves, presets
+from argosy.job.load import Loaded
+from argosy.job.schema import BlockSection, Job, ModelSection, layers
+from argosy.job.setting import Setting
+from argosy.layout.layout import Layout
+from argosy.plan import bytes as memory
+from argosy.plan import derive, fit, flops, layouts, seconds
+from argosy.plan.prepared import PreparedFacts
+
+FASTER = 1.3  # how much faster bfloat16 must be before its lost digits are worth it
+COMPILE_EARNS = 60.0  # seconds of training from which compiling, some ten seconds, pays
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the run will cost. memory_bytes is one worker's peak, disk_bytes the most the run folder needs at once."""
+
+    step_seconds: float
+    tokens_per_second: float
+    memory_bytes: int
+    disk_bytes: int
+    seconds: float
+    parameters: int = 0
+    flops_per_token: float = 0.0
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The job in force and how it came about."""
+
+    job: Job
+    settings: list[Setting]
+    notes: list[str]
+    plan: Prediction
+
+
+@dataclass
+class _Draft:
+    """Values in force so far, with origin and reason by key."""
+
+    loaded: Loaded
+    kept: Mapping[str, Setting]
+    values: dict[str, Any]
+    origins: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def put(self, key: str, value: object, origin: str, why: str = "") -> None:
+        self.values[key] = value
+        if origin:
+            self.origins[key] = origin
+        if why:
+            self.reasons[key] = why
+
+    def derived(self, key: str, found: derive.Derived) -> None:
+        """Take `found` where nothing was said."""
+        if self.values[key] is None:
+            self.put(key, found.value, "derived", found.why)
+
+    def measured(self, key: str) -> bool:
+        """Whether an unfinished run measured `key` for the same question; its value is then in force."""
+        old = self.kept.get(key)
+        asked = leaves.plain(leaves.leaves(self.loaded.job)[key])
+        if old is None or old.origin != "measured" or old.asked != asked:
+            return False
+        self.put(key, old.used, "measured", old.why)
+        return True
+
+    def replaced(self, key: str, value: object, why: str) -> None:
+        """Something written has no effect on this machine: a note, or with --strict a refusal."""
+        written = self.values[key]
+        sentence = f"{key} = {_text(written)} {why}; using {_text(value)}"
+        if self.loaded.strict and key in self.loaded.written:
+            raise Refused(f"{sentence}.", where=self.loaded.written[key], do="--strict refuses that; change the key.")
+        self.notes.append(sentence)
+        self.put(key, value, "this machine", why)
+
+    def job(self) -> Job:
+        return Job.model_validate(leaves.nested(self.values))
+
+
+def _text(value: object) -> str:
+    return ("true" if value else "false") if isinstance(value, bool) else str(value)
+
+
+def settle(
+    loaded: Loaded,
+    machine: Machine,
+    probed: Mapping[str, Any],
+    prepared: PreparedFacts,
+    workers: int,
+    kept: Mapping[str, Setting] | None = None,
+    folder: Path | None = None,
+) -> Settled:
+    """The job in force over `workers` ranks (0 = one, in this process), its settings, notes and prediction.
+
+    kept: settings of the unfinished run that is continued. folder: where the run will lie, for the disk's free space.
+    Refused where the data does not fit the model, the workers not the layout, or memory or disk would not suffice.
+    """
+    draft = _Draft(loaded, kept or {}, dict(leaves.leaves(loaded.job)))
+    world = max(1, workers)
+    accelerated = bool(machine.devices)
+    _model(draft, prepared)
+    _layout(draft, world, accelerated)
+    _numbers(draft, probed, accelerated)
+    _length(draft, probed, world, accelerated)
+    _optimizer(draft)
+    _compile(draft, probed, machine, world)
+    layout = Layout.parse(draft.values["layout.shape"], world)
+    fit.settle_memory(draft, layout, machine, world)
+    job = draft.job()
+    plan = _prediction(job, layout, probed, machine, world)
+    fit.check_disk(job, plan.disk_bytes, machine.disk_free(folder or Path.cwd()))
+    return Settled(job, _settings(draft, job), draft.notes, plan)
+
+
+def _model(draft: _Draft, prepared: PreparedFacts) -> None:
+    """Fill the shape from the preset, the vocabulary from the tokenizer, and what follows from other numbers."""
+    asked = draft.loaded.job.model
+    model = presets.filled(asked)
+    name = asked.preset or presets.DEFAULT
+    draft.put("model.preset", name, "" if asked.preset else "default")
+    for key, value in leaves.leaves_of(model, "model.").items():
+        if draft.values[key] in (None, ()) and value not in (None, ()):
+            draft.put(key, value, f"preset {name}")
+    if model.vocabulary is None:
+        draft.put("model.vocabulary", prepared.vocabulary, "derived", "the tokenizer's")
+    elif model.vocabulary < prepared.vocabulary:
+        raise Refused(
+            f"model.vocabulary = {model.vocabulary} is smaller than the tokenizer's {prepared.vocabulary}.",
+            where=draft.loaded.written.get("model.vocabulary", f"preset {name}"),
+            do=f"Use model.vocabulary={prepared.vocabulary}, or another data.tokenizer.",
+        )
+    sequence = draft.loaded.job.batch.sequence
+    if model.positions == "learned":
+        if model.context is None:
+            draft.put("model.context", sequence, "derived", "batch.sequence")
+        elif model.context < sequence:
+            raise Refused(
+                f"batch.sequence = {sequence} is longer than the model.context = {model.context} positions it learns.",
+                where=draft.loaded.written.get("batch.sequence", draft.loaded.written.get("model.context", "default")),
+                do=f"Use batch.sequence={model.context}, or model.context={sequence}.",
+            )
+    elif model.rope_theta is None:
+        draft.put("model.rope_theta", 10000.0, "default")
+    else:
+        draft.values["model.context"] = None
+    if model.positions == "learned":
+        draft.values["model.rope_theta"] = None
+    _blocks(draft, model)
+
+
+def _blocks(draft: _Draft, model: ModelSection) -> None:
+    """Make the block and every block of the pattern whole."""
+    default = whole(model, model.block)
+    for name, value in default:
+        key = f"model.block.{name}"
+        if draft.values[key] is None:
+            why = {"kv_heads": "as many as heads", "head_size": "width / heads"}.get(name, "")
+            draft.put(key, value, "derived", why or ("from width" if name == "hidden" else ""))
+    if model.pattern:
+        found = tuple(whole(model, block) for block in layers(model)[: len(model.pattern)])
+        draft.values["model.pattern"] = found
+
+
+def whole(model: ModelSection, block: BlockSection) -> BlockSection:
+    """`block` with nothing left out; what no preset said gets the value of a Llama-like block."""
+    plain = {
+        "activation": "swiglu", "parallel": False, "norm": "rms", "norm_epsilon": 1e-5, "norm_bias": False,
+        "qk_norm": "none", "qkv_bias": False, "attention_bias": False, "mlp_bias": False, "window": 0, "dropout": 0.0,
+    }  # fmt: skip
+    said = {name: value for name, value in block if value is not None}
+    filled = BlockSection(**{**plain, **said})
+    return filled.model_copy(
+        update={
+            "kv_heads": filled.kv_heads or filled.heads,
+            "head_size": flops.head_size(model, filled),
+            "hidden": flops.hidden(model, filled),
+            "norm_bias": bool(filled.norm_bias) and filled.norm == "layer",
+        }
+    )
+
+
+def _layout(draft: _Draft, world: int, accelerated: bool) -> None:
+    job = draft.loaded.job
+    layout, why = layouts.chosen(job, world, accelerated)
+    origin = "this machine" if job.layout.shape == "auto" else ""
+    draft.put("layout.shape", layout.text() if world > 1 else "dp1", origin, why)
+    sequences = job.batch.tokens // job.batch.sequence
+    if layout.data > sequences:
+        raise Refused(
+            f"{layout.data} workers share {sequences} sequences a step: some would have nothing to do.",
+            where=draft.loaded.written.get("batch.tokens", ""),
+            do=f"Use --workers {sequences}, or batch.tokens={layout.data * job.batch.sequence}.",
+        )
+    if "layout.zero" in draft.loaded.written and layout.dp_shard == 1:
+        if job.layout.shape != "auto" and world > 1:
+            raise Refused(
+                f'layout.zero does nothing with layout.shape = "{job.layout.shape}": nothing is sharded.',
+                where=draft.loaded.written["layout.zero"],
+                do=f"Write layout.shape=dp{world}, or remove layout.zero.",
+            )
+        draft.notes.append(f"layout.zero = {job.layout.zero} has no effect: {layout.text()} shards nothing")
+
+
+def _numbers(draft: _Draft, probed: Mapping[str, Any], accelerated: bool) -> None:
+    train = draft.loaded.job.train
+    if train.precision == "auto" and not draft.measured("train.precision"):
+        draft.put("train.precision", *_precision(probed, accelerated))
+    elif train.precision == "bfloat16":
+        slower = _slower(probed)
+        if slower:
+            draft.notes.append(f"train.precision = bfloat16 is {slower}")
+    precision = str(draft.values["train.precision"])
+    if train.master == "auto":
+        double = precision == "float64"
+        draft.put(
+            "train.master", "float64" if double else "float32", "derived", "updates need more digits than products"
+        )
+    if train.reduce == "auto":
+        draft.put("train.reduce", draft.values["train.master"], "derived", "the master's")
+    if train.deterministic and not accelerated:
+        draft.notes.append("train.deterministic = true changes nothing on a CPU: its runs repeat bit for bit anyway")
+
+
+def _slower(probed: Mapping[str, Any]) -> str:
+    """ "4.4x slower on this machine: 32 against 140 GFLOP/s", or nothing when it is not slower."""
+    rates = probed.get("gemm", {})
+    half, single = rates.get("bfloat16"), rates.get("float32")
+    if not half or not single or half >= single:
+        return ""
+    return f"{single / half:.1f}x slower here: {half:.0f} against {single:.0f} GFLOP/s"
+
+
+def _precision(probed: Mapping[str, Any], accelerated: bool) -> tuple[str, str, str]:
+    """The type of the matrix products, its origin and the measured reason."""
+    rates = probed.get("gemm", {})
+    half, single = rates.get("bfloat16"), rates.get("float32")
+    place = "device" if accelerated else "CPU"
+    if not half or not single:
+        return "float32", "default", "nothing was measured here"
+    figures = f"{half:.0f} against {single:.0f} GFLOP/s, measured"
+    if half > FASTER * single:
+        return (
+            "bfloat16",
+            "measured",
+            f"bfloat16 is {half / single:.1f}x faster than float32 on this {place}: {figures}",
+        )
+    if half >= single:
+        return "float32", "measured", f"bfloat16 is only {half / single:.1f}x faster on this {place}: {figures}"
+    return "float32", "measured", f"bfloat16 is {single / half:.1f}x slower on this {place}: {figures}"
+
+
+def _length(draft: _Draft, probed: Mapping[str, Any], world: int, accelerated: bool) -> None:
+    """Exactly one way of saying the length becomes steps; tokens are what those steps read."""
+    train, batch = draft.loaded.job.train, draft.loaded.job.batch
+    if train.tokens is not None:
+        steps = -(-train.tokens // batch.tokens)
+        draft.put(
+            "train.steps", steps, "derived", f"{quantities.count_text(train.tokens)} tokens of {batch.tokens} a step"
+        )
+    elif train.time is not None:
+        if not (
+            draft.kept.get("train.time") is not None
+            and draft.kept["train.time"].asked == train.time
+            and draft.measured("train.steps")
+        ):
+            job = _for_speed(draft)
+            one = seconds.step_seconds(job, probed, world, int(accelerated))
+            steps = max(1, round(train.time / one))
+            draft.put("train.steps", steps, "measured", f"{quantities.seconds_text(train.time)} at {one:.3g} s a step")
+    elif train.steps is None:
+        parameters = flops.parameters(_for_speed(draft).model)
+        steps = max(1, derive.tokens(parameters) // batch.tokens)
+        draft.put(
+            "train.steps", steps, "derived", f"20 tokens for each of {quantities.count_text(parameters)} parameters"
+        )
+    draft.put("train.tokens", draft.values["train.steps"] * batch.tokens, "" if train.tokens else "derived")
+    draft.values["train.time"] = None
+
+
+def _for_speed(draft: _Draft) -> Job:
+    return Job.model_validate(
+        leaves.nested({**draft.values, "train.steps": None, "train.tokens": None, "train.time": None})
+    )
+
+
+def _optimizer(draft: _Draft) -> None:
+    job = draft.job()
+    tokens = int(draft.values["train.tokens"])
+    draft.derived("optim.lr", derive.lr(job, tokens))
+    if job.optim.schedule == "wsd":
+        draft.derived("optim.decay", derive.decay())
+    draft.derived("optim.warmup", derive.warmup(job, tokens))
+    if job.optim.name == "muon":
+        draft.derived("optim.momentum", derive.momentum())
+        draft.derived("optim.newton_schulz", derive.newton_schulz())
+    if int(draft.values["optim.warmup"]) > tokens:
+        raise Refused(
+            f"optim.warmup = {draft.values['optim.warmup']} tokens is longer than the run of {tokens}.",
+            where=draft.loaded.written.get("optim.warmup", ""),
+            do="Shorten it, or leave it out: it is then derived.",
+        )
+
+
+def _compile(draft: _Draft, probed: Mapping[str, Any], machine: Machine, world: int) -> None:
+    asked = draft.loaded.job.train.compile
+    if asked is True and machine.compiler is None and not machine.devices:
+        draft.replaced("train.compile", False, "needs a C++ compiler, and none is found here")
+    elif asked == "auto" and not draft.measured("train.compile"):
+        if machine.compiler is None and not machine.devices:
+            draft.put("train.compile", False, "this machine", "no C++ compiler is found")
+            return
+        job = _for_speed(draft)
+        lasts = seconds.step_seconds(job, probed, world, len(machine.devices)) * int(draft.values["train.steps"])
+        earns = lasts >= COMPILE_EARNS
+        why = f"the run takes about {quantities.seconds_text(lasts)}"
+        draft.put("train.compile", earns, "measured", why if earns else f"{why}, too short to earn it")
+
+
+def _prediction(job: Job, layout: Layout, probed: Mapping[str, Any], machine: Machine, world: int) -> Prediction:
+    steps = int(job.train.steps or 1)
+    one = seconds.step_seconds(job, probed, world, len(machine.devices))
+    device = "cuda" if machine.devices else "cpu"
+    return Prediction(
+        step_seconds=one,
+        tokens_per_second=job.batch.tokens / one,
+        memory_bytes=memory.peak(job, layout, int(job.batch.micro), device).total,
+        disk_bytes=memory.disk(job, steps, world),
+        seconds=one * steps,
+        parameters=flops.parameters(job.model),
+        flops_per_token=flops.flops_per_token(job.model, job.batch.sequence),
+    )
+
+
+def _settings(draft: _Draft, job: Job) -> list[Setting]:
+    """One setting per leaf, in the order of the schema."""
+    asked, used = leaves.leaves(draft.loaded.job), leaves.leaves(job)
+    found = []
+    for key, value in used.items():
+        origin = draft.origins.get(key) or draft.loaded.written.get(key) or "default"
+        if key in draft.loaded.written and origin == "derived":
+            origin = draft.loaded.written[key]
+        found.append(Setting(key, leaves.plain(asked[key]), leaves.plain(value), origin, draft.reasons.get(key, "")))
+    return found

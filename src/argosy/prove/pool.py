@@ -1,0 +1,217 @@
+"""Persistent worker processes for experiments: torch is imported once, ranks are forked from it and answer call after call.
+
+In: the name of a function and a JSON payload. Out: what each rank's function returned, as JSON. A rank that raises, dies or does
+not answer in time fails the call, and the pool forks all ranks anew. Everything ends with the pool, or with its owner: the
+server's input closes, and it kills its ranks. Without torch on the owner's side.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from argosy.points import POINTS  # noqa: F401  (imported before the fork, like all that ranks need)
+
+LIMIT = 120.0  # seconds that a call may take; machines that test are busy
+_LENGTH = struct.Struct("<I")
+
+
+class Failed(Exception):
+    """A rank raised, died or did not answer; the text says which and how."""
+
+
+class Pool:
+    """`ranks` processes, forked on first use. Use as a context manager."""
+
+    def __init__(self, ranks: int):
+        self.ranks = ranks
+        self._folder = Path(tempfile.mkdtemp(prefix="pool-"))
+        self._server: subprocess.Popen[bytes] | None = None
+        self._ranks: list[socket.socket] = []
+        self._calls = 0
+
+    def call(self, entry: str, payload: Any = None, *, ranks: int | None = None, limit: float = LIMIT) -> list[Any]:
+        """What `entry` ("module:function" or "file.py:function") returns on each of the first `ranks` ranks.
+
+        It is called with (rank, ranks, meeting file, payload). Raises Failed.
+        """
+        if not self._ranks:
+            self._start()
+        self._calls += 1
+        count = self.ranks if ranks is None else ranks
+        board = str(self._folder / f"store-{self._calls}")
+        for rank in range(count):
+            _send(self._ranks[rank], {"entry": entry, "rank": rank, "ranks": count, "board": board, "payload": payload})
+        answers: dict[int, Any] = {}
+        end = time.monotonic() + limit
+        try:
+            while len(answers) < count:
+                waiting = {self._ranks[rank]: rank for rank in range(count) if rank not in answers}
+                ready, _, _ = select.select(list(waiting), [], [], max(0.0, end - time.monotonic()))
+                if not ready:
+                    raise Failed(f"{entry}: ranks {sorted(waiting.values())} of {count} did not answer in {limit:.0f} s")
+                for connection in ready:
+                    answers[waiting[connection]] = _answer(connection, entry, waiting[connection])
+        except Failed:
+            self.close_ranks()
+            raise
+        return [answers[rank] for rank in range(count)]
+
+    def close_ranks(self) -> None:
+        """End all ranks at once; the next call forks new ones."""
+        for connection in self._ranks:
+            connection.close()
+        self._ranks = []
+        if self._server is not None:
+            if self._server.stdin is not None:
+                self._server.stdin.close()  # the server kills its ranks and ends
+            try:
+                self._server.wait(timeout=LIMIT)
+            except subprocess.TimeoutExpired:
+                self._server.kill()
+                self._server.wait()
+            self._server = None
+
+    def close(self) -> None:
+        """End everything."""
+        self.close_ranks()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        address = self._folder / f"socket-{self._calls}"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(address))
+            listener.listen(self.ranks)
+            listener.settimeout(LIMIT)
+            command = [sys.executable, "-m", "argosy.prove.pool", str(address), str(self.ranks)]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            self._server = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+            found: dict[int, socket.socket] = {}
+            while len(found) < self.ranks:
+                try:
+                    connection, _ = listener.accept()
+                except TimeoutError:
+                    self.close_ranks()
+                    raise Failed(f"the pool's ranks did not start within {LIMIT:.0f} s") from None
+                connection.setblocking(True)
+                found[int(_receive(connection)["rank"])] = connection
+        self._ranks = [found[rank] for rank in range(self.ranks)]
+
+
+def serve(address: str, ranks: int) -> None:
+    """Import what ranks need, fork them, and kill them when the owner is gone. The pool's own program."""
+    import torch
+
+    import argosy.parallel.apply
+    import argosy.train.step  # noqa: F401
+
+    torch.set_num_threads(1)
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                _rank(address, rank)
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    while sys.stdin.buffer.read(4096):
+        pass
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+def _rank(address: str, rank: int) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address)
+        _send(connection, {"rank": rank})
+        while True:
+            try:
+                asked = _receive(connection)
+            except EOFError:
+                return
+            try:
+                function = _load(asked["entry"])
+                answer = {"value": function(asked["rank"], asked["ranks"], asked["board"], asked["payload"])}
+            except BaseException:
+                answer = {"error": traceback.format_exc()}
+            _send(connection, answer)
+
+
+def _load(entry: str) -> Callable[..., Any]:
+    place, name = entry.rsplit(":", 1)
+    if not place.endswith(".py"):
+        function: Callable[..., Any] = getattr(importlib.import_module(place), name)
+        return function
+    known = f"pool_{Path(place).stem}"
+    if known not in sys.modules:
+        spec = importlib.util.spec_from_file_location(known, place)
+        if spec is None or spec.loader is None:
+            raise ImportError(place)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[known] = module
+        spec.loader.exec_module(module)
+    found: Callable[..., Any] = getattr(sys.modules[known], name)
+    return found
+
+
+def _answer(connection: socket.socket, entry: str, rank: int) -> Any:
+    try:
+        answer = _receive(connection)
+    except (EOFError, ConnectionError):
+        raise Failed(f"{entry}: rank {rank} died") from None
+    if "error" in answer:
+        raise Failed(f"{entry}: rank {rank}:\n{answer['error']}")
+    return answer["value"]
+
+
+def _send(connection: socket.socket, message: Any) -> None:
+    text = json.dumps(message).encode()
+    connection.sendall(_LENGTH.pack(len(text)) + text)
+
+
+def _receive(connection: socket.socket) -> Any:
+    (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
+    return json.loads(_exactly(connection, length))
+
+
+def _exactly(connection: socket.socket, length: int) -> bytes:
+    found = bytearray()
+    while len(found) < length:
+        block = connection.recv(length - len(found))
+        if not block:
+            raise EOFError
+        found += block
+    return bytes(found)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], int(sys.argv[2]))

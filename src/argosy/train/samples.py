@@ -1,0 +1,98 @@
+"""Samples during training: rank 0 lets the model continue the prompts and appends what it wrote to `samples.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argosy.evaluate.generate import continuation, stream_of
+from argosy.parallel.execute import Whole
+from argosy.run.folder import append_line, write_whole
+
+FILE = "samples.jsonl"
+
+
+class Samples:
+    """Continues each of `prompts`. Every rank of a sharded model must call it, since weights are gathered for it.
+
+    A prompt without text begins a document: the model sees the end mark of the one before.
+    """
+
+    def __init__(
+        self,
+        whole: Whole,
+        tokenizer: Any,
+        prompts: Sequence[str],
+        *,
+        tokens: int,
+        temperature: float,
+        context: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ):
+        self.whole, self.tokenizer, self.prompts = whole, tokenizer, tuple(prompts)
+        self.tokens, self.temperature, self.context, self.seed, self.device = tokens, temperature, context, seed, device
+
+    def __call__(self, step: int) -> list[tuple[str, str]]:
+        """(prompt, continuation) of each prompt, the same on every rank that asks."""
+        was = self.whole.training
+        self.whole.eval()
+        try:
+            return [(prompt, self.continued(prompt, step, number)) for number, prompt in enumerate(self.prompts)]
+        finally:
+            self.whole.train(was)
+
+    def continued(self, prompt: str, step: int, number: int) -> str:
+        """What the model writes after `prompt`."""
+        begin = self.tokenizer.encode(prompt) or [self.tokenizer.end]
+        ids = continuation(
+            self.scores,
+            begin,
+            tokens=self.tokens,
+            temperature=self.temperature,
+            context=self.context,
+            stream=stream_of(self.seed, step, number),
+            end=self.tokenizer.end,
+            vocabulary=self.tokenizer.vocabulary,
+            device=self.device,
+        )
+        return following(self.tokenizer, begin, list(ids))
+
+    def scores(self, tokens: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
+        """Logits [1, S, V]."""
+        return self.whole(logits, tokens, positions, segments)  # type: ignore[no-any-return]
+
+
+def logits(model: Any, tokens: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
+    """Logits [B, S, V] of a decoder."""
+    return model.logits(model(tokens, positions, segments))  # type: ignore[no-any-return]
+
+
+def following(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of `ids` where they follow `prompt`: a tokenizer may write a token differently at the start of a text."""
+    before, whole = tokenizer.decode(list(prompt)), tokenizer.decode([*prompt, *ids])
+    return str(whole[len(before) :] if whole.startswith(before) else tokenizer.decode(list(ids)))
+
+
+def append(folder: Path, step: int, incarnation: int, texts: Sequence[tuple[str, str]]) -> None:
+    """Write one line a prompt."""
+    for prompt, text in texts:
+        row = {"step": step, "prompt": prompt, "text": text, "incarnation": incarnation, "time": time.time()}
+        append_line(folder / FILE, row)
+
+
+def cut(folder: Path, step: int) -> None:
+    """Leave out samples of later steps than `step`: they will be written again."""
+    path = folder / FILE
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if kept != lines:
+        write_whole(path, "".join(kept))

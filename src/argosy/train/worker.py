@@ -1,0 +1,356 @@
+"""A rank from birth to end, top to bottom: the one place that composes the engine.
+
+`main` gets (run folder, rank, incarnation) and nothing else: everything it does follows from the run folder. It returns 0 when
+the run is finished or a stop was agreed, and raises Refused, with the exit code of the reason, where it cannot go on.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from argosy.checkpoint.load import load
+from argosy.checkpoint.save import Saver, specs_of
+from argosy.checkpoint.store import Checkpoint, at, newest
+from argosy.data.batch import Batch, counted_bytes, held_out_batches
+from argosy.data.reader import LocalBatches, batches
+from argosy.data.shards import Shards
+from argosy.data.tokenizer import open_tokenizer
+from argosy.device.device import Device
+from argosy.device.precision import dtype
+from argosy.device.threads import limit
+from argosy.errors import MACHINE, NO, Refused
+from argosy.evaluate.held_out import held_out
+from argosy.job.schema import Job
+from argosy.layout.layout import Layout
+from argosy.model.decoder import Decoder
+from argosy.model.weights import initialise
+from argosy.optim.build import build
+from argosy.optim.schedule import rate
+from argosy.parallel import apply
+from argosy.parallel.execute import Plain
+from argosy.parallel.mesh import Meeting, Mesh, joined
+from argosy.points import point
+from argosy.quantities import interval
+from argosy.run.folder import Run, write_whole
+from argosy.run.incarnation import Incarnation
+from argosy.run.record import Recorder
+from argosy.train import samples
+from argosy.train.callbacks import Callback, Evaluate, Garbage, Sample, Save
+from argosy.train.feed import Feed, cut, tensors
+from argosy.train.state import State
+from argosy.train.trainer import FINISHED, Trainer
+from argosy.train.vote import Agree
+from argosy.train.wishes import Wishes
+
+
+def main(run: str, rank: int, incarnation: int) -> int:
+    """Live as `rank` of `incarnation` of the run in the folder `run`; 0 when all is done that was asked."""
+    place = Run(run)
+    start = Incarnation.read(place, incarnation)
+    recorder = Recorder(place, rank, incarnation)
+    recorder.mark("born")
+    point("worker.start")
+    try:
+        Worker(place, start, rank, recorder).live()
+    except BaseException as error:
+        recorder.mark("failed")
+        kind, refused = explained(error, rank)
+        row = {"kind": kind, "sentence": refused.text if refused else f"{type(error).__name__}: {error}"}
+        write_whole(place.local / f"failed-rank-{rank:04d}-{incarnation}.json", json.dumps(row) + "\n")
+        if refused is None or refused is error:
+            raise
+        raise refused from error
+    finally:
+        recorder.finish()
+    return 0
+
+
+def explained(error: BaseException, rank: int) -> tuple[str, Refused | None]:
+    """What kind of end `error` is, for whoever watches, and the sentence for it; None where it is a bug."""
+    if isinstance(error, Refused):
+        return "diverged" if error.code == NO else "refused", error
+    text = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in text:
+        do = "Use less: --batch.micro, --batch.sequence, or more workers."
+        return "out_of_memory", Refused(f"rank {rank} is out of memory.", found=text[:200], do=do, code=MACHINE)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "out_of_disk", Refused("the disk is full.", where=str(error.filename or ""), code=MACHINE)
+    gone = isinstance(error, dist.DistError) or ("gloo" in text.lower() and isinstance(error, RuntimeError))
+    if gone or isinstance(error, ConnectionError):
+        return "peer", Refused(f"rank {rank} lost the connection to a peer.", found=text.splitlines()[0][:200], code=MACHINE)
+    return "bug", None
+
+
+class Worker:
+    """One rank's life. Each method is one part of it, in the order of `live`."""
+
+    def __init__(self, run: Run, start: Incarnation, rank: int, recorder: Recorder):
+        self.run, self.start, self.rank, self.recorder = run, start, rank, recorder
+        self.job: Job = run.job()
+        self.layout = Layout.parse(start.layout, start.world)
+        self.ledger = run.ledger()
+        per_node = max(1, start.local_world)
+        self.device = Device(start.device, rank % per_node if start.device == "cuda" else 0)
+        limit(start.threads)
+
+    def live(self) -> None:
+        """From joining the groups to the last checkpoint."""
+        with self.recorder.during("groups", 0):
+            meeting = meeting_of(self.run, self.start)
+            mesh = joined(self.layout, self.rank, meeting, backend=self.device.backend, kind=self.device.kind)
+            here = mesh.__enter__()
+        self.recorder.mark("joined")
+        point("worker.group")
+        try:
+            self.train(here)
+        except BaseException as error:
+            # Leaving a group politely can wait for peers that are gone: only the way out without an error is polite.
+            if not isinstance(error, Refused):
+                raise
+            raise
+        else:
+            mesh.__exit__(None, None, None)
+        point("worker.end")
+
+    def train(self, mesh: Mesh) -> None:
+        """Build, load, train, leave."""
+        with self.recorder.during("build", 0):
+            self.build(mesh)
+        point("worker.built")
+        with self.recorder.during("load", 0):
+            facts = self.load(mesh)
+        self.recorder.mark("loaded", self.state.step)
+        point("worker.loaded")
+        trainer = self.trainer(mesh)
+        try:
+            end = trainer.run(facts)
+            self.recorder.mark("finished" if end == FINISHED else "stopped", self.state.step)
+        finally:
+            self.feed.close()
+            self.saver.close()
+
+    def build(self, mesh: Mesh) -> None:
+        """The model on this rank's device, sharded as the layout says, with first weights; optimizer and state."""
+        job, device = self.job, self.device.torch
+        compute, master, reduce = (dtype(str(name)) for name in (job.train.precision, job.train.master, job.train.reduce))
+        compiled = job.train.compile is True
+        self.decoder = Decoder(job.model, seed=job.train.seed, compute=compute, master=master)
+        self.kernel = self.decoder.prepare(self.device.kind, job.batch.sequence, compiled)
+        blocks = list(self.decoder.blocks)
+        self.applied = apply.shard(
+            self.decoder, blocks, mesh, zero=job.layout.zero, compile=compiled, compute=compute, reduce=reduce
+        )
+        apply.materialise(self.applied, device)
+        initialise(self.decoder, job.train.seed)
+        self.optimizer = build(self.applied.named(), job.optim, self.device, group=mesh.replicate)
+        tokens, steps = job.batch.tokens, self.steps
+        self.state = State(
+            self.decoder,
+            self.optimizer,
+            self.applied.data,
+            self.recorder,
+            # The middle of a step stands for it: neither the first nor the last one has a rate of zero.
+            rate=lambda step: rate(job.optim, (step - 0.5) * tokens, steps * tokens),
+            clip=job.optim.clip,
+            world=self.layout.world,
+        )
+        self.compiled = compiled
+        self.whole_step = torch.zeros((), dtype=torch.int64, device=device)
+        self.recorder.mark("built")
+
+    @property
+    def steps(self) -> int:
+        """How long the run is."""
+        if self.job.train.steps is None:
+            raise Refused("train.steps is not settled.", where=str(self.run.path))
+        return self.job.train.steps
+
+    def load(self, mesh: Mesh) -> dict[str, Any]:
+        """The newest good checkpoint, the same on all ranks; its facts, empty where the run begins."""
+        found = self.agreed(self.run, mesh)
+        if found is None:
+            if self.job.model.init != "random":
+                self.load_first(mesh)
+            if self.rank == 0:
+                samples.cut(self.run.path, 0)
+            return {}
+        facts = load(self.run, found, self.state.tensors())
+        self.state.restore(facts)
+        found.close()
+        kept = self.ledger.entries[: int(facts["ledger"]["length"])]
+        if type(self.ledger)(kept).digest != facts["ledger"]["digest"]:
+            raise Refused(
+                "the ledger is not the one this checkpoint was made with.",
+                where=str(self.run.path / "ledger.jsonl"),
+                do="Restore the file, or begin a new run.",
+            )
+        if self.rank == 0:
+            samples.cut(self.run.path, self.state.step)
+        return facts
+
+    def load_first(self, mesh: Mesh) -> None:
+        """First weights from another run's newest checkpoint."""
+        other = Run(Path(self.job.model.init))
+        found = self.agreed(other, mesh)
+        if found is None:
+            raise Refused("there is no checkpoint to start from.", where=str(other.path))
+        weights = {name: tensor for name, tensor in self.state.tensors().items() if name.startswith("model.")}
+        load(other, found, weights, partial=True)
+        found.close()
+
+    def agreed(self, run: Run, mesh: Mesh) -> Checkpoint | None:
+        """The checkpoint that rank 0 finds newest. The others are told, since one may just be being committed."""
+        found = newest(run) if self.rank == 0 else None
+        step = torch.tensor([-1 if found is None else found.step], dtype=torch.int64, device=self.device.torch)
+        if mesh.world is not None:
+            dist.broadcast(step, 0, group=mesh.world)
+        if self.rank != 0 and step.item() >= 0:
+            found = at(run, int(step.item()))
+        return found
+
+    def trainer(self, mesh: Mesh) -> Trainer:
+        """The loop with all its parts."""
+        job, place, state = self.job, self.layout.data_index(self.rank), self.state
+        shards = Shards(self.run.prepared())
+        self.feed = Feed(
+            LocalBatches(job.train.seed, self.ledger, shards, state.step + 1)
+            if self.start.alone
+            else batches(self.run, self.start.number),
+            self.layout,
+            self.rank,
+            int(job.batch.micro),
+            self.device.torch,
+            (lambda batch: counted_bytes(batch, shards.bytes_of)) if self.rank == 0 else None,
+        )
+        execute = Plain(self.applied.whole, self.loss, self.applied.data)
+        self.saver = Saver(
+            self.run,
+            self.rank,
+            self.start.world,
+            self.start.number,
+            self.layout,
+            specs_of(state.tensors()),
+            nodes=[self.start.local_world] * self.start.nodes,
+            child=self.start.alone,
+        )
+        wishes = Wishes(self.run, looks=self.rank == 0 or self.start.alone, alone=self.start.alone)
+        agree = Agree(mesh.world, device=self.device.torch, copies=self.layout.world // self.layout.data)
+        micro, rows = int(job.batch.micro), int(job.batch.micro) * self.layout.data
+
+        def measure() -> tuple[float, float | None, int, int]:
+            self.applied.whole.eval()
+            held = held_out(
+                held_out_batches(shards, job.batch.sequence, rows, job.evaluate.tokens),
+                execute,
+                lambda batch: [tensors(part, self.device.torch) for part in cut(batch, self.layout.data, place, micro)],
+                lambda batch: counted_bytes(batch, shards.bytes_of),
+                mesh.world,
+                self.device.torch,
+                copies=agree.copies,
+            )
+            self.applied.whole.train()
+            return held.loss, held.bits_per_byte, held.documents, held.counted
+
+        callbacks: list[Callback] = [
+            Evaluate(measure, interval(job.evaluate.every)),
+            Sample(self.sampler(), interval(job.observe.sample_every)),
+            Keep(self.saver, job, self.ledger, wishes),
+            Garbage(job.train.collect_every),
+        ]
+        self.applied.whole.train()
+        return Trainer(
+            state,
+            self.fed,
+            execute,
+            agree,
+            steps=self.steps,
+            rank=self.rank,
+            callbacks=callbacks,
+            asked=wishes,
+            held=self.saver.held,
+            after_first=self.after_first,
+        )
+
+    def fed(self, step: int) -> Any:
+        """The part of `step`; the first of this process is where the compiler works."""
+        if self.compiled and self.state.computing != "compile" and not self.warm:
+            self.recorder.mark("compiling", step)
+            self.state.computing = "compile"
+        part = self.feed(step)
+        self.whole_step.fill_(step)
+        return part
+
+    warm = False  # whether the first step of this process is done
+
+    def after_first(self) -> None:
+        """The first step is done: everything compiled stands, and every weight must have had a gradient."""
+        self.applied.check_gradients()
+        if self.compiled:
+            self.recorder.mark("compiled", self.state.step)
+        self.warm, self.state.computing = True, "forward_backward"
+
+    def loss(self, decoder: Decoder, batch: Batch) -> torch.Tensor:
+        """The loss of a micro-batch, summed over counted labels, in nats."""
+        return decoder.loss(batch, self.job.memory.loss_chunk, self.whole_step)
+
+    def sampler(self) -> Any:
+        """Writes the samples of a step: on rank 0 alone, with the help of all where weights are sharded."""
+        job = self.job
+        tokenizer = open_tokenizer(self.run.prepared())
+        write = samples.Samples(
+            self.applied.whole,
+            tokenizer,
+            job.observe.prompts,
+            tokens=job.observe.sample_tokens,
+            temperature=job.observe.temperature,
+            context=job.batch.sequence,
+            seed=job.train.seed,
+            device=self.device.torch,
+        )
+        together = self.layout.dp_shard > 1
+
+        def sample(step: int) -> None:
+            if self.rank == 0 or together:
+                texts = write(step)
+                self.applied.data.settle()
+                if self.rank == 0:
+                    samples.append(self.run.path, step, self.start.number, texts)
+
+        return sample
+
+
+class Keep(Save):
+    """Saves with what every checkpoint of a run also holds: seed, layout, and which ledger it was made with."""
+
+    def __init__(self, saver: Saver, job: Job, ledger: Any, wishes: Wishes):
+        super().__init__(saver, interval(job.checkpoint.every))
+        self.job, self.ledger, self.wishes = job, ledger, wishes
+
+    def save(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        """Add them."""
+        facts["seed"] = self.job.train.seed
+        facts["layout"] = self.job.layout.shape
+        facts["ledger"] = {"length": len(self.ledger.entries), "digest": self.ledger.digest}
+
+    def take(self, trainer: Trainer) -> None:
+        """Save, and tell whoever asked."""
+        super().take(trainer)
+        self.wishes.saved(trainer.state.step)
+
+
+def meeting_of(run: Run, start: Incarnation) -> Meeting:
+    """Where the ranks of an incarnation meet."""
+    prefix = f"{run.info()['id']}/{start.number}"
+    if start.master is None:
+        return Meeting(prefix, board=run.local / f"store-{start.number}")
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return Meeting(f"{prefix}/{attempt}", master=start.master, hosted=hosted)
