@@ -75,6 +75,19 @@ class Table:
         """Names, in the order of their first run."""
         return list(dict.fromkeys(sample.contestant for sample in self.samples))
 
+    def median(self, contestant: str) -> float:
+        """The median of one contestant's values."""
+        return spread(self.values(contestant))[0]
+
+    def parts(self, contestant: str, key: str = "parts") -> dict[str, float]:
+        """The medians of the seconds that its samples' details[`key`] name."""
+        found: dict[str, list[float]] = {}
+        for sample in self.samples:
+            if sample.contestant == contestant:
+                for name, seconds in sample.details.get(key, {}).items():
+                    found.setdefault(name, []).append(seconds)
+        return {name: spread(values)[0] for name, values in found.items()}
+
     def ratio(self, of: str, to: str) -> tuple[float, float, float]:
         """Median and quartiles, over rounds, of `of` / `to` in the same round."""
         pairs: dict[int, dict[str, float]] = {}
@@ -131,23 +144,25 @@ def gemm(
     return [float(line) for line in answer.stdout.split()]
 
 
-def alternate(
-    table: Table, contestants: Mapping[str, Callable[[], tuple[float, dict[str, Any]]]], rounds: int
-) -> Table:
-    """Run every contestant once a round, the order turned by one each round; each returns its value and details."""
+Taken = tuple[float, dict[str, Any]]  # a value and its details
+
+
+def alternate(table: Table, contestants: Mapping[str, Callable[[], Taken | list[Taken]]], rounds: int) -> Table:
+    """Run every contestant once a round, the order turned by one each round; each returns one value, or several."""
     names = list(contestants)
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             (rate,) = gemm()
             with load() as measured:
-                value, details = contestants[name]()
-            sample = Sample(name, number, value, measured["foreign"], rate, measured["seconds"], details)
-            table.samples.append(sample)
-            print(
-                f"round {number + 1}/{rounds}  {name:<28} {value:9.4g} {table.unit}"
-                f"   foreign load {sample.foreign:4.0%}   GEMM {rate / 1e9:.0f} GFLOP/s",
-                flush=True,
-            )
+                taken = contestants[name]()
+            for value, details in taken if isinstance(taken, list) else [taken]:
+                sample = Sample(name, number, value, measured["foreign"], rate, measured["seconds"], details)
+                table.samples.append(sample)
+                print(
+                    f"round {number + 1}/{rounds}  {name:<28} {value:9.4g} {table.unit}"
+                    f"   foreign load {sample.foreign:4.0%}   GEMM {rate / 1e9:.0f} GFLOP/s",
+                    flush=True,
+                )
     return table
 
 
@@ -242,3 +257,11 @@ def keep(table: Table) -> Path:
     }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def finish(table: Table, lines: Sequence[str], *, write: bool) -> None:
+    """Print a benchmark's section; keep its samples and write the page when the measurement was a real one."""
+    print("\n" + "\n".join(lines) + "\n", flush=True)
+    if write:
+        keep(table)
+        write_section(table.name, lines)

@@ -6,12 +6,13 @@ document, so that the attention mask of all contestants is the plain causal one.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ def program(name: str) -> str:
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's variables without those that steer Argosy, and with `changes`."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("ARGOSY_POINT")}
-    return {**kept, "ARGOSY_RUNS": "", **changes}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ARGOSY_")}
+    return {**kept, **changes}
 
 
 def section(overrides: Sequence[str], vocabulary: int, sequence: int = 256) -> dict[str, Any]:
@@ -65,9 +66,9 @@ def text(folder: Path, sequence: int, vocabulary: int, sequences: int) -> list[s
     return [f"data.source={documents}", f"data.tokenizer={folder / 'tokenizer.json'}", f"batch.sequence={sequence}"]
 
 
-def train(run: Path, overrides: Sequence[str], workers: int, variables: dict[str, str] | None = None) -> list[str]:
+def train(run: Path, overrides: Sequence[str], workers: int, job: str = "laptop") -> list[str]:
     """The command line of a run of the laptop job into `run`."""
-    command = [program("argosy"), "train", "laptop", "--run", str(run), "--workers", str(workers)]
+    command = [program("argosy"), "train", job, "--run", str(run), "--workers", str(workers)]
     return [*command, *overrides]
 
 
@@ -92,18 +93,44 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def steady(metrics: Sequence[dict[str, Any]], warm: int) -> list[float]:
     """Seconds from the end of one step to the end of the next, without the first `warm`."""
     times = [row["time"] for row in metrics]
-    return [later - earlier for earlier, later in zip(times, times[1:], strict=False)][warm:]
+    return [later - earlier for earlier, later in itertools.pairwise(times)][warm:]
 
 
-def phases(run: Path, incarnation: int, until_step: int) -> dict[str, float]:
-    """Seconds that rank 0 spent in each phase from its birth to the end of `until_step`, from its record."""
+def first_step(run: Path, incarnation: int) -> tuple[float, dict[str, float]] | None:
+    """(time of the end of the first step of an incarnation, seconds of each part until then), None before it ended.
+
+    Parts are the phases of rank 0's record; what lies before the first entry is left to the caller, who knows the start.
+    """
     from argosy.run import record
     from argosy.run.folder import Run
 
-    found: dict[str, float] = {}
-    for path in sorted(Run(run).local.glob(f"record-rank-0000-inc-{incarnation:04d}-*.bin")):
-        for entry in record.read(path):
-            if entry["kind"] == record.PHASE and entry["step"] <= until_step:
-                name = record.PHASES[entry["name"]]
-                found[name] = found.get(name, 0.0) + float(entry["left"] - entry["entered"]) / 1e9
-    return found
+    files = record.files(Run(run).local, rank=0, incarnation=incarnation)
+    entries = [entry for _, path in files[:1] for entry in record.read(path)]
+    ended = [entry for entry in entries if entry["kind"] == record.STEP]
+    if not ended:
+        return None
+    until = ended[0]["left"]
+    parts = {"born": min(int(entry["entered"]) for entry in entries if entry["entered"]) / 1e9}
+    for entry in entries:
+        if entry["kind"] == record.PHASE and entry["left"] <= until:
+            name = record.PHASES[entry["name"]]
+            parts[name] = parts.get(name, 0.0) + float(entry["left"] - entry["entered"]) / 1e9
+    return float(until) / 1e9, parts
+
+
+def pid_of(run: Path, rank: int, incarnation: int) -> int:
+    """The process that is this rank."""
+    from argosy.run import record
+    from argosy.run.folder import Run
+
+    return int(record.header(record.files(Run(run).local, rank=rank, incarnation=incarnation)[0][1]).pid)
+
+
+def waited(condition: Callable[[], Any], what: str, seconds: float = 300.0) -> Any:
+    """The first true answer of `condition`, asked twenty times a second."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise SystemExit(f"waited {seconds:.0f} s in vain for {what}")

@@ -109,9 +109,15 @@ def test_slots_go_to_a_disk_where_memory_has_no_room(bench: Any, monkeypatch: py
     assert not list(bench.run.local.glob("slots/*"))
 
 
-def test_no_room_anywhere_is_one_sentence(bench: Any) -> None:
+def test_no_room_anywhere_is_one_sentence(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from argosy.checkpoint import slots
+
+    def full(path: Path, size: int) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(slots, "_reserved", full)
     with pytest.raises(Refused, match="no room for a snapshot") as refused:
-        bench.savers(Layout(), [TensorSpec("w", "F64", (1 << 50,))])
+        bench.savers(Layout(), [TensorSpec("w", "F64", (10,))])
     assert refused.value.code == MACHINE and "ARGOSY_LOCAL" in refused.value.text
 
 
@@ -139,7 +145,7 @@ def test_a_rank_without_a_parent_keeps_its_own_snapshot_process(bench: Any, tmp_
 
     job = Job()
     (bench.run.path / "run.json").write_text('{"version": 1, "id": "a"}')
-    settle(bench.run, job, {}, [], tmp_path)
+    settle(bench.run, job, {}, [], tmp_path, "")
     weight = torch.arange(5.0)
     saver = Saver(bench.run, 0, 1, 1, Layout(), specs_of({"w": weight}), child=True)
     try:

@@ -224,4 +224,4 @@ class Saver:
         if self.writer is None:
             self.files.finish(False)
             words = ["argosy.checkpoint.snapshot:main", "snapshot", str(self.run.path), str(self.incarnation)]
-            self.writer = subprocess.Popen([sys.executable, "-m", "argosy.run.child", *words, str(os.getpid())])
+            self.writer = subprocess.Popen([sys.executable, "-P", "-m", "argosy.run.child", *words, str(os.getpid())])

@@ -11,12 +11,12 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psutil
 
@@ -192,29 +192,35 @@ def cache_folder() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "argosy"
 
 
-def _probe_file(cache: Path | None) -> Path:
-    return (cache or cache_folder()) / "probe" / f"{machine_key()}.json"
+Shapes: TypeAlias = Sequence[tuple[int, int, int]]  # M, K, N of matrix products
 
 
-def probed(cache: Path | None = None) -> dict[str, Any]:
+def _probe_file(cache: Path | None, shapes: Shapes) -> Path:
+    words = "\0".join([_machine_key(), *(f"{m},{k},{n}" for m, k, n in shapes)])
+    return (cache or cache_folder()) / "probe" / f"{blake2b(words.encode(), digest_size=10).hexdigest()}.json"
+
+
+def probed(cache: Path | None = None, shapes: Shapes = ()) -> dict[str, Any]:
     """What an earlier `probe` measured here; empty when none did."""
     try:
-        kept = json.loads(_probe_file(cache).read_text(encoding="utf-8"))
+        kept = json.loads(_probe_file(cache, shapes).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return kept if isinstance(kept, dict) else {}
 
 
-def probe(cache: Path | None = None, *, fresh: bool = False) -> dict[str, Any]:
-    """What `python -m argosy.device.probe` measures here, kept per machine, cores and torch. gemm in GFLOP/s.
+def probe(cache: Path | None = None, shapes: Shapes = (), *, fresh: bool = False) -> dict[str, Any]:
+    """What `python -m argosy.device.probe` measures here, kept per machine, cores, torch and shapes. gemm in GFLOP/s.
 
-    {"gemm": {"float32": 140.0, "bfloat16": 32.0}, "torch": "2.13.0+cpu", "devices": [...]}. Refused, as a bug, when the
-    probe itself fails.
+    {"gemm": {"float32": 140.0, "bfloat16": 32.0}, "torch": "2.13.0+cpu", "devices": [...]}. `shapes` are the model's own
+    matrix products (`plan/seconds.py` lists them); none = typical ones. Refused, as a bug, when the probe itself fails.
     """
-    path = _probe_file(cache)
-    if not fresh and (kept := probed(cache)):
+    path = _probe_file(cache, shapes)
+    if not fresh and (kept := probed(cache, shapes)):
         return kept
-    done = subprocess.run([sys.executable, "-m", "argosy.device.probe"], capture_output=True, text=True, check=False)
+    said = ["--shapes", *(f"{m},{k},{n}" for m, k, n in shapes)] if shapes else []
+    command = [sys.executable, "-m", "argosy.device.probe", *said]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
@@ -235,7 +241,7 @@ def probe(cache: Path | None = None, *, fresh: bool = False) -> dict[str, Any]:
     return found
 
 
-def machine_key() -> str:
+def _machine_key() -> str:
     """Names this machine as far as measured speeds depend on it."""
     try:
         torch = version("torch")
@@ -243,4 +249,4 @@ def machine_key() -> str:
         torch = "none"
     devices = ",".join(device.name for device in _devices())
     words = (platform.node(), _processor(), str(cores()), torch, devices, os.environ.get("OMP_NUM_THREADS", ""))
-    return blake2b("\0".join(words).encode(), digest_size=10).hexdigest()
+    return "\0".join(words)

@@ -1,1 +1,1 @@
-"""What a person can ask for: one file a command, a plain function and then its spelling for the shell. Torch inside functions."""
+"""What a person can ask for: one file a command, a plain function, then its spelling for the shell. Torch in functions."""

@@ -1,88 +1,24 @@
-"""`argosy train [JOB]`: from a job file to a finished run. Here driver, agent and screen are put together; torch is not needed.
-
-Order: load the job -> see what lies in its folder -> warm server starts loading -> prepare the text -> settle -> lock, keep ->
-workers until they are done -> the last words and the page. `train` is what notebooks call, `lead` what it and the shell share.
-"""
+"""`argosy train [JOB]`: train, or go on with an unfinished run. What it does is in `conduct.py`."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from argosy.cluster.here import Machine, cores, machine, probe
-from argosy.data.prepare import Prepared, cache_folder, prepare
-from argosy.errors import DONE, INTERRUPTED, Refused
-from argosy.fleet.agent import Agent
-from argosy.fleet.driver import Driver, Outcome
-from argosy.fleet.journal import Journal
-from argosy.fleet.workers import WarmServer
-from argosy.job.load import Loaded, job_from, load
-from argosy.job.schema import Job
-from argosy.layout.layout import Layout
-from argosy.observe import progress, report, words
-from argosy.plan.layouts import workers as workers_of
-from argosy.plan.settle import Settled, settle
-from argosy.run import folder, origin, rule
-from argosy.run.folder import Run
-from argosy.run.incarnation import Incarnation
-from argosy.run.ledger import Entry, Ledger, append
-from argosy.run.rule import Asked, Verdict
+import typer
+
+from argosy.errors import INTERRUPTED, Refused
 
 if TYPE_CHECKING:
-    import typer
+    from argosy.job.schema import Job
+    from argosy.run.folder import Run
 
 HELP = "Start here"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What one start of `argosy train` asks for."""
-
-    job: str | Job | Mapping[str, Any] | None = None
-    overrides: Sequence[str] = ()
-    run: Path | None = None
-    fork: bool = False
-    change: bool = False
-    workers: int | None = None
-    strict: bool = False
-    quiet: bool = False
-    json: bool = False
-    debug: bool = False
-    requeue: bool = False
-    began: float = field(default_factory=time.time)
-
-    def loaded(self) -> Loaded:
-        """The job as asked, with its overrides."""
-        if self.job is None or isinstance(self.job, str):
-            return load(self.job, self.overrides, strict=self.strict)
-        values = self.job.model_dump(exclude_unset=True) if isinstance(self.job, Job) else dict(self.job)
-        for word in self.overrides:
-            key, _, value = word.removeprefix("--").partition("=")
-            values[key] = value
-        return job_from(values, strict=self.strict)
-
-
-@dataclass
-class Start:
-    """All that is known before the first worker starts."""
-
-    wanted: Wanted
-    loaded: Loaded
-    verdict: Verdict
-    machine: Machine
-    workers: int
-    screen: progress.Screen
-    prepared: Prepared | None = None
-    probed: Mapping[str, Any] = field(default_factory=dict)
-    settled: Settled | None = None
-    cached: bool = True
+PLACE = 0  # first in its section
+_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def train(
@@ -100,293 +36,13 @@ def train(
     overrides: "optim.lr=3e-4". run: the folder, else runs/<name>. workers: processes; 0 = inside this one. Gives the run.
     Refused where something is wrong with what was asked, and with the run's own exit code where it failed.
     """
+    from argosy.commands.conduct import Wanted, lead
+
     wanted = Wanted(job, overrides, Path(run) if run else None, fork, change, workers, strict, quiet)
     outcome, made = lead(wanted)
     if outcome.state == "failed":
         raise Refused(outcome.because, where=str(made.path), code=outcome.code)
     return made
-
-
-def lead(wanted: Wanted) -> tuple[Outcome, Run]:
-    """Do all that `argosy train` does; gives how it ended, and where."""
-    from argosy.commands import launched
-
-    place = launched.place()
-    if place is not None and place.rank > 0:
-        return launched.follow(place, runs_folder())
-    mode = progress.mode(sys.stdout, quiet=wanted.quiet, json=wanted.json)
-    screen = progress.screen(mode, sys.stdout)
-    with ExitStack() as stack:
-        stack.callback(screen.close)
-        here = machine()
-        screen.title(words.title(here))
-        loaded = wanted.loaded()
-        world = place.world if place else None
-        count = workers_of(loaded.job, here, wanted.workers, world)
-        asked, verdict = judged(wanted, loaded, count)
-        if verdict.action == "finished":
-            screen.note(f"{verdict.path}: {verdict.because}")
-            return Outcome(DONE, "finished", verdict.step, verdict.because), Run(verdict.path)
-        start = Start(wanted, loaded, verdict, here, count, screen)
-        lock = hold(stack, start, asked) if verdict.action == "continue" else None
-        server = WarmServer()
-        if place is None and count > 0:
-            warm(server, loaded.job)
-            stack.callback(server.stop)
-        ready(start)
-        if lock is None:
-            lock = hold(stack, start, asked)
-        made = keep(start)
-        if place is not None:
-            return launched.first(place, start, made), made
-        if count == 0:
-            return launched.alone(start, made), made
-        return parent(start, made, lock, server), made
-
-
-def judged(wanted: Wanted, loaded: Loaded, workers: int) -> tuple[Asked, Verdict]:
-    """What the run rule says about the folder that is meant. Refused where it refuses."""
-    explicit = wanted.run is not None
-    place = wanted.run if wanted.run is not None else rule.newest_of(runs_folder() / loaded.job.name)
-    asked = Asked(loaded.job, place, explicit, wanted.fork, wanted.change, workers)
-    verdict = rule.judge(asked, rule.look(place), rule.free_name(_stem(place, loaded.job.name)))
-    if verdict.action == "refuse":
-        raise verdict.refused
-    return asked, verdict
-
-
-def hold(stack: ExitStack, start: Start, asked: Asked) -> int:
-    """Lock the run's folder until `stack` ends; gives the lock's descriptor.
-
-    Somebody may have been faster: what lies there is judged again under the lock.
-    """
-    path = start.verdict.path
-    fresh = not path.exists()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = stack.enter_context(Run(path).lock(note=start.screen.note))
-    except OSError as error:
-        raise Refused("a run cannot be kept there.", where=str(path), found=error.strerror or str(error)) from None
-    if start.verdict.action != "continue":
-        if rule.look(path).kind not in ("empty", "missing"):
-            raise Refused("another start has just made a run here.", where=str(path), do="Give the same command again.")
-        if fresh:
-            start.verdict = replace(start.verdict, because=start.verdict.because)
-        return lock
-    start.verdict = rule.judge(asked, rule.look(path), rule.free_name(path))
-    if start.verdict.action == "refuse":
-        raise start.verdict.refused
-    if start.verdict.path != path or start.verdict.action == "finished":
-        raise Refused("the run was finished by another start.", where=str(path), do="Give the same command again.")
-    return lock
-
-
-def warm(server: WarmServer, job: Job) -> None:
-    """Let the warm server load while the text is prepared; it compiles once where the workers may compile."""
-    if job.train.compile is not False:
-        os.environ.setdefault("ARGOSY_WARM", "compile")
-    server.start()
-
-
-def ready(start: Start) -> None:
-    """Prepare the text and settle every value."""
-    job, screen = start.loaded.job, start.screen
-    cache = cache_folder(job.data, start.loaded.base)
-    told: list[str] = []
-
-    def preparing(what: str, done: int, total: int) -> None:
-        told.append(what)
-        screen.preparing(what, done, total)
-
-    start.prepared = prepare(job.data, base=start.loaded.base, cache=cache, progress=preparing, workers=cores())
-    start.cached = not told
-    start.probed = probe()
-    run = Run(start.verdict.path)
-    source = Run(start.verdict.source) if start.verdict.source else run
-    kept = {}
-    if start.verdict.action in ("continue", "fork") and (source.path / "settings.json").is_file():
-        kept = {setting.key: setting for setting in source.settings()}
-    start.settled = settle(
-        start.loaded, start.machine, start.probed, start.prepared.facts, start.workers, kept, folder=run.path
-    )
-
-
-def keep(start: Start) -> Run:
-    """Write the run folder: what was asked, what is in force, where it comes from."""
-    assert start.settled is not None
-    assert start.prepared is not None
-    verdict, job, settled, prepared = start.verdict, start.loaded.job, start.settled, start.prepared
-    run = Run(verdict.path)
-    if verdict.action != "continue":
-        parents = [_parent(verdict)] if verdict.source else []
-        folder.create(run.path, asked=job, written=start.loaded.written, origin=origin.origin(), parents=parents)
-        if verdict.source:
-            _inherit(Run(verdict.source), run, verdict.step)
-    elif verdict.renew:
-        run.update_info(parents=[*run.info()["parents"], _parent(replace(verdict, source=run.path))], id=folder.new_id())
-    run.local.mkdir(parents=True, exist_ok=True)
-    origin.keep_patch(run.path)
-    _ledger(run, settled.job, verdict)
-    folder.settle(run, job, start.loaded.written, settled.settings, prepared.folder)
-    shutil.copyfile(prepared.tokenizer, run.path / "tokenizer.json")
-    run.update_info(**origin.origin(), **_facts(start))
-    Journal(run).note("begun", time=start.wanted.began, command=origin.origin()["command"], because=verdict.because)
-    _latest(run.path)
-    start.screen.log_to(run.path / "log.txt")
-    return run
-
-
-def header(start: Start) -> None:
-    """Print what will be trained."""
-    assert start.settled is not None
-    assert start.prepared is not None
-    text = f"{start.verdict.path} ({start.verdict.because})"
-    lines = words.start(
-        start.settled,
-        start.prepared,
-        start.machine,
-        run_text=text,
-        workers=start.workers,
-        threads=threads(start),
-        cached=start.cached,
-        notes=[*start.verdict.notes, *start.settled.notes],
-    )
-    start.screen.start(lines)
-
-
-def parent(start: Start, run: Run, lock: int, server: WarmServer) -> Outcome:
-    """Train with processes of our own."""
-    header(start)
-    first = incarnation(start, run, os.getpid())
-    agent = Agent(run, lock, server)
-    driver = Driver(run, first, start.screen, agent, requeue=start.wanted.requeue, debug=start.wanted.debug)
-    return last_words(start, run, driver.run())
-
-
-def last_words(start: Start, run: Run, outcome: Outcome) -> Outcome:
-    """Write the page and print how it ended."""
-    report.write(run)
-    if outcome.state != "failed":
-        start.screen.done(words.end(run))
-    return outcome
-
-
-def incarnation(start: Start, run: Run, owner: int | None, master: str | None = None) -> Incarnation:
-    """The next start of all workers."""
-    assert start.settled is not None
-    return Incarnation(
-        number=Incarnation.next(run),
-        world=max(1, start.workers),
-        layout=start.settled.job.layout.shape,
-        threads=threads(start),
-        device="cuda" if start.machine.devices else "cpu",
-        master=master,
-        parent=owner,
-    )
-
-
-def threads(start: Start) -> int:
-    """Cores for each worker of this node."""
-    return max(1, start.machine.cores // max(1, start.workers))
-
-
-def runs_folder() -> Path:
-    """Where runs live: $ARGOSY_RUNS, else ./runs."""
-    return Path(os.environ.get("ARGOSY_RUNS") or "runs")
-
-
-def _stem(place: Path, name: str) -> Path:
-    """The folder whose -2, -3, ... are looked for: runs/laptop also where the newest is runs/laptop-2."""
-    root, _, number = place.name.rpartition("-")
-    return place.with_name(name) if root == name and number.isdecimal() else place
-
-
-def _parent(verdict: Verdict) -> dict[str, object]:
-    source = Run(verdict.source or verdict.path)
-    return {"id": source.info()["id"], "path": str(source.path), "step": verdict.step}
-
-
-def _inherit(source: Run, run: Run, step: int) -> None:
-    """Give a fork its parent's checkpoint and ledger."""
-    name = f"step-{step:06d}"
-    shutil.copytree(source.checkpoints / name, run.checkpoints / name)
-    shutil.copyfile(source.path / "ledger.jsonl", run.path / "ledger.jsonl")
-
-
-def _ledger(run: Run, job: Job, verdict: Verdict) -> None:
-    path = run.path / "ledger.jsonl"
-    if not path.exists():
-        start = Ledger.start(
-            batch__sequence=job.batch.sequence, batch__tokens=job.batch.tokens, train__seed=job.train.seed
-        )
-        start.write(path)
-    known = set(Ledger.read(path).entries)
-    reason = "--fork" if verdict.action == "fork" else "--change"
-    entries = [Entry(verdict.step + 1, key, old, new, reason) for key, old, new in verdict.changes]
-    append(path, [entry for entry in entries if entry not in known])
-
-
-def _facts(start: Start) -> dict[str, object]:
-    """What report, screen and other readers find in run.json."""
-    assert start.settled is not None
-    assert start.prepared is not None
-    prepared, here, job = start.prepared, start.machine, start.settled.job
-    data = {
-        **asdict(prepared.facts),
-        "source": prepared.source,
-        "version": prepared.version,
-        "license": job.data.license if job.data.license != "unknown" else prepared.license or "unknown",
-        "files": prepared.files,
-        "bytes": prepared.bytes,
-        "digest": prepared.digest,
-        "tokenizer": prepared.tokenizer_name,
-        "notes": list(prepared.notes),
-    }
-    machine_facts = {
-        "cores": here.cores,
-        "memory_bytes": here.memory_bytes,
-        "processor": here.processor,
-        "platform": here.platform,
-        "compiler": here.compiler,
-        "devices": [device.name for device in here.devices],
-    }
-    return {
-        "predicted": asdict(start.settled.plan),
-        "probed": dict(start.probed),
-        "machine": machine_facts,
-        "data": data,
-        "steps": job.train.steps,
-        "tokens": job.train.tokens,
-        "workers": start.workers,
-        "threads": threads(start),
-        "layout": Layout.parse(job.layout.shape, max(1, start.workers)).text(),
-    }
-
-
-def _latest(path: Path) -> None:
-    """Let runs/latest point at `path`, where it lies among the runs."""
-    root = runs_folder()
-    if path.resolve().parent == root.resolve():
-        beside = root / f".latest.{os.getpid()}"
-        with suppress(OSError):  # a file system without links; the name is a convenience
-            beside.unlink(missing_ok=True)
-            beside.symlink_to(path.name)
-            os.replace(beside, root / "latest")
-
-
-def split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """(job, overrides) from the words of a command line. Refused where there are two jobs."""
-    job, overrides, values = None, [], False
-    for index, word in enumerate(arguments):
-        before = arguments[index - 1] if index else ""
-        values = before.startswith("--") and "=" not in before and overrides[-1:] == [before]
-        if word.startswith("--") or "=" in word or values:
-            overrides.append(word)
-        elif job is None:
-            job = word
-        else:
-            raise Refused(f"two jobs: {job} and {word}.", do="Give one; keys of it as --optim.lr 3e-4 or optim.lr=3e-4.")
-    return job, overrides
 
 
 @contextmanager
@@ -401,28 +57,34 @@ def interrupted() -> Iterator[None]:
 
 def register(app: typer.Typer) -> None:
     """Spell the command for the shell."""
-    import typer
 
     @app.command(
-        "train",
-        rich_help_panel=HELP,
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-        help="Train, or go on with an unfinished run. Without JOB: the built-in laptop job. Any key of a job can be given: "
-        "--optim.lr 3e-4 or optim.lr=3e-4.",
-        options_metavar="[JOB] [OPTIONS] [KEY=VALUE]...",
+        "train", rich_help_panel=HELP, context_settings=_WORDS, options_metavar="[JOB] [OPTIONS] [KEY=VALUE]..."
     )
     def command(
         context: typer.Context,
-        run: Path = typer.Option(None, help="Folder of the run. Else runs/<name>, $ARGOSY_RUNS/<name>."),
-        fork: bool = typer.Option(False, help="A new run that starts from this one's last checkpoint."),
-        change: bool = typer.Option(False, help="Go on although keys have changed; kept in the ledger."),
-        workers: int = typer.Option(None, help="Worker processes; 0 trains inside this process."),
-        strict: bool = typer.Option(False, help="Refuse where what is in force would differ from what was asked."),
-        quiet: bool = typer.Option(False, help="Print errors only."),
-        json: bool = typer.Option(False, help="Print one JSON object a line."),
-        debug: bool = typer.Option(False, help="Show tracebacks."),
-        requeue: bool = typer.Option(False, help="Leave with 75 after SIGTERM, as under Slurm: saved, start me again."),
+        run: Annotated[Path | None, typer.Option(help="Folder of the run; else runs/NAME.")] = None,
+        fork: Annotated[bool, typer.Option("--fork", help="A new run from this one's last checkpoint.")] = False,
+        change: Annotated[bool, typer.Option("--change", help="Go on although keys have changed.")] = False,
+        workers: Annotated[
+            int | None,
+            typer.Option(help="Worker processes; 0 trains inside this process."),
+        ] = None,
+        strict: Annotated[bool, typer.Option("--strict", help="Refuse where a key could not be had as asked.")] = False,
+        quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+        json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+        debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+        requeue: Annotated[
+            bool, typer.Option("--requeue", help="Leave with 75 after SIGTERM, as under Slurm: saved, start me again.")
+        ] = False,
     ) -> None:
+        """Train, or go on with an unfinished run. Without JOB: the built-in laptop job.
+
+        JOB is the name of a shipped job or a job file. Any key of it can be given: --optim.lr 3e-4 or optim.lr=3e-4.
+        """
+        from argosy.commands.conduct import Wanted, lead
+        from argosy.job.load import split
+
         job, overrides = split(context.args)
         wanted = Wanted(job, overrides, run, fork, change, workers, strict, quiet, json, debug, requeue)
         with interrupted():

@@ -5,6 +5,7 @@ In: an Incarnation. Out: `End`s, those that belong together in one list. The dri
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -16,7 +17,7 @@ from argosy.data import reader
 from argosy.fleet import workers
 from argosy.fleet.workers import Child, WarmServer
 from argosy.policy.events import End, Trade
-from argosy.run.folder import Run
+from argosy.run.folder import Run, write_whole
 from argosy.run.incarnation import Incarnation
 
 TOGETHER = 0.3  # seconds in which the ends of several processes count as one fault, when none of them was killed
@@ -48,6 +49,7 @@ class Agent:
             child = workers.start_worker(self.server, self.run, incarnation.number, rank, self.lock, self.worker)
             self.children.append(child)
         self._note_server()
+        self._list()
 
     def mend(self, trade: Trade) -> None:
         """Start one process of `trade` anew; the workers go on."""
@@ -61,6 +63,7 @@ class Agent:
             self._end("server")
             self.server.start()
             self._note_server()
+        self._list()
 
     def end_workers(self) -> None:
         """SIGKILL all workers that are left and wait until they are gone; this frees them from any collective at once."""
@@ -160,6 +163,11 @@ class Agent:
     def _beside(self, trade: Trade, entry: str) -> None:
         number = self.incarnation.number if self.incarnation else 0
         self.children.append(workers.start_beside(trade, self.run, number, self.lock, entry))
+
+    def _list(self) -> None:
+        """Keep the processes by role where people and tests find them."""
+        found = {child.role: child.pid for child in self.children}
+        write_whole(self.run.local / "processes.json", json.dumps({"parent": os.getpid(), **found}) + "\n")
 
     def _note_server(self) -> None:
         pid = self.server.pid

@@ -36,6 +36,9 @@ class Screen(Protocol):
     def fault(self, sentence: str, followup: str = "") -> None:
         """Something broke, and what is done about it."""
 
+    def tick(self) -> None:
+        """Time passed."""
+
     def stopping(self, reason: str) -> None:
         """The run was asked to save and stop."""
 
@@ -74,6 +77,7 @@ class Clerk:
         for line in self.archive.poll():
             self._show(line)
         self._saves()
+        self.screen.tick()
 
     def answer(self, step: int) -> None:
         """Tell who asked to save or to stop that the run has ended, with `step` saved."""

@@ -48,7 +48,7 @@ class WarmServer:
     def start(self) -> None:
         """Make sure that a server runs; a dead one is replaced. Call it in the main thread: the server ends with its caller."""
         self.context.set_forkserver_preload(self.preload)
-        with _no_main():
+        with _no_main(), _safe_path():
             multiprocessing.forkserver.ensure_running()
 
     @property
@@ -67,7 +67,7 @@ class WarmServer:
             self.start()
             process = self.context.Process(target=child.born, args=(child.Held(lock), *arguments))
             try:
-                with self._watched(), _no_main():
+                with self._watched(), _no_main(), _safe_path():
                     process.start()
                 return process
             except (EOFError, OSError):
@@ -194,7 +194,7 @@ def start_beside(trade: Trade, run: Run, incarnation: int, lock: int, entry: str
     """Start the reader or the snapshot process: a fresh interpreter without torch."""
     arguments = [entry, trade, str(run.path.absolute()), str(incarnation), str(os.getpid())]
     process = subprocess.Popen(
-        [sys.executable, "-m", "argosy.run.child", *arguments], stdin=subprocess.DEVNULL, pass_fds=(lock,)
+        [sys.executable, "-P", "-m", "argosy.run.child", *arguments], stdin=subprocess.DEVNULL, pass_fds=(lock,)
     )
     return Child(trade, trade, incarnation, process.pid, process)
 
@@ -275,3 +275,17 @@ def _no_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Keep the folder one happens to be in out of a child's import path: a json.py there is the user's business."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before

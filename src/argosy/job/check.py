@@ -143,7 +143,9 @@ def _shape(model: Any, origins: Mapping[str, str]) -> None:
     """Refused where the numbers of the model do not divide."""
 
     def refuse(key: str, what: str, do: str) -> Refused:
-        said = next((origins[name] for name in (key, "model.width", "model.pattern", "model.preset") if name in origins), "")
+        said = next(
+            (origins[name] for name in (key, "model.width", "model.pattern", "model.preset") if name in origins), ""
+        )
         return Refused(what, where=said, do=do)
 
     if model.pattern and model.layers % len(model.pattern):

@@ -74,10 +74,14 @@ def section_of(field: FieldInfo) -> type[Section] | None:
 def fields(section: type[BaseModel] = Job, prefix: str = "") -> dict[str, FieldInfo]:
     """Dotted key -> field, in the order of the schema."""
     found: dict[str, FieldInfo] = {}
+    deeper: dict[str, FieldInfo] = {}  # after the values of their own table, as TOML wants it
     for name, field in section.model_fields.items():
         inner = section_of(field)
-        found |= {prefix + name: field} if inner is None else fields(inner, f"{prefix}{name}.")
-    return found
+        if inner is None:
+            found[prefix + name] = field
+        else:
+            deeper |= fields(inner, f"{prefix}{name}.")
+    return found | deeper
 
 
 def leaves(job: Job) -> dict[str, object]:

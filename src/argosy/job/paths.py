@@ -9,12 +9,23 @@ from pathlib import Path
 from argosy.errors import Refused
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s@\"']+(?=@)")
+_SIGNED = re.compile(r"([?&][\w.-]*(?:sig|key|token|secret|password|credential)[\w.-]*=)[^&\s\"']+", re.IGNORECASE)
 _SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 
 
 def secret_name(name: str) -> bool:
     """Whether an environment variable or key called `name` is taken to hold a secret."""
     return bool(_SECRET_NAME.search(name))
+
+
+def masked(text: str) -> str:
+    """`text` without credentials in URLs, signed query values and values of environment variables that hold secrets."""
+    text = _SIGNED.sub(r"\1***", _CREDENTIALS.sub("***", text))
+    for name, value in os.environ.items():
+        if len(value) >= 6 and secret_name(name) and value in text:
+            text = text.replace(value, "${" + name + "}")
+    return text
 
 
 def expand(text: str, *, secrets: bool = True) -> str:

@@ -1,13 +1,12 @@
-"""What is generated from the tree: the schema for editors, the reference page. `python -m argosy.job.reference DIR` writes both.
+"""What is generated from the tree: the schema for editors and the reference page. Text out; writes nothing.
 
-DIR is the root of a checkout; a test compares what lies there with what this module makes.
+`argosy job schema --write DIR` puts both into a checkout; a test compares what lies there with what this module makes.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -15,20 +14,21 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from argosy.job import leaves, presets, text
-from argosy.job.schema import Job
+from argosy.job.schema import Job, ModelSection
 
 SCHEMA = "src/argosy/jobs/job.schema.json"
 PAGE = "docs/reference/job.md"
 
-_QUANTITIES = {"Count": "count", "Tokens": "count"}
 
-
-def schema() -> dict[str, Any]:
+def schema_text() -> str:
     """JSON schema (2020-12) of a job file, as editors and `taplo lint` read it."""
-    found = Job.model_json_schema()
-    found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    found["title"] = "Argosy job"
-    return _without_nulls(found)
+    return for_editors(Job.model_json_schema(), "Argosy job")
+
+
+def for_editors(schema: dict[str, Any], title: str) -> str:
+    """A schema of pydantic's as the text of its file: with its dialect, without what TOML does not have."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": title}
+    return json.dumps(_without_nulls(head), indent=1, ensure_ascii=False) + "\n"
 
 
 def _without_nulls(node: Any) -> Any:
@@ -50,22 +50,17 @@ def _without_nulls(node: Any) -> Any:
     return cleaned
 
 
-def schema_text() -> str:
-    """The schema as its file holds it."""
-    return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
-
-
-def page() -> str:
-    """The reference of all keys in Markdown."""
+def page(parameters: Mapping[str, int]) -> str:
+    """The reference of all keys in Markdown; `parameters` holds the size of each preset, which plan/flops.py counts."""
     rows = [
         "# Job file",
         "",
-        "<!-- Generated from src/argosy/job/schema.py by `python -m argosy.job.reference .`: edit there. -->",
+        "<!-- Generated from src/argosy/job/schema.py by `argosy job schema --write .`: edit there. -->",
         "",
         "A job is a TOML file. What it leaves out takes the default below; *derived* means that the value follows from size,",
         "length and machine, and is printed with its reason (`argosy job show JOB`). Any key can be given on the command line:",
-        "`--optim.lr 3e-4` or `optim.lr=3e-4`. Counts may be written `\"1.3M\"`, sizes `\"8 GiB\"`, durations `\"90 s\"`,",
-        "bandwidths `\"200 Gb/s\"` (bits) or `\"25 GB/s\"` (bytes), shares `\"2%\"`. Paths are relative to the job file; `~`",
+        '`--optim.lr 3e-4` or `optim.lr=3e-4`. Counts may be written `"1.3M"`, sizes `"8 GiB"`, durations `"90 s"`,',
+        'bandwidths `"200 Gb/s"` (bits) or `"25 GB/s"` (bytes), shares `"2%"`. Paths are relative to the job file; `~`',
         "and `${NAME}` are expanded in them.",
         "",
     ]
@@ -77,7 +72,7 @@ def page() -> str:
             for nested, nested_field in inner.model_fields.items():
                 if (deeper := leaves.section_of(nested_field)) is not None:
                     rows += _section(deeper, f"{name}.{nested}.", f"[{name}.{nested}]")
-    return "\n".join(rows + _presets()) + "\n"
+    return "\n".join(rows + _presets(parameters)) + "\n"
 
 
 def _section(section: type[BaseModel], prefix: str, title: str) -> list[str]:
@@ -129,28 +124,11 @@ def default(field: FieldInfo) -> str:
     return "left out" if value is None else f"`{text.toml(leaves.plain(value))}`"
 
 
-def _presets() -> list[str]:
-    from argosy.job.schema import ModelSection
-    from argosy.plan import flops  # the parameter counts of this page are the only thing here that plan knows
-
+def _presets(parameters: Mapping[str, int]) -> list[str]:
     rows = ["## Presets", "", "Values of `model.preset`. What is said beside the preset wins.", ""]
     rows += ["| preset | layers | width | heads | vocabulary | parameters |", "|---|---|---|---|---|---|"]
-    for name in presets.presets():
+    for name, count in parameters.items():
         shape = presets.filled(ModelSection(preset=name))
-        count = flops.parameters(shape)
         vocabulary = f"{shape.vocabulary:,}" if shape.vocabulary else "the tokenizer's"
         rows.append(f"| `{name}` | {shape.layers} | {shape.width} | {shape.block.heads} | {vocabulary} | {count:,} |")
-    return [*rows, "", "`tiny` is counted without its embedding, which depends on the tokenizer."]
-
-
-def main(root: str) -> int:
-    """Write schema and page under `root`."""
-    for name, content in ((SCHEMA, schema_text()), (PAGE, page())):
-        path = Path(root) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "."))
+    return [*rows, "", "`tiny` is counted without its embedding, whose rows are the tokenizer's."]

@@ -41,7 +41,9 @@ def upgrade(text: str, label: str) -> str:
 def _with_version(text: str) -> str:
     """`text` with the version before its first key or table; leading comments stay first."""
     rows = text.splitlines(keepends=True)
-    first = next((index for index, row in enumerate(rows) if row.strip() and not row.lstrip().startswith("#")), len(rows))
+    first = next(
+        (index for index, row in enumerate(rows) if row.strip() and not row.lstrip().startswith("#")), len(rows)
+    )
     before = "".join(rows[:first])
     newline = "" if not before or before.endswith("\n") else "\n"
     return f"{before}{newline}version = {VERSION}\n{''.join(rows[first:])}"

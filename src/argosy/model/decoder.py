@@ -40,7 +40,7 @@ class Attention(nn.Module):
         self.query_norm = self.key_norm = None
         if block.qk_norm != "none":
             sizes = [n * self.size if self.full else self.size for n in (self.heads, self.groups)]
-            self.query_norm, self.key_norm = (norm_of(block, size) for size in sizes)
+            self.query_norm, self.key_norm = (norm_of(block, size, biased=False) for size in sizes)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, segments: Tensor, rotation: Tensor | None) -> Tensor:
         """From the projections q [B, S, H x K] and k, v [B, S, G x K] to [B, S, D]."""
@@ -89,10 +89,10 @@ class Block(nn.Module):
         return x if noise is None or not self.dropout else drop(x, noise[..., part], self.dropout)
 
 
-def norm_of(block: BlockSection, size: int) -> Norm:
-    """The norm that `block` asks for, over `size`."""
+def norm_of(block: BlockSection, size: int, *, biased: bool = True) -> Norm:
+    """The norm that `block` asks for, over `size`; those of queries and keys have no bias."""
     kind, epsilon = known(block.norm, "block.norm"), known(block.norm_epsilon, "block.norm_epsilon")
-    return Norm(size, kind, epsilon, known(block.norm_bias, "block.norm_bias"))
+    return Norm(size, kind, epsilon, biased and known(block.norm_bias, "block.norm_bias"))
 
 
 class Decoder(nn.Module):

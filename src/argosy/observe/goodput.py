@@ -122,7 +122,8 @@ def _life(run: Folder, number: int) -> Life:
 
 
 def _steps(life: Life) -> Entries:
-    return life.entries[life.entries["kind"] == record.STEP]
+    found: Entries = life.entries[life.entries["kind"] == record.STEP]
+    return found
 
 
 def _first_step(life: Life) -> int | None:

@@ -51,7 +51,7 @@ def compile_units(units: Sequence[nn.Module]) -> None:
     """Compile the forward pass of each unit by itself, for fixed shapes; equal units share one graph."""
     for unit in units:
         # The instance's method is replaced, not the module wrapped: names stay, and hooks run outside the compiled code.
-        object.__setattr__(unit, "forward", torch.compile(unit.forward, dynamic=False))
+        object.__setattr__(unit, "forward", torch.compile(unit.forward, dynamic=False, fullgraph=True))
 
 
 def shard(

@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from argosy.job import presets
 from argosy.job.schema import Job
 from argosy.plan import flops
 
 EFFICIENCY = 0.55  # share of the matrix-multiply rate that a small compiled model reaches (benchmarks/cpu_training)
 RATE_UNKNOWN = 20.0  # GFLOP/s of a worker when nothing was measured: a slow core, so that lengths err on the short side
+
+
+def shapes(job: Job) -> list[tuple[int, int, int]]:
+    """The matrix products that most of a step's time goes into, as (M, K, N): what the probe should measure."""
+    model = presets.filled(job.model)
+    block, width = model.block, model.width or 0
+    rows = min(job.batch.tokens, 4096)
+    heads, kv_heads = block.heads or 1, block.kv_heads or block.heads or 1
+    size, hidden = flops.head_size(model, block), flops.hidden(model, block)
+    return [(rows, width, (heads + 2 * kv_heads) * size), (rows, width, hidden), (rows, hidden, width)]
 
 
 def rate(probed: Mapping[str, Any], precision: str) -> float:

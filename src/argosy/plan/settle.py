@@ -321,11 +321,13 @@ def _optimizer(draft: _Draft) -> None:
 
 def _compile(draft: _Draft, probed: Mapping[str, Any], machine: Machine, world: int) -> None:
     asked = draft.loaded.job.train.compile
-    if asked is True and machine.compiler is None and not machine.devices:
-        draft.replaced("train.compile", False, "needs a C++ compiler, and none is found here")
+    able = bool(probed.get("compile", machine.compiler is not None or machine.devices))
+    missing = "Python's headers are missing" if machine.compiler else "no C++ compiler is found"
+    if asked is True and not able:
+        draft.replaced("train.compile", False, f"cannot be done here: {missing}")
     elif asked == "auto" and not draft.measured("train.compile"):
-        if machine.compiler is None and not machine.devices:
-            draft.put("train.compile", False, "this machine", "no C++ compiler is found")
+        if not able:
+            draft.put("train.compile", False, "this machine", missing)
             return
         job = _for_speed(draft)
         lasts = seconds.step_seconds(job, probed, world, len(machine.devices)) * int(draft.values["train.steps"])

@@ -126,8 +126,7 @@ def serve(address: str, ranks: int) -> None:
     """Import what ranks need, fork them, and kill them when the owner is gone. The pool's own program."""
     import torch
 
-    import argosy.parallel.apply
-    import argosy.train.step  # noqa: F401
+    import argosy.train.worker  # noqa: F401
 
     torch.set_num_threads(1)
     children = []

@@ -146,8 +146,11 @@ class Run:
             os.close(descriptor)  # never LOCK_UN: that would free it under an orphan that still writes
 
 
-def create(path: Path, *, asked: Job, written: Mapping[str, str], origin: Mapping[str, object], **facts: object) -> Run:
-    """Make the folder `path` a new run that was asked for `asked`; settings follow with `settle`. Refused if it cannot."""
+def create(path: Path, *, asked: Job, text: str, origin: Mapping[str, object], **facts: object) -> Run:
+    """Make the folder `path` a new run that was asked for `asked`; settings follow with `settle`. Refused if it cannot.
+
+    text: the whole job as asked, as a job file.
+    """
     run = Run(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -168,7 +171,7 @@ def create(path: Path, *, asked: Job, written: Mapping[str, str], origin: Mappin
         **origin,
         **facts,
     }
-    write_whole(path / "job.toml", job_text(asked, written))
+    write_whole(path / "job.toml", text)
     write_whole(path / "run.json", json.dumps(info, indent=1, default=_plain) + "\n")
     run.local.mkdir(parents=True, exist_ok=True)
     return run
@@ -179,8 +182,10 @@ def new_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
 
-def settle(run: Run, asked: Job, written: Mapping[str, str], settings: Iterable[Setting], prepared: Path) -> None:
-    """Keep what is in force from now on, and the folder of prepared text beside it."""
+def settle(
+    run: Run, asked: Job, written: Mapping[str, str], settings: Iterable[Setting], prepared: Path, text: str
+) -> None:
+    """Keep what is in force from now on, and the folder of prepared text beside it. text: the job as asked."""
     rows = [setting for setting in settings if setting.key != PREPARED]
     rows.append(Setting(PREPARED, None, str(prepared), "this machine", "found by the content of the text"))
     table = {
@@ -190,7 +195,7 @@ def settle(run: Run, asked: Job, written: Mapping[str, str], settings: Iterable[
         "settings": [vars(row) for row in rows],
     }
     write_whole(run.path / "settings.json", json.dumps(table, indent=1, default=_plain) + "\n")
-    write_whole(run.path / "job.toml", job_text(asked, written))
+    write_whole(run.path / "job.toml", text)
 
 
 def job_of(settings: Iterable[Setting]) -> Job:
@@ -204,34 +209,6 @@ def job_of(settings: Iterable[Setting]) -> Job:
                 node = node.setdefault(part, {})
             node[parts[-1]] = setting.used
     return _job(tree, Path("settings.json"))
-
-
-def job_text(asked: Job, written: Mapping[str, str]) -> str:
-    """The keys that were written, as a job file with where each came from."""
-    import tomlkit
-
-    tree = asked.model_dump(mode="json")
-    document = tomlkit.document()
-    document.add(
-        tomlkit.comment("What was asked for, with where it was written; settings.json holds what is in force.")
-    )
-    document.add("version", tomlkit.item(tree["version"]))
-    document.add("name", tomlkit.item(tree["name"]))
-    for key in sorted(written):
-        parts = key.split(".")
-        value: Any = tree
-        for part in parts:
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is None or len(parts) < 2 or not _known(parts):
-            continue
-        node: Any = document
-        for part in parts[:-1]:
-            if part not in node:
-                node.add(part, tomlkit.table())
-            node = node[part]
-        node.add(parts[-1], tomlkit.item(_bare(value)))
-        node[parts[-1]].comment(written[key])
-    return tomlkit.dumps(document)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -321,12 +298,3 @@ def _plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no place in a run folder")
-
-
-def _bare(value: Any) -> Any:
-    """`value` without the None that TOML cannot say."""
-    if isinstance(value, dict):
-        return {key: _bare(part) for key, part in value.items() if part is not None}
-    if isinstance(value, list):
-        return [_bare(part) for part in value]
-    return value

@@ -21,6 +21,8 @@ ENVIRONMENT = ("ARGOSY_*", "CUDA_*", "MKL_*", "NCCL_*", "OMP_*", "SLURM_JOB*", "
 PACKAGES = ("argosy", "torch", "numpy", "pyarrow", "safetensors", "tokenizers")
 DIFF_BYTES = 1_000_000  # longer ones are cut, and say so
 
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/@\"']+@")
+_SIGNED = re.compile(r"([?&][\w.-]*(?:key|token|secret|password|signature|sig|credential)[\w.-]*=)[^\s&\"']+", re.I)
 # A name that holds a secret, then what a shell, a TOML file or Python would assign to it. Plurals such as
 # `tokens = 4096` and words such as `tokenizer` are the field's own and no secrets.
 _NAME = r"[\w.-]*(?:key|token|secret|password)(?!s\b|iz)[\w.-]*"
@@ -31,7 +33,8 @@ _OPTION = re.compile(rf"(--{_NAME}[= ])(?!-)\S+", re.I)
 
 def mask(text: str) -> str:
     """`text` with the values of secret names, credentials in URLs and signed queries replaced by ***."""
-    text = paths.masked(text)
+    text = _CREDENTIALS.sub(f"{MASK}@", text)
+    text = _SIGNED.sub(rf"\g<1>{MASK}", text)
     text = _ASSIGNED.sub(rf"\g<1>\g<2>{MASK}\g<2>", text)
     text = _BARE.sub(rf"\g<1>{MASK}", text)
     return _OPTION.sub(rf"\g<1>{MASK}", text)

@@ -157,15 +157,14 @@ class Garbage(Callback):
         self._was_on = self._frozen = False
 
     def start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
-        """What stands at the start stays: it is never looked through again."""
+        """No collection by chance from here on."""
         self._was_on = gc.isenabled()
         gc.disable()
 
     def step(self, trainer: Trainer, vote: Vote) -> None:
-        """Freeze what the first step made; collect where due."""
+        """Set aside what stands after the first step, so that it is never looked through again; collect where due."""
         if not self._frozen:
-            gc.collect()
-            gc.freeze()
+            gc.freeze()  # without collecting before: going through all that torch has made would take longer than the step
             self._frozen = True
         elif trainer.state.step % self.every == 0:
             with trainer.recorder.during("collect", trainer.state.step):

@@ -6,31 +6,50 @@ Knows parameters by their global names, an optimizer and a schedule; not what th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from argosy.errors import NO, Refused
 from argosy.parallel.data import DataParallel
-from argosy.parallel.norm import local, norm2
+from argosy.parallel.norm import norm2
 from argosy.run.record import Recorder
 from argosy.train.vote import Vote
 
 PATIENCE = 10  # steps in a row without a finite loss and gradient; then the run has diverged
 
 
+class Update(Protocol):
+    """What changes the weights: `optim/build.py` makes one, `train/fit.py` wraps any of torch's."""
+
+    lr: float  # the peak learning rate
+
+    def step(self, rate: float, scale: float = 1.0) -> None:
+        """Apply the gradients times `scale` with `rate` times the peak learning rate."""
+
+    def named_state(self) -> dict[str, Tensor]:
+        """The state tensors themselves: "optim.<parameter>.<slot>"."""
+        ...
+
+    def scalars(self) -> Mapping[str, Any]:
+        """What else a checkpoint must hold, for JSON."""
+        ...
+
+    def load_scalars(self, scalars: Mapping[str, Any]) -> None:
+        """Take over `scalars` from a checkpoint."""
+
+
 class State:
     """Where training stands. `step` is the one being computed, counted from 1; after `update` it is done.
 
-    `module`'s parameters and persistent buffers are the weights. `rate(step)` is the factor on every group's peak learning
-    rate. `clip` is the largest norm of the whole gradient, None for any. `world` is the number of ranks.
+    `module`'s parameters and persistent buffers are the weights. `rate(step)` is the factor on the peak learning rate.
+    `clip` is the largest norm of the whole gradient, None for any. `world` is the number of ranks.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Update,
         data: DataParallel,
         recorder: Recorder,
         *,
@@ -47,8 +66,6 @@ class State:
         self.skipped_in_a_row = 0
         self.multiplier = 0.0  # of the learning rate in this step
         self.computing = "forward_backward"  # the phase that the record shows; "compile" while the compiler works
-        self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
-        self._names = {id(parameter): name for name, parameter in module.named_parameters()}
 
     def begin(self, counted: int, tokens: int) -> None:
         """The next step starts: its global batch has `tokens`, of which `counted` labels count."""
@@ -62,8 +79,8 @@ class State:
 
     @property
     def lr(self) -> float:
-        """The learning rate of this step: that of the first group."""
-        return self._peaks[0] * self.multiplier
+        """The learning rate of this step."""
+        return self.optimizer.lr * self.multiplier
 
     def update(self, vote: Vote) -> None:
         """Clip, and change the weights; leave them alone when the vote is not finite.
@@ -83,69 +100,28 @@ class State:
                 )
             return
         self.skipped_in_a_row = 0
-        if self.clip is not None and vote.norm > self.clip:
-            for gradient in self.data.gradients():
-                local(gradient).mul_(self.clip / vote.norm)
-        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * self.multiplier
-        self.optimizer.step()
+        scale = self.clip / vote.norm if self.clip is not None and vote.norm > self.clip else 1.0
+        self.optimizer.step(self.multiplier, scale)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint holds, by global name; the tensors (and their shards) themselves, not copies."""
         found = {f"model.{name}": parameter.detach() for name, parameter in self.module.named_parameters()}
         kept = self.module.state_dict()
         found |= {f"model.{name}": buffer for name, buffer in self.module.named_buffers() if name in kept}
-        for name, key, value in self._optimizer_states():
-            if isinstance(value, Tensor):
-                found[f"optim.{name}.{key}"] = value
-        return found
+        return found | self.optimizer.named_state()
 
     def facts(self) -> dict[str, Any]:
         """The numbers beside the tensors, for JSON."""
-        numbers = {
-            f"{name}.{key}": value
-            for name, key, value in self._optimizer_states()
-            if isinstance(value, int | float | bool) or value is None
-        }
         return {
             "step": self.step,
             "tokens": self.tokens,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
-            "optim": numbers,
+            "optim": dict(self.optimizer.scalars()),
         }
 
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Take the numbers of a checkpoint whose tensors were loaded into `tensors()`."""
         self.step, self.tokens = int(facts["step"]), int(facts["tokens"])
         self.skipped, self.skipped_in_a_row = int(facts["skipped"]), int(facts["skipped_in_a_row"])
-        parameters = dict(self.module.named_parameters())
-        for name, value in facts["optim"].items():
-            owner, _, key = name.rpartition(".")
-            self.optimizer.state[parameters[owner]][key] = value
-
-    def make_room(self, stored: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
-        """Give the optimizer the states named in `stored` (name -> shape, type), undefined, where it has none yet.
-
-        An optimizer that makes its states in its first step has none before it; a checkpoint's names say what they will be.
-        """
-        for name, parameter in self.module.named_parameters():
-            prefix = f"optim.{name}."
-            for full, (shape, dtype) in stored.items():
-                if not full.startswith(prefix) or "." in (key := full[len(prefix) :]):
-                    continue
-                if key in self.optimizer.state[parameter]:
-                    continue
-                like = tuple(parameter.shape) == shape
-                room = torch.zeros_like(parameter, dtype=dtype) if like else torch.zeros(shape, dtype=dtype)
-                self.optimizer.state[parameter][key] = room.detach()
-
-    def _optimizer_states(self) -> list[tuple[str, str, Any]]:
-        """(parameter name, key, value), in the parameters' order."""
-        order = {name: index for index, name in enumerate(self._names.values())}
-        found = [
-            (self._names[id(parameter)], str(key), value)
-            for parameter, states in self.optimizer.state.items()
-            for key, value in states.items()
-        ]
-        return sorted(found, key=lambda state: (order[state[0]], state[1]))
+        self.optimizer.load_scalars(facts["optim"])

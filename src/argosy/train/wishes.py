@@ -1,7 +1,7 @@
-"""What people and schedulers ask of a running job, as one rank sees it: save, stop.
+"""What people and schedulers ask of a running job, as rank 0 sees it: save, stop.
 
-The parent writes `request` into the run's local folder; rank 0 looks at that file's time once a step. A rank that no parent
-watches (`--workers 0`, a launcher) looks itself, and answers the files `save` and `stop` in the run folder too.
+Whoever leads the run writes `request` into its local folder; rank 0 looks at that file's time once a step and says it in its
+vote, through which the others learn it.
 """
 
 from __future__ import annotations
@@ -11,43 +11,32 @@ from argosy.run.folder import Run
 
 
 class Wishes:
-    """Asked once a step, by `Trainer.asked`. `looks` is false on ranks that need not look: they cost nothing."""
+    """Asked once a step, by `Trainer.asked`. `looks` is false on the other ranks, whom it costs nothing."""
 
-    def __init__(self, run: Run, *, looks: bool, alone: bool):
-        self.run, self.looks, self.alone = run, looks, alone
+    def __init__(self, run: Run, *, looks: bool):
+        self.run, self.looks = run, looks
         self._file = run.local / "request"
         self._seen: int | None = None
-        self._stop = self._save = False
-        self._answered = 0
+        self._stop = False
+        self._last = 0  # number of the last request whose save was brought
 
     def __call__(self) -> frozenset[str]:
-        """Which of "save" and "stop" this rank brings to the next vote. A save is brought once, a stop from now on."""
-        if not self.looks:
-            return frozenset()
-        self._look()
-        found = {"stop"} if self._stop else set()
-        if self.alone:
-            found |= requests.asked(self.run)
-        if self._save:
-            found.add("save")
-            self._save = False
+        """Which of "save" and "stop" this rank brings to the next vote. A save is brought once, a stop from then on."""
+        found: set[str] = set()
+        if self.looks and self._changed():
+            told = requests.told(self.run)
+            self._stop = self._stop or told.stop
+            if told.save and told.number != self._last:
+                self._last = told.number
+                found.add("save")
+        if self._stop:
+            found.add("stop")
         return frozenset(found)
 
-    def saved(self, step: int) -> None:
-        """A checkpoint of `step` was handed over or is on disk: whoever asked by file learns it, where no parent does that."""
-        if self.alone and self.looks:
-            for wish in requests.asked(self.run):
-                requests.answered(self.run, wish, step)
-
-    def _look(self) -> None:
+    def _changed(self) -> bool:
         try:
             changed = self._file.stat().st_mtime_ns
         except FileNotFoundError:
-            return
-        if changed == self._seen:
-            return
-        self._seen = changed
-        told = requests.told(self.run)
-        self._stop = self._stop or told.stop
-        if told.save and told.number != self._answered:
-            self._save, self._answered = True, told.number
+            return False
+        before, self._seen = self._seen, changed
+        return changed != before

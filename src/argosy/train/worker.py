@@ -26,6 +26,7 @@ from argosy.data.tokenizer import open_tokenizer
 from argosy.device.device import Device
 from argosy.device.precision import dtype
 from argosy.device.threads import limit
+from argosy.device.torch_versions import compile_strictly
 from argosy.errors import MACHINE, NO, Refused
 from argosy.evaluate.held_out import held_out
 from argosy.job.schema import Job
@@ -41,6 +42,7 @@ from argosy.points import point
 from argosy.quantities import interval
 from argosy.run.folder import Run, write_whole
 from argosy.run.incarnation import Incarnation
+from argosy.run.ledger import Ledger
 from argosy.run.record import Recorder
 from argosy.train import samples
 from argosy.train.callbacks import Callback, Evaluate, Garbage, Sample, Save
@@ -98,8 +100,8 @@ class Worker:
         self.layout = Layout.parse(start.layout, start.world)
         self.ledger = run.ledger()
         per_node = max(1, start.local_world)
-        self.device = Device(start.device, rank % per_node if start.device == "cuda" else 0)
         limit(start.threads)
+        self.device = Device.open(start.device, rank % per_node if start.device == "cuda" else 0)
 
     def live(self) -> None:
         """From joining the groups to the last checkpoint."""
@@ -142,6 +144,8 @@ class Worker:
         job, device = self.job, self.device.torch
         compute, master, reduce = (dtype(str(name)) for name in (job.train.precision, job.train.master, job.train.reduce))
         compiled = job.train.compile is True
+        if compiled:
+            compile_strictly()
         self.decoder = Decoder(job.model, seed=job.train.seed, compute=compute, master=master)
         self.kernel = self.decoder.prepare(self.device.kind, job.batch.sequence, compiled)
         blocks = list(self.decoder.blocks)
@@ -150,7 +154,7 @@ class Worker:
         )
         apply.materialise(self.applied, device)
         initialise(self.decoder, job.train.seed)
-        self.optimizer = build(self.applied.named(), job.optim, self.device, group=mesh.replicate)
+        self.optimizer = build(self.applied.named().items(), job.optim, self.device.kind, group=mesh.data, kind=compute)
         tokens, steps = job.batch.tokens, self.steps
         self.state = State(
             self.decoder,
@@ -163,7 +167,8 @@ class Worker:
             world=self.layout.world,
         )
         self.compiled = compiled
-        self.whole_step = torch.zeros((), dtype=torch.int64, device=device)
+        self.chunk = chunk(int(job.batch.micro) * job.batch.sequence, job.memory.loss_chunk)
+        self.number = torch.zeros((), dtype=torch.int64, device=device)
         self.recorder.mark("built")
 
     @property
@@ -186,7 +191,7 @@ class Worker:
         self.state.restore(facts)
         found.close()
         kept = self.ledger.entries[: int(facts["ledger"]["length"])]
-        if type(self.ledger)(kept).digest != facts["ledger"]["digest"]:
+        if Ledger(kept).digest != facts["ledger"]["digest"]:
             raise Refused(
                 "the ledger is not the one this checkpoint was made with.",
                 where=str(self.run.path / "ledger.jsonl"),
@@ -241,7 +246,7 @@ class Worker:
             nodes=[self.start.local_world] * self.start.nodes,
             child=self.start.alone,
         )
-        wishes = Wishes(self.run, looks=self.rank == 0 or self.start.alone, alone=self.start.alone)
+        wishes = Wishes(self.run, looks=self.rank == 0)
         agree = Agree(mesh.world, device=self.device.torch, copies=self.layout.world // self.layout.data)
         micro, rows = int(job.batch.micro), int(job.batch.micro) * self.layout.data
 
@@ -262,7 +267,7 @@ class Worker:
         callbacks: list[Callback] = [
             Evaluate(measure, interval(job.evaluate.every)),
             Sample(self.sampler(), interval(job.observe.sample_every)),
-            Keep(self.saver, job, self.ledger, wishes),
+            Keep(self.saver, job, self.ledger),
             Garbage(job.train.collect_every),
         ]
         self.applied.whole.train()
@@ -285,7 +290,7 @@ class Worker:
             self.recorder.mark("compiling", step)
             self.state.computing = "compile"
         part = self.feed(step)
-        self.whole_step.fill_(step)
+        self.number.fill_(step)
         return part
 
     warm = False  # whether the first step of this process is done
@@ -299,7 +304,7 @@ class Worker:
 
     def loss(self, decoder: Decoder, batch: Batch) -> torch.Tensor:
         """The loss of a micro-batch, summed over counted labels, in nats."""
-        return decoder.loss(batch, self.job.memory.loss_chunk, self.whole_step)
+        return decoder.loss(batch, self.chunk, self.number)
 
     def sampler(self) -> Any:
         """Writes the samples of a step: on rank 0 alone, with the help of all where weights are sharded."""
@@ -330,9 +335,9 @@ class Worker:
 class Keep(Save):
     """Saves with what every checkpoint of a run also holds: seed, layout, and which ledger it was made with."""
 
-    def __init__(self, saver: Saver, job: Job, ledger: Any, wishes: Wishes):
+    def __init__(self, saver: Saver, job: Job, ledger: Ledger):
         super().__init__(saver, interval(job.checkpoint.every))
-        self.job, self.ledger, self.wishes = job, ledger, wishes
+        self.job, self.ledger = job, ledger
 
     def save(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         """Add them."""
@@ -340,10 +345,10 @@ class Keep(Save):
         facts["layout"] = self.job.layout.shape
         facts["ledger"] = {"length": len(self.ledger.entries), "digest": self.ledger.digest}
 
-    def take(self, trainer: Trainer) -> None:
-        """Save, and tell whoever asked."""
-        super().take(trainer)
-        self.wishes.saved(trainer.state.step)
+
+def chunk(tokens: int, most: int) -> int:
+    """Tokens of each chunk of the loss: the largest divisor of a micro-batch's `tokens` up to `most`, so that all are alike."""
+    return max(size for size in range(1, min(tokens, most) + 1) if tokens % size == 0)
 
 
 def meeting_of(run: Run, start: Incarnation) -> Meeting:

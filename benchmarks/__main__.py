@@ -1,0 +1,17 @@
+"""All benchmarks, one after the other: `python benchmarks [--quick]` (hours without --quick)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ORDER = ("start.py", "restart.py", "cpu_training.py", "recipe.py")
+
+if __name__ == "__main__":
+    here = Path(__file__).resolve().parent
+    codes = []
+    for name in ORDER:
+        print(f"== {name}", flush=True)
+        codes.append(subprocess.call([sys.executable, str(here / name), *sys.argv[1:]]))
+    sys.exit(max(codes))

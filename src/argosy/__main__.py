@@ -1,0 +1,121 @@
+"""The program: finds the commands by listing, spells them for the shell, turns Refused into one sentence and an exit code.
+
+Every file of `commands` that has `register(app)` is a command; `HELP` names its section. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pkgutil import iter_modules
+
+import typer
+
+from argosy import commands
+from argosy.errors import BUG, INTERRUPTED, Refused
+
+SECTIONS = ("Start here", "Runs", "Data and models", "Plan", "Clusters", "Check and change")
+PARTS = ("conduct", "launched")  # of `train`: no commands, and too heavy to load for a help text
+EPILOG = (
+    "Any key of a job can be given to train: --optim.lr 3e-4 or optim.lr=3e-4. "
+    "argosy COMMAND --help for more. Runs live in ./runs (or $ARGOSY_RUNS). Nothing is sent anywhere."
+)
+
+
+def program() -> typer.Typer:
+    """The whole command line, in the order of SECTIONS."""
+    app = typer.Typer(
+        name="argosy",
+        help="Train language models, from a laptop to fleets of GPUs.",
+        epilog=EPILOG,
+        no_args_is_help=True,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def top(
+        show: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True, callback=_version),
+    ) -> None:
+        """Train language models, from a laptop to fleets of GPUs."""
+
+    names = [entry.name for entry in iter_modules(commands.__path__) if entry.name not in PARTS]
+    found = [import_module(f"argosy.commands.{name}") for name in names]
+    spelt = [module for module in found if hasattr(module, "register")]
+    for module in sorted(spelt, key=lambda one: (SECTIONS.index(one.HELP), getattr(one, "PLACE", 50), one.__name__)):
+        module.register(app)
+    return app
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program with `arguments` (default: the command line's); gives the exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if os.name != "posix":
+        print("error: Argosy needs Linux or macOS; on Windows use WSL2.", file=sys.stderr)
+        return 2
+    try:
+        return _code(program()(words, prog_name="argosy", standalone_mode=False))
+    except typer.Exit as left:
+        return left.exit_code
+    except Refused as refused:
+        print(f"error: {refused.text}", file=sys.stderr)
+        return refused.code
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `argosy runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as error:
+        return _wrong(error, "--debug" in words)
+
+
+def _wrong(error: Exception, debug: bool) -> int:
+    """What the shell's parser refuses is the user's; anything else is a bug, told in a file and one line."""
+    shown = getattr(error, "format_message", None)
+    if shown is not None and hasattr(error, "exit_code"):  # click's own errors, whichever click typer brings
+        print(f"error: {shown()}", file=sys.stderr)
+        return int(error.exit_code)
+    if debug:
+        traceback.print_exc()
+    path = _crash(error)
+    print(
+        f"error: {type(error).__name__}: {error}: a bug of Argosy; {path} tells more (or give --debug)", file=sys.stderr
+    )
+    return BUG
+
+
+def _crash(error: Exception) -> str:
+    import platform
+    import tempfile
+
+    from argosy.run.origin import mask, versions
+
+    lines = [" ".join(["argosy", *sys.argv[1:]]), str(versions()), platform.platform(), ""]
+    text = "\n".join(lines) + "".join(traceback.format_exception(error))
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="argosy-crash-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        file.write(mask(text))
+    return file.name
+
+
+def _code(result: object) -> int:
+    return result if isinstance(result, int) else 0
+
+
+def _version(show: bool) -> None:
+    if show:
+        try:
+            print(f"argosy {version('argosy')}")
+        except PackageNotFoundError:
+            print("argosy, not installed")
+        raise typer.Exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""`argosy runs`: list the runs, remove one. `find` is how every other command finds a run by its name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from argosy.errors import Refused
+
+if TYPE_CHECKING:
+    from argosy.run.folder import Run
+
+HELP = "Runs"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the list says about one run."""
+
+    path: Path
+    state: str  # running, finished, stopped, failed, interrupted, new, unreadable
+    step: int = 0
+    steps: int = 0
+    bits_per_byte: float | None = None
+    created: str = ""
+
+
+def root() -> Path:
+    """Where runs live: $ARGOSY_RUNS, else ./runs."""
+    return Path(os.environ.get("ARGOSY_RUNS") or "runs")
+
+
+def find(name: str | Path | None) -> Run:
+    """The run that `name` means: a folder, the name of one under the runs folder, None = the newest. Refused where none is."""
+    from argosy.run.folder import Run
+
+    if name is None:
+        run = Run(root() / "latest")
+        if not run.exists:
+            raise Refused("there is no run yet.", where=str(root()), do="Make one: argosy train")
+        return Run(run.path.resolve())
+    for path in (Path(name), root() / name):
+        if Run(path).exists:
+            return Run(path)
+    known = ", ".join(row.path.name for row in table()[:5])
+    raise Refused(f"{name} is no run.", found=known or f"no runs in {root()}", do="`argosy runs` lists them.")
+
+
+def table() -> list[Row]:
+    """All runs under the runs folder, the newest first."""
+    from argosy.run.folder import Run
+
+    folder = root()
+    paths = [path for path in folder.iterdir() if not path.is_symlink()] if folder.is_dir() else []
+    rows = [row(Run(path)) for path in paths if Run(path).exists]
+    return sorted(rows, key=lambda one: (one.created, one.path.name), reverse=True)
+
+
+def row(run: Run) -> Row:
+    """What the list says about `run`; one that cannot be read is listed as such."""
+    try:
+        info = run.info()
+    except Refused:
+        return Row(run.path, "unreadable")
+    busy = run.busy() is not None
+    state = str(info.get("state", "?"))
+    if state == "running" or busy:
+        state = "running" if busy else "interrupted"
+    return Row(
+        run.path, state, run.newest_step(), int(info.get("steps") or 0), _best(run), str(info.get("created", ""))
+    )
+
+
+def remove(name: str) -> Path:
+    """Remove a run and all it holds. Refused while it is running, and for a folder that is no run."""
+    run = find(name)
+    pid = run.busy()
+    if pid is not None:
+        raise Refused(
+            f"it is running (process {pid}).", where=str(run.path), do=f"Stop it first: argosy stop {run.path}"
+        )
+    path = run.path.resolve()
+    local = run.local
+    shutil.rmtree(path)
+    if local.exists():
+        shutil.rmtree(local, ignore_errors=True)
+    latest = root() / "latest"
+    if latest.is_symlink() and not latest.exists():
+        latest.unlink()
+    return path
+
+
+def text(rows: list[Row]) -> str:
+    """The list, one line a run."""
+    if not rows:
+        return f"no runs in {root()}; make one: argosy train"
+    lines = [f"{'run':<28} {'state':<12} {'step':>17}  {'bits/byte':>9}  created"]
+    for one in rows:
+        steps = f"{one.step:,}/{one.steps:,}" if one.steps else f"{one.step:,}"
+        bits = f"{one.bits_per_byte:.3f}" if one.bits_per_byte is not None else "–"
+        lines.append(
+            f"{one.path.name:<28} {one.state:<12} {steps:>17}  {bits:>9}  {one.created[:16].replace('T', ' ')}"
+        )
+    return "\n".join(lines)
+
+
+def _best(run: Run) -> float | None:
+    """The best held-out bits per byte so far."""
+    file = run.path / "evaluations.jsonl"
+    if not file.is_file():
+        return None
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    values = [json.loads(line).get("bits_per_byte") for line in lines if line.endswith("\n")]
+    return min((float(value) for value in values if value is not None), default=None)
+
+
+def register(app: typer.Typer) -> None:
+    """Spell the command for the shell."""
+    runs = typer.Typer(help="List runs; also: rm.", invoke_without_command=True)
+    app.add_typer(runs, name="runs", rich_help_panel=HELP)
+
+    @runs.callback()
+    def listed(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            print(text(table()))
+
+    @runs.command("rm", help="Remove runs and all they hold; running ones are refused.")
+    def rm(names: Annotated[list[str], typer.Argument(metavar="RUN...")]) -> None:
+        for name in names:
+            print(f"removed {remove(name)}")

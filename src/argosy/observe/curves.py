@@ -1,0 +1,99 @@
+"""The curves of a run: which rows go into which diagram, against what. Pure: rows in, charts out."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from argosy.observe.charts import Chart, Point, Series, thin
+from argosy.observe.summary import Summary
+from argosy.observe.text import clock
+from argosy.quantities import count_text
+
+Row = Mapping[str, Any]
+
+
+def learning(summary: Summary) -> list[tuple[str, Chart]]:
+    """(label, chart) of the loss against tokens, time and FLOPs; those that are known."""
+    rows = summary.metrics
+    if not rows:
+        return []
+    key = "bits_per_byte" if any(row.get("bits_per_byte") is not None for row in rows) else "loss"
+    unit = "bits per byte" if key == "bits_per_byte" else "loss, nats per token"
+    axes: list[tuple[str, str, list[float], Callable[[float], str]]] = []
+    if all(row.get("tokens") is not None for row in rows):
+        tokens = [float(row["tokens"]) for row in rows]
+        axes.append(("tokens", "tokens trained on", tokens, count_text))
+    axes.append(("time", "time at work (h:mm:ss)", elapsed(rows), clock))
+    if axes[0][0] == "tokens" and summary.flops_per_token:
+        work = [value * summary.flops_per_token for value in axes[0][2]]
+        axes.append(("FLOPs", "FLOPs", work, lambda value: f"{value:.3g}"))
+    steps = [int(row["step"]) for row in rows]
+    found = []
+    for label, title, across, form in axes:
+
+        def place(step: int, across: Sequence[float] = across) -> float:
+            at = bisect_right(steps, step) - 1
+            return across[at] if at >= 0 else 0.0
+
+        series = (
+            Series("training", _points(rows, across, key)),
+            Series("held out", _held_out(summary.evaluations, place, key), "dots"),
+            Series("saved", tuple((place(step), 0.0) for step in _steps(summary.saves)), "triangles"),
+            Series("fault", tuple((place(step), 0.0) for step in _steps(summary.faults)), "crosses"),
+        )
+        chart = Chart(f"{unit} against {label}", title, unit, series, form, lambda value: f"{value:.3g}")
+        if not chart.empty:
+            found.append((label, chart))
+    return found
+
+
+def steps(summary: Summary) -> list[tuple[str, Chart]]:
+    """(name, chart) of speed, learning rate and gradient norm by step."""
+    across = [float(row["step"]) for row in summary.metrics]
+    found = []
+    for key, title, unit, form in (
+        ("tokens_per_second", "Speed", "tokens/s", count_text),
+        ("lr", "Learning rate", "learning rate", lambda value: f"{value:.2g}"),
+        ("gradient_norm", "Gradient norm", "norm of the gradient", lambda value: f"{value:.3g}"),
+        ("seconds", "Time of a step", "seconds", lambda value: f"{value:.3g}"),
+    ):
+        series = (Series(title.lower(), _points(summary.metrics, across, key)),)
+        chart = Chart(f"{title} by step", "step", unit, series, count_text, form)
+        if not chart.empty:
+            found.append((key, chart))
+    return found
+
+
+def elapsed(rows: Sequence[Row]) -> list[float]:
+    """Seconds at work at each row: the clock's within an incarnation, a step's own where the run was away."""
+    found: list[float] = []
+    total = 0.0
+    before: Row | None = None
+    for row in rows:
+        own = float(row.get("seconds") or 0.0)
+        passed = (
+            float(row["time"]) - float(before["time"])
+            if before is not None and row.get("time") and before.get("time")
+            else own
+        )
+        same = before is not None and before.get("incarnation") == row.get("incarnation")
+        total += max(passed, 0.0) if same else own
+        found.append(total)
+        before = row
+    return found
+
+
+def _points(rows: Sequence[Row], across: Sequence[float], key: str) -> tuple[Point, ...]:
+    return thin([(x, float(row[key])) for x, row in zip(across, rows, strict=True) if row.get(key) is not None])
+
+
+def _held_out(rows: Sequence[Row], place: Callable[[int], float], key: str) -> tuple[Point, ...]:
+    return thin([(place(int(row["step"])), float(row[key])) for row in rows if row.get(key) is not None], 200)
+
+
+def _steps(rows: Sequence[Row], limit: int = 100) -> list[int]:
+    """The steps of some rows, at most `limit` of them, evenly chosen."""
+    known = sorted({int(row["step"]) for row in rows if isinstance(row.get("step"), int)})
+    return known if len(known) <= limit else [known[index * (len(known) - 1) // (limit - 1)] for index in range(limit)]

@@ -1,0 +1,148 @@
+"""A plain transformer straight from the formulas: the judge of the trained one. Imports nothing of argosy and shares no
+line with it; is itself checked against `transformers`' Llama and GPT-2.
+
+It is written to be obviously right, not fast: one document at a time, so that nothing can leak between documents; whole
+score matrices; whole logits; autograd. In: parameters by name, the model section as a plain mapping with every value
+concrete, arrays of one batch. Out: the loss summed over counted tokens, in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Weights = Mapping[str, Tensor]
+Shape = Mapping[str, Any]
+Dropout = Callable[[str, int, Tensor, Tensor], Tensor]  # (layer name, row, places in the row, activations) -> activations
+
+
+def shape_of_layer(model: Shape, number: int) -> dict[str, Any]:
+    """The values of layer `number`: the block's, then what the pattern says at that place."""
+    merged = dict(model["block"])
+    variants = model.get("pattern") or [{}]
+    for word, value in variants[number % len(variants)].items():
+        if value is not None:
+            merged[word] = value
+    return merged
+
+
+def affine(vectors: Tensor, weights: Weights, name: str) -> Tensor:
+    """W x + b for each row x, b where there is one."""
+    image = torch.einsum("ti,oi->to", vectors, weights[f"{name}.weight"])
+    return image + weights[f"{name}.bias"] if f"{name}.bias" in weights else image
+
+
+def normalised(vectors: Tensor, weights: Weights, name: str, layer: Shape) -> Tensor:
+    """LayerNorm (Ba et al., 2016) or RMSNorm (Zhang and Sennrich, 2019)."""
+    if layer["norm"] == "layer":
+        variance, mean = torch.var_mean(vectors, dim=-1, correction=0, keepdim=True)
+        unit = (vectors - mean) / torch.sqrt(variance + layer["norm_epsilon"])
+    else:
+        unit = vectors / torch.sqrt((vectors**2).sum(-1, keepdim=True) / vectors.shape[-1] + layer["norm_epsilon"])
+    gained = weights[f"{name}.weight"] * unit
+    return gained + weights[f"{name}.bias"] if f"{name}.bias" in weights else gained
+
+
+def turned(heads: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """Rotary positions of heads [t, head, k]: the pair (i, i + k/2) as one complex number times e^(i m theta^(-2i/k))."""
+    half = heads.shape[-1] // 2
+    speed = torch.tensor([theta ** (-2 * i / (2 * half)) for i in range(half)], dtype=torch.float64)
+    angles = positions.double()[:, None, None] * speed
+    complex_type = torch.complex128 if heads.dtype == torch.float64 else torch.complex64
+    numbers = torch.complex(heads[..., :half], heads[..., half:])
+    numbers = numbers * torch.polar(torch.ones_like(angles), angles).to(complex_type)
+    return torch.cat([numbers.real, numbers.imag], dim=-1)
+
+
+def attended(normal: Tensor, weights: Weights, name: str, layer: Shape, model: Shape, positions: Tensor) -> Tensor:
+    """Multi-head attention of one document (Vaswani et al., 2017), grouped (Ainslie et al., 2023), within a window."""
+    length, size = len(normal), layer["head_size"]
+    parts = {}
+    for kind, count in (("query", layer["heads"]), ("key", layer["kv_heads"]), ("value", layer["kv_heads"])):
+        flat = affine(normal, weights, f"{name}.{kind}")
+        if kind != "value" and layer["qk_norm"] == "full":
+            flat = normalised(flat, weights, f"{name}.{kind}_norm", layer)
+        split = flat.reshape(length, count, size)
+        if kind != "value" and layer["qk_norm"] == "head":
+            split = normalised(split, weights, f"{name}.{kind}_norm", layer)
+        if kind != "value" and model["positions"] == "rotary":
+            split = turned(split, positions, model["rope_theta"])
+        parts[kind] = split
+    together = []
+    for head in range(layer["heads"]):
+        group = head // (layer["heads"] // layer["kv_heads"])
+        scores = parts["query"][:, head] @ parts["key"][:, group].T / math.sqrt(size)
+        for later in range(length):
+            reach = layer["window"] or length
+            hidden = [other for other in range(length) if other > later or other <= later - reach]
+            scores = scores.index_put(
+                (torch.full((len(hidden),), later), torch.tensor(hidden, dtype=torch.long)),
+                torch.tensor(-math.inf, dtype=scores.dtype),
+            )
+        together.append(torch.softmax(scores, dim=1) @ parts["value"][:, group])
+    return affine(torch.cat(together, dim=1), weights, f"{name}.output")
+
+
+def fed_forward(normal: Tensor, weights: Weights, name: str, layer: Shape) -> Tensor:
+    """SwiGLU (Shazeer, 2020) or GELU (Hendrycks and Gimpel, 2016), exact or by tanh."""
+    raised = affine(normal, weights, f"{name}.up")
+    if layer["activation"] == "swiglu":
+        opened = affine(normal, weights, f"{name}.gate")
+        active = opened / (1 + torch.exp(-opened)) * raised
+    elif layer["activation"] == "gelu":
+        active = raised * (1 + torch.erf(raised / math.sqrt(2))) / 2
+    else:
+        active = raised * (1 + torch.tanh(math.sqrt(2 / math.pi) * (raised + 0.044715 * raised**3))) / 2
+    return affine(active, weights, f"{name}.down")
+
+
+def logits_of_document(
+    weights: Weights, model: Shape, tokens: Tensor, positions: Tensor, dropped: Callable[[str, Tensor], Tensor]
+) -> Tensor:
+    """Logits [t, vocabulary] of one document of t tokens at `positions`."""
+    stream = weights["embedding.weight"][tokens.long()]
+    if model["positions"] == "learned":
+        stream = stream + weights["positions.weight"][positions.long()]
+    for number in range(model["layers"]):
+        layer, name = shape_of_layer(model, number), f"blocks.{number}"
+        normal = normalised(stream, weights, f"{name}.attention_norm", layer)
+        seen = dropped(f"{name}.attention", attended(normal, weights, f"{name}.attention", layer, model, positions))
+        if not layer["parallel"]:
+            stream = stream + seen
+            normal = normalised(stream, weights, f"{name}.mlp_norm", layer)
+        thought = dropped(f"{name}.mlp", fed_forward(normal, weights, f"{name}.mlp", layer))
+        stream = stream + thought if not layer["parallel"] else stream + seen + thought
+    final = normalised(stream, weights, "norm", shape_of_layer({"block": model["block"]}, 0))
+    return final @ weights["embedding.weight" if model["tied"] else "head.weight"].T
+
+
+def documents(segments: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(row, places) of every document of a batch [B, S]; segment 0 is padding."""
+    for row, numbers in enumerate(segments.tolist()):
+        for number in sorted(set(numbers) - {0}):
+            yield row, torch.tensor([place for place, other in enumerate(numbers) if other == number])
+
+
+def loss(weights: Weights, model: Shape, batch: Mapping[str, Tensor], dropout: Dropout | None = None) -> Tensor:
+    """Sum over tokens of weight x -log p(label), in nats.
+
+    batch: tokens, labels, segments, positions, weights [B, S]. dropout is given where the model drops.
+    """
+    total = torch.zeros((), dtype=weights["embedding.weight"].dtype)
+    for row, places in documents(batch["segments"]):
+
+        def dropped(name: str, vectors: Tensor, row: int = row, places: Tensor = places) -> Tensor:
+            return vectors if dropout is None else dropout(name, row, places, vectors)
+
+        tokens, positions = batch["tokens"][row, places], batch["positions"][row, places]
+        logits = logits_of_document(weights, model, tokens, positions, dropped)
+        counted = batch["weights"][row, places].to(logits.dtype)
+        for place in torch.nonzero(counted).flatten().tolist():
+            scores = logits[place]
+            surprise = torch.log(torch.exp(scores - scores.max()).sum()) + scores.max()
+            total = total + counted[place] * (surprise - scores[batch["labels"][row, places[place]].long()])
+    return total
