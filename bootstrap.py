@@ -43,16 +43,15 @@ WHAT_FOR = {
     "headers": "Python's C headers (Python.h), with which torch compiles the model",
     "git": "git, with which a run keeps the commit that it was made by",
 }
-USAGE = """usage: python3 bootstrap.py COMMAND [arguments passed on]
-
-  train       set up, then train the built-in laptop job (arguments: those of `argosy train`)
-  test        set up, then lint and the short tests
-  test-long   set up, then the long tests
-  docs        set up, then run the commands shown in README and docs
-  lint        set up, then lint alone
-  bench       set up, then the benchmarks (hours; --quick to see them work)
-  setup       set up alone (--dev: with what the tests need)
-"""
+COMMANDS = {
+    "train": "set up, then train the built-in laptop job (arguments: those of `argosy train`)",
+    "test": "set up, then lint and the short tests",
+    "test-long": "set up, then the long tests",
+    "docs": "set up, then run the commands shown in README and docs",
+    "lint": "set up, then lint alone",
+    "bench": "set up, then the benchmarks (hours; --quick to see them work)",
+    "setup": "set up alone (--dev: with what the tests need)",
+}
 
 
 class Stop(Exception):
@@ -381,8 +380,9 @@ def become(arguments):
 
 def main(arguments):
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if command not in ("train", "test", "test-long", "docs", "lint", "bench", "setup"):
-        say(USAGE)
+    if command not in COMMANDS:
+        lines = ["  %-10s %s" % item for item in COMMANDS.items()]
+        say("\n".join(["usage: python3 bootstrap.py COMMAND [arguments passed on]", "", *lines]))
         return 0 if command in ("-h", "--help") else 2
     other = find_python()
     if other:

@@ -101,11 +101,12 @@ def first_step(run: Path, incarnation: int) -> tuple[float, dict[str, float]] | 
 
     Parts are the phases of rank 0's record; what lies before the first entry is left to the caller, who knows the start.
     """
-    from argosy.run import record
+    from argosy.run import parquet, record
     from argosy.run.folder import Run
 
-    files = record.files(Run(run).local, rank=0, incarnation=incarnation)
-    entries = [entry for _, path in files[:1] for entry in record.read(path)]
+    if not (run / "run.json").exists():
+        return None
+    entries = list(parquet.entries(Run(run), incarnation))[:2000]
     ended = [entry for entry in entries if entry["kind"] == record.STEP]
     if not ended:
         return None
@@ -126,7 +127,7 @@ def pid_of(run: Path, rank: int, incarnation: int) -> int:
     return int(record.header(record.files(Run(run).local, rank=rank, incarnation=incarnation)[0][1]).pid)
 
 
-def waited(condition: Callable[[], Any], what: str, seconds: float = 300.0) -> Any:
+def waited(condition: Callable[[], Any], what: str, seconds: float = 900.0) -> Any:
     """The first true answer of `condition`, asked twenty times a second."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from argosy.prove.pool import Pool
+
+
+# No deadline: a loaded machine is slow, not wrong. The same examples everywhere: a failure in CI is a failure here.
+settings.register_profile("argosy", deadline=None, derandomize=True, max_examples=40, database=None)
+settings.load_profile("argosy")
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,26 @@ def test_once_over_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     points.point("step.begin")
 
 
+def test_several_act_one_after_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ARGOSY_POINT", "step.vote.before:2:raise,step.begin:1:raise")
+    monkeypatch.setenv("ARGOSY_POINT_ONCE", str(tmp_path / "once"))
+    points.point("step.begin")  # waits for its turn
+    points.point("step.vote.before")
+    with pytest.raises(points.Pointed, match="vote"):
+        points.point("step.vote.before")
+    with pytest.raises(points.Pointed, match="begin"):
+        points.point("step.begin")
+    points.point("step.begin")
+    points.point("step.vote.before")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["once.step.begin", "once.step.vote.before"]
+
+
+def test_several_without_once_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARGOSY_POINT", "step.vote.before:1:raise,step.begin:1:raise")
+    with pytest.raises(points.Pointed, match="begin"):
+        points.point("step.begin")
+
+
 def test_every_point_in_the_code_is_in_the_table_and_the_other_way_round() -> None:
     source = Path(points.__file__).parent
     called = {

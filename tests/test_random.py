@@ -1,53 +1,43 @@
+"""The generator: stored vectors, NumPy and torch alike, no end of the interval."""
+
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import torch
 
-from argosy import random
+from argosy.random import bits, key, unit
 
-# SplitMix64's published outputs for the seed 0: counting from 0, output n is the mix of (n + 1) x gamma.
-PUBLISHED = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
-# Bits of the stream (seed 1, "weights", "blocks.0") at 0, 1 and 2**40: other numbers would make every stored run another.
-STORED = (-6455038330461068019, -8487113960620193068, -711759716525589339)
+VECTORS = json.loads((Path(__file__).parent / "fixtures" / "random.json").read_text(encoding="utf-8"))
 
 
-def test_it_is_splitmix64() -> None:
-    assert [int(word) & (2**64 - 1) for word in random.bits(0, np.arange(1, 4, dtype=np.int64))] == PUBLISHED
+@pytest.mark.parametrize("stored", VECTORS, ids=lambda stored: str(stored["name"]))
+def test_stored_vectors(stored: dict[str, object]) -> None:
+    stream = key(stored["seed"], *stored["name"])  # type: ignore[arg-type, misc]
+    assert stream == stored["key"]
+    index = np.array(stored["index"], np.int64)
+    drawn = bits(stream, index)
+    assert drawn.tolist() == stored["bits"] == bits(stream, torch.from_numpy(index)).tolist()
+    assert unit(drawn).tolist() == stored["unit"] == unit(torch.from_numpy(drawn)).tolist()
 
 
-def test_keys_and_streams_stay_what_they_are() -> None:
-    stream = random.key(1, "weights", "blocks.0")
-    assert tuple(int(word) for word in random.bits(stream, np.array([0, 1, 2**40], dtype=np.int64))) == STORED
+def test_is_splitmix64() -> None:
+    """The published generator from seed 1234567: its first outputs, as other implementations print them."""
+    drawn = bits(1234567, np.arange(1, 4, dtype=np.int64)).astype(np.uint64)
+    assert drawn.tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
-def test_torch_computes_the_same_bits_and_numbers() -> None:
-    torch = pytest.importorskip("torch")
-    index = np.arange(-5000, 5000, dtype=np.int64) * 1_234_567_891
-    ours = random.bits(random.key(7, "x"), index)
-    theirs = random.bits(random.key(7, "x"), torch.from_numpy(index))
-    assert np.array_equal(ours, theirs.numpy())
-    assert np.array_equal(random.unit(ours), random.unit(theirs).numpy())
+def test_unit_is_open_and_float64_in_both() -> None:
+    ends = np.array([0, -1, 1 << 63 - 1, -(1 << 63)], np.int64)
+    for drawn in (unit(ends), unit(torch.from_numpy(ends))):
+        assert (drawn > 0).all() and (drawn < 1).all()
+        assert str(drawn.dtype).endswith("float64")
 
 
-@given(st.integers(0, 2**63 - 1), st.integers(0, 900), st.integers(1, 100))
-def test_a_slice_alone_equals_the_whole(seed: int, begin: int, length: int) -> None:
-    whole = random.bits(random.key(seed, "w"), np.arange(1000, dtype=np.int64))
-    part = random.bits(random.key(seed, "w"), np.arange(begin, begin + length, dtype=np.int64))
-    assert np.array_equal(whole[begin : begin + length], part[: 1000 - begin])
-
-
-@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=50))
-def test_units_lie_strictly_between_the_ends(words: list[int]) -> None:
-    units = random.unit(np.array([*words, -1, 0, 2**63 - 1, -(2**63)], dtype=np.int64))
-    assert units.dtype == np.float64
-    assert ((units > 0) & (units < 1)).all()
-
-
-def test_names_and_seeds_make_other_streams() -> None:
-    keys = {random.key(*words) for words in ((1, "a"), (2, "a"), (1, "b"), (1, "a", 0), (1, "a", "0", ""), (11, "a"))}
-    assert len(keys) == 6
-    units = random.unit(random.bits(random.key(1, "mean"), np.arange(100_000, dtype=np.int64)))
-    assert abs(units.mean() - 0.5) < 0.005
-    assert abs(units.var() - 1 / 12) < 0.001
+def test_streams_make_a_tree() -> None:
+    streams = bits(key(1, "a"), torch.arange(3))
+    both = bits(streams[:, None], torch.arange(4))
+    assert torch.equal(both[2], bits(int(streams[2]), torch.arange(4)))

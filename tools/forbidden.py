@@ -21,7 +21,13 @@ VERSIONS_MODULE = "device/torch_versions.py"
 REVIEWED: tuple[str, ...] = ()
 
 ENGINE = ("device", "model", "optim", "parallel", "checkpoint", "exchange", "evaluate", "train")
-TORCH_FREE_ENGINE = ("checkpoint.snapshot", "checkpoint.store", "checkpoint.manifest", "checkpoint.plan")
+TORCH_FREE_ENGINE = (
+    "checkpoint.snapshot",
+    "checkpoint.slots",
+    "checkpoint.store",
+    "checkpoint.manifest",
+    "checkpoint.plan",
+)
 IMPORTS_TORCH_ALONE = ("prove/reference.py",)
 
 # Names of torch's objects that alias tracking cannot see, because they are reached through instances.
@@ -134,7 +140,7 @@ class _File(ast.NodeVisitor):
         hidden = [part for part in parts if part.startswith("_") and not part.endswith("__")]
         if hidden:
             self.note(node, "private torch", f"{whole} is private; use it through argosy.device.torch_versions")
-        elif parts[-1] in VERSION_BOUND or (self.package and whole in ("torch.__version__", "torch.version")):
+        elif parts[-1] in VERSION_BOUND:
             self.note(node, "private torch", f"{whole} depends on the version; ask argosy.device.torch_versions")
 
     def forbidden_name(self, node: ast.stmt | ast.expr, whole: str) -> None:
@@ -162,6 +168,13 @@ class _File(ast.NodeVisitor):
             elif node.attr in VERSION_BOUND and self.package and not self.versions:
                 self.note(node, "private torch", f".{node.attr} depends on the version of torch")
             self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        # Keeping the version in a record is fine; deciding by it belongs into one module.
+        inside = [part for part in ast.walk(node) if isinstance(part, ast.Attribute)]
+        if self.package and not self.versions and "torch.__version__" in map(self.dotted, inside):
+            self.note(node, "private torch", "this decides by torch.__version__; ask argosy.device.torch_versions")
+        self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
         if isinstance(node.func, ast.Name) and node.func.id in DYNAMIC and not self.reviewed:

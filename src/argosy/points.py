@@ -1,9 +1,10 @@
 """Named places where a test may kill, stop or raise: `point("checkpoint.rename.before")`.
 
-`ARGOSY_POINT=name:nth:kill|stop|raise` acts when this process passes `name` for the nth time (counted from 1).
+`ARGOSY_POINT=name:nth:kill|stop|raise` acts when this process passes `name` for the nth time (counted from 1); several,
+joined by commas, each act for themselves. `ARGOSY_POINT_ONCE=PREFIX` lets each act once over all processes and incarnations,
+one after the other in their order, at the nth passing or a later one: whoever creates the file PREFIX.name acts.
 `ARGOSY_POINTS_LOG=FILE` appends the name of every point passed, a line each: a test reads it and fails for points that no
-test ever hit. `ARGOSY_POINT_ONCE=FILE` lets it act once over all processes and incarnations: whoever creates FILE acts.
-Without those variables a point costs one dictionary look-up.
+test ever hit. Without those variables a point costs two dictionary look-ups.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ POINTS: dict[str, str] = {
     "save.copy.after": "a rank's shard is copied, not yet announced",
     "save.announce.after": "a rank's shard is announced to the writer",
     "checkpoint.write.before": "the writer starts a checkpoint's folder",
-    "checkpoint.data.after": "the data file is written and synced",
+    "checkpoint.data.after": "data file and sidecar are written and synced, not yet read back",
     "checkpoint.manifest.before": "before the manifest is written",
     "checkpoint.manifest.after": "the manifest is written under its temporary name",
     "checkpoint.rename.before": "before the rename that commits a checkpoint",
-    "checkpoint.rename.after": "a checkpoint is committed, not yet verified",
+    "checkpoint.rename.after": "a checkpoint is committed, its slots are not yet given back",
     "checkpoint.prune.before": "before an older checkpoint is removed",
     "checkpoint.prune.after": "an older checkpoint is removed",
     "reader.batch.before": "the reader starts on a batch",
@@ -58,21 +59,31 @@ def point(name: str) -> None:
         descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.write(descriptor, f"{name}\n".encode())
         os.close(descriptor)
-    if asked is not None:
-        wanted, nth, action = asked.rsplit(":", 2)
-        if wanted == name and int(nth) == _passed[name] and _first():
+    for wanted in asked.split(",") if asked else ():
+        place, nth, action = wanted.rsplit(":", 2)
+        if place == name and _due(name, int(nth)):
             _act(name, action)
+        if place != name and _waits(place):
+            return
 
 
-def _first() -> bool:
+def _due(name: str, nth: int) -> bool:
     once = os.environ.get("ARGOSY_POINT_ONCE")
     if once is None:
-        return True
+        return _passed[name] == nth
+    if _passed[name] < nth:
+        return False
     try:
-        os.close(os.open(once, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        os.close(os.open(f"{once}.{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
     except FileExistsError:
         return False
     return True
+
+
+def _waits(place: str) -> bool:
+    """Whether those behind `place` have to wait for it: it acts once, and has not yet."""
+    once = os.environ.get("ARGOSY_POINT_ONCE")
+    return once is not None and not os.path.exists(f"{once}.{place}")
 
 
 def _act(name: str, action: str) -> None:

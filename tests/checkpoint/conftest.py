@@ -50,9 +50,7 @@ class Bench:
         """The writer of the node."""
         slots = Slots(self.run.path, self.run.local, shm=self.shm)
         self.open.append(slots)
-        return snapshot.Writer(
-            slots, self.run.checkpoints, keep=keep, bandwidth=bandwidth, note=self.lines.append
-        )
+        return snapshot.Writer(slots, self.run.checkpoints, keep=keep, bandwidth=bandwidth, note=self.lines.append)
 
     def save(self, step: int, values: dict[str, torch.Tensor], *, incarnation: int = 1, keep: int = 2) -> Path:
         """Save whole tensors as one rank; gives the folder."""
@@ -102,7 +100,13 @@ def values() -> dict[str, torch.Tensor]:
     return _values()
 
 
-SHARDED = {"model.embedding.weight", "model.norm.weight", "model.tiny.weight", "optim.embedding.momentum", "optim.large"}
+SHARDED = {
+    "model.embedding.weight",
+    "model.norm.weight",
+    "model.tiny.weight",
+    "optim.embedding.momentum",
+    "optim.large",
+}
 
 
 @pytest.fixture

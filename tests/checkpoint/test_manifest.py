@@ -33,7 +33,11 @@ def test_a_checkpoint_of_version_1_loads_for_ever() -> None:
     """Written once by the first version of the format and never again. Values: see the assertions."""
     found = opened(FIXTURE / "step-000003")
     assert list(problems(found)) == []
-    tensors = {"model.w": torch.zeros(4, 3), "optim.w.first": torch.zeros(4, 3, dtype=torch.bfloat16), "n": torch.tensor(0)}
+    tensors = {
+        "model.w": torch.zeros(4, 3),
+        "optim.w.first": torch.zeros(4, 3, dtype=torch.bfloat16),
+        "n": torch.tensor(0),
+    }
     facts = load(Run(FIXTURE), found, tensors)
     assert facts == {"step": 3, "tokens": 96, "ledger": {"length": 2, "digest": "00ff"}}
     assert torch.equal(tensors["model.w"], torch.arange(12.0).view(4, 3))

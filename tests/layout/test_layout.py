@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from argosy.errors import Refused
 from argosy.layout.layout import AXES, Layout, fillers, share
 
-degrees = st.integers(1, 4)
+degrees = st.integers(1, 3)
 layouts = st.builds(Layout, pp=degrees, dp_replicate=degrees, dp_shard=degrees, cp=degrees, tp=degrees)
 
 

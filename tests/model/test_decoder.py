@@ -114,7 +114,7 @@ def test_every_switch_changes_the_loss(section, decoder, batch) -> None:
     given = batch(2, 20)
 
     def loss(**said: Any) -> float:
-        return float(decoder(section(**said)).loss(given, 64, torch.tensor(9)))
+        return decoder(section(**said)).loss(given, 64, torch.tensor(9)).item()
 
     plain = loss()
     for name, values in SWITCHES.items():
@@ -136,10 +136,10 @@ def test_dropout_does_not_depend_on_the_split_of_the_batch(section, decoder, bat
     ours, given, step = decoder(section(dropout=0.4)), batch(6, 20), torch.tensor(4)
     whole = ours.loss(given, 64, step)
     parts = [ours.loss(given.rows(rows), 64, step) for rows in (slice(0, 1), slice(1, 4), slice(4, 6))]
-    assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-12)
-    assert float(ours.loss(given, 64, torch.tensor(5))) != pytest.approx(float(whole), rel=1e-6)
-    still = float(ours.loss(given, 64))
-    assert float(ours.eval().loss(given, 64, step)) == still != pytest.approx(float(whole), rel=1e-6)
+    assert sum(part.item() for part in parts) == pytest.approx(whole.item(), rel=1e-12)
+    assert ours.loss(given, 64, torch.tensor(5)).item() != pytest.approx(whole.item(), rel=1e-6)
+    still = ours.loss(given, 64).item()
+    assert ours.eval().loss(given, 64, step).item() == still != pytest.approx(whole.item(), rel=1e-6)
 
 
 def test_documents_do_not_see_each_other(section, decoder, batch) -> None:

@@ -119,7 +119,9 @@ def test_every_gradient_equals_that_of_one_process(pool: Pool, shape: str, ranks
         assert answer["worst"] < 1e-10
         assert answer["loss"] < 1e-10
         assert answer["norm"] < 1e-10
-    if shape.startswith("dp") and ranks > 1:  # weights at rest are sharded, also after a forward pass without a backward one
+    if (
+        shape.startswith("dp") and ranks > 1
+    ):  # weights at rest are sharded, also after a forward pass without a backward one
         assert max(answer["share"] for answer in found) < 1.6 / ranks
 
 

@@ -1,5 +1,6 @@
 """Set-up says what to install, keeps a torch that is there, and does nothing twice."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -167,3 +168,8 @@ def test_an_environment_that_sees_the_machines_packages_is_treated_as_borrowed(t
     assert not bootstrap.sees_others(str(tmp_path))
     (tmp_path / "pyvenv.cfg").write_text("include-system-site-packages = true\n")
     assert bootstrap.sees_others(str(tmp_path))
+
+
+def test_an_older_python_can_read_the_program() -> None:
+    """Else it could not say that it is too old."""
+    ast.parse((ROOT / "bootstrap.py").read_text(), feature_version=(3, 7))

@@ -61,12 +61,27 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
         assert [row["loss"] for row in rows(run, file)] == [row["loss"] for row in rows(undisturbed, file)]
 
 
-LAYOUTS = [("replicate2", 2, None), ("replicate3", 3, None), ("dp2", 2, 1), ("dp2", 2, 2), ("dp2", 2, 3), ("replicate2 dp2", 4, 2)]
+LAYOUTS = [
+    ("replicate2", 2, None),
+    ("replicate3", 3, None),
+    ("dp2", 2, 1),
+    ("dp2", 2, 2),
+    ("dp2", 2, 3),
+    ("replicate2 dp2", 4, 2),
+]
 
 
 @pytest.mark.parametrize("shape, ranks, zero", LAYOUTS, ids=str)
 def test_a_layout_gives_the_same_losses_and_another_goes_on(
-    undisturbed: Run, make_run: Any, work: Any, workers: Any, losses_of: Any, tmp_path: Path, shape: str, ranks: int, zero: int | None
+    undisturbed: Run,
+    make_run: Any,
+    work: Any,
+    workers: Any,
+    losses_of: Any,
+    tmp_path: Path,
+    shape: str,
+    ranks: int,
+    zero: int | None,
 ) -> None:
     """E2 in float32 along a whole run, and E3: the second half is done by one rank, from the checkpoint of many."""
     stage = {} if zero is None else {"layout.zero": zero}

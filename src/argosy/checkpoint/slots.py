@@ -121,7 +121,8 @@ class Slots:
         if wish:
             (self.folder / FINISH).touch()
         else:
-            (self.folder / FINISH).unlink(missing_ok=True)
+            for folder in (self.folder, self.local.parent):  # the parent of an earlier start may have left its word
+                (folder / FINISH).unlink(missing_ok=True)
 
     # Snapshot process ----------------------------------------------------------------------------------------------
 

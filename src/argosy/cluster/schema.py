@@ -171,7 +171,7 @@ class Price(Table):
 
     device_hour: float = Field(gt=0)
     """Price of one device for an hour."""
-    currency: str = Field(pattern="[A-Z]{3}")
+    currency: str = Field(pattern="^[A-Z]{3}$")
     """Three letters."""
     as_of: datetime.date
     """When it was so."""
@@ -236,7 +236,8 @@ def load(name: str) -> Cluster:
 
 
 def _sentence(error: ValidationError) -> str:
-    first: Any = error.errors(include_url=False)[0]
+    # A misspelt key also leaves the right one missing: say the misspelling.
+    first: Any = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in first["loc"]) or "the file"
     if first["type"] == "extra_forbidden":
         return f"{place} is not a key."

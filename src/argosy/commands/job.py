@@ -71,6 +71,7 @@ def show(words: Sequence[str], *, as_json: bool = False, workers: int | None = N
 
 
 def _table(settings: Sequence[Setting]) -> list[str]:
+    from argosy.job.paths import masked
     from argosy.job.text import toml
     from argosy.run.origin import mask
 
@@ -83,7 +84,7 @@ def _table(settings: Sequence[Setting]) -> list[str]:
             section = part
         if setting.used is None:
             continue
-        value = mask(toml(setting.used))
+        value = mask(masked(toml(setting.used)))
         why = f"{setting.origin}: {setting.why}" if setting.why else setting.origin
         rows.append(f"{name:<14} = {value:<24}  # {why}")
     return rows

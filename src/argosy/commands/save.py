@@ -27,6 +27,8 @@ def ask_and_wait(run: Run, wish: Wish, patience: float) -> int:
 
     Refused where nobody trains, where the job leaves without doing it, and after `patience` seconds.
     """
+    from argosy.run import requests
+
     if run.busy() is None:
         raise Refused(
             "it is not running.", where=str(run.path), do=f"Its newest checkpoint is step {run.newest_step():,}."

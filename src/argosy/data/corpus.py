@@ -38,9 +38,12 @@ FOLDERS = (
 FILES = ("_sysconfigdata*", "entities.py")
 
 
-def python() -> Source:
-    """The corpus `python`. Refused when so much is missing that a model would learn little."""
-    root = Path(sysconfig.get_paths()["stdlib"])
+def python(root: Path | None = None) -> Source:
+    """The corpus `python`, of the running interpreter or of the library at `root`.
+
+    Refused when so much is missing that a model would learn little.
+    """
+    root = root or Path(sysconfig.get_paths()["stdlib"])
     files = collect(root)
     if len(files) < FEWEST:
         raise Refused(

@@ -35,7 +35,9 @@ class Source:
     version: str = ""  # "CPython 3.11.7" for the built-in corpus
     license: str = ""  # "" = what the job says
     passed_over: Counter[str] = field(default_factory=Counter)  # suffix -> files that are no text by their suffix
-    unread: list[str] = field(default_factory=list)  # a sentence for each file that looked like text and could not be read
+    unread: list[str] = field(
+        default_factory=list
+    )  # a sentence for each file that looked like text and could not be read
 
 
 def digest(text: bytes) -> int:

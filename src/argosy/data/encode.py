@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Plan:
     def write(self, folder: Path) -> None:
         """Write it into `folder`."""
         files = [[str(file.path), file.name, file.size] for file in self.files]
-        self.documents.tofile(folder / DOCUMENTS)
+        (folder / DOCUMENTS).write_bytes(self.documents.tobytes())  # not tofile: it can lose the error of a full disk
         (folder / PLAN).write_text(json.dumps({"files": files, "parts": self.parts, "piece": self.piece}))
 
     @staticmethod
@@ -86,7 +87,7 @@ def encode(folder: Path, plan: Plan, part: int, tokenizer: Tokenizer) -> int:
 
 def _texts(plan: Plan, rows: NDArray[Any]) -> Iterator[str]:
     borders = [0, *(np.flatnonzero(np.diff(rows["file"])) + 1).tolist(), len(rows)]
-    for begin, end in zip(borders, borders[1:], strict=False):
+    for begin, end in pairwise(borders):
         yield from read_documents(plan.files[int(rows["file"][begin])], rows[begin:end], plan.piece)
 
 

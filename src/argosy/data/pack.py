@@ -9,7 +9,6 @@ end mark) has none and weight 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,10 @@ from argosy.data.shards import Shards
 
 
 def pack(parts: Sequence[Span], length: int, rows: int, first_sequence: int, shards: Shards) -> dict[str, NDArray[Any]]:
-    """The fields of a Batch: `rows` sequences of `length` tokens from `parts`; what they do not fill is padding (segment 0, weight 0)."""
+    """The fields of a Batch, `rows` sequences of `length` tokens from `parts`.
+
+    What they do not fill is padding (segment 0, weight 0).
+    """
     size = rows * length
     tokens, labels = np.zeros(size, np.int32), np.zeros(size, np.int32)
     kinds, weights = np.zeros(size, np.int32), np.ones(size, np.float32)

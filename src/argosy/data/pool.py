@@ -1,9 +1,11 @@
-"""Encodes the parts of a corpus with several processes, each started afresh, so that no thread or lock is inherited. No torch."""
+"""Encodes the parts of a corpus with several processes, started afresh so that no thread or lock is inherited. No torch."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -19,10 +21,6 @@ FEW = 2  # parts up to which starting processes costs more than it saves
 TRIES = 2  # a process that was killed is started once again for the same part
 
 
-class _Full(Exception):
-    """The disk is full."""
-
-
 class _Pool:
     """Threads that each keep one process busy; the first failure ends all."""
 
@@ -35,6 +33,7 @@ class _Pool:
         self.lock = threading.Lock()
         self.failure: BaseException | None = None
         self.children: list[subprocess.Popen[str]] = []
+        self.news: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()  # answers; None: a thread is done
 
     def take(self) -> int | None:
         """The next part, or None when there is none left or something failed."""
@@ -46,11 +45,9 @@ class _Pool:
         if "refused" in told:
             raise Refused(told["refused"].pop("what"), **told["refused"])
         if "disk" in told:
-            raise OSError(28, told["disk"], str(self.folder))
-        with self.lock:
-            self.done += self.sizes[told["part"]]
-            done = self.done
-        self.progress("tokens", done, self.total)
+            raise OSError(errno.ENOSPC, told["disk"], str(self.folder))
+        self.done += self.sizes[told["part"]]
+        self.progress("tokens", self.done, self.total)
 
     def keep_one_busy(self) -> None:
         """Drive one process until no part is left."""
@@ -61,18 +58,18 @@ class _Pool:
                     child = child or self.start()
                     told = _ask(child, part)
                     if told is not None:
-                        self.finished(told)
+                        self.news.put(told)
                         break
                     code = child.wait()
                     child = None
+                    if self.failure is not None:
+                        return
                     if attempt + 1 == TRIES:
                         raise _ended(code, self.folder)
         except BaseException as error:
-            with self.lock:
-                self.failure = self.failure or error
+            self.failure = self.failure or error
         finally:
-            if child is not None and child.stdin is not None:
-                child.stdin.close()
+            self.news.put(None)
 
     def start(self) -> subprocess.Popen[str]:
         """A new process. -P: a file named like a module in the working folder must not be imported instead of it."""
@@ -83,19 +80,25 @@ class _Pool:
             [sys.executable, "-P", "-m", "argosy.data.encode", str(self.folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if os.environ.get("ARGOSY_QUIET_CHILDREN") else None,
             env=environment,
             text=True,
+            process_group=0,  # Ctrl-C is for this process alone; the child ends with it
         )
         with self.lock:
             self.children.append(child)
         return child
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """End all processes at once."""
-        for child in self.children:
+        with self.lock:
+            children = list(self.children)
+        for child in children:
             child.kill()
             child.wait()
+
+    def close(self) -> None:
+        """Let go of the pipes; no thread may be running any more."""
+        for child in self.children:
             for pipe in (child.stdin, child.stdout):
                 if pipe is not None:
                     pipe.close()
@@ -115,13 +118,21 @@ def encode_all(
     try:
         for thread in threads:
             thread.start()
+        running = len(threads)
+        while running:
+            told = pool.news.get()
+            if told is None:
+                running -= 1
+            else:
+                pool.finished(told)
+    except BaseException as error:  # a part that failed, or Ctrl-C
+        pool.failure = pool.failure or error
+    finally:
+        pool.kill()
         for thread in threads:
             thread.join()
-    except BaseException as error:  # Ctrl-C
-        pool.failure = pool.failure or error
-        pool.end()
-        raise
-    pool.end()
+        pool.kill()  # one that was started meanwhile
+        pool.close()
     if pool.failure is not None:
         raise pool.failure
 
@@ -144,10 +155,11 @@ def _ask(child: subprocess.Popen[str], part: int) -> dict[str, Any] | None:
     return told
 
 
-def _ended(code: int, folder: Path) -> Refused:
-    how = f"was killed (signal {-code})" if code < 0 else f"ended with code {code}"
+def _ended(code: int, folder: Path) -> Exception:
+    if code >= 0:
+        return RuntimeError(f"a process that prepares the text in {folder} failed with code {code}")
     return Refused(
-        f"a process that prepares the text {how}, {TRIES} times at the same part",
+        f"a process that prepares the text was killed (signal {-code}), {TRIES} times at the same part",
         where=str(folder),
         do="If the machine ran out of memory, end other programs; then start again, it goes on from here.",
         code=MACHINE,

@@ -21,15 +21,17 @@ from typing import Any
 
 import numpy as np
 
+from argosy.cluster import here
 from argosy.data import shards, tokenizer
 from argosy.data.document import Source
 from argosy.data.encode import DOCUMENTS, FULL, PLAN, Plan, shard_name
 from argosy.data.pool import encode_all
 from argosy.data.scan import Progress, Scan, fingerprint, scan, texts
-from argosy.data.shard_file import REMEDY
+from argosy.data.shard_file import REMEDY, ShardFile
 from argosy.data.sources import find
 from argosy.data.sources.text import nothing, packed
 from argosy.errors import MACHINE, Refused
+from argosy.job import paths
 from argosy.job.schema import DataSection, Trained
 from argosy.plan.prepared import PreparedFacts
 from argosy.quantities import bytes_text, count_text
@@ -80,18 +82,25 @@ class Prepared:
                 held_out_documents=int(told["held_out_documents"]),
                 bytes_per_token=float(told["bytes_per_token"]),
             )
-            words = [str(told[key]) for key in ("source", "source_version", "license")]
-            numbers = int(told["files"]), int(told["bytes"])
-            rest = str(told["digest"]), str(told["tokenizer"]), tuple(map(str, told["notes"]))
+            return Prepared(
+                folder=folder,
+                facts=facts,
+                source=str(told["source"]),
+                version=str(told["source_version"]),
+                license=str(told["license"]),
+                files=int(told["files"]),
+                bytes=int(told["bytes"]),
+                digest=str(told["digest"]),
+                tokenizer_name=str(told["tokenizer"]),
+                notes=tuple(map(str, told["notes"])),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise Refused("this is damaged", where=str(folder / shards.FACTS), do=REMEDY) from error
-        return Prepared(folder, facts, *words, *numbers, *rest)
 
 
 def cache_folder(section: DataSection, base: Path) -> Path:
     """Where prepared text is kept: `data.cache`, else $ARGOSY_CACHE, else ~/.cache/argosy."""
-    said = section.cache or os.environ.get("ARGOSY_CACHE") or "~/.cache/argosy"
-    return (base if section.cache else Path.cwd()) / Path(os.path.expandvars(said)).expanduser()
+    return base / paths.expand(section.cache) if section.cache else here.cache_folder()
 
 
 def locate(folder: Path, cache: Path) -> Path:
@@ -107,7 +116,9 @@ def locate(folder: Path, cache: Path) -> Path:
     )
 
 
-def prepare(section: DataSection, *, base: Path, cache: Path, progress: Progress | None = None, workers: int = 1) -> Prepared:
+def prepare(
+    section: DataSection, *, base: Path, cache: Path, progress: Progress | None = None, workers: int = 1
+) -> Prepared:
     """The prepared text of `section`, made now unless it is in `cache`. Paths of the job are seen from `base`.
 
     `progress(what, done, total)` hears how far it is, `workers` processes encode. Refused for every kind of bad input
@@ -126,6 +137,8 @@ def prepare(section: DataSection, *, base: Path, cache: Path, progress: Progress
         known = _known(home, seen)
         if known is not None:
             return known
+        if content is not None:
+            tokenizer.parse(content, f'data.tokenizer = "{section.tokenizer}"')  # refused before the text is read
         found = scan(source, section.held_out, progress)
         folder = home / _hash(key, source.name, found.digest)
         with _locked(folder.with_suffix(".lock"), progress):
@@ -163,9 +176,8 @@ def _tokenizer_key(section: DataSection, base: Path) -> tuple[str, str | None]:
         return f"bpe {spec.vocabulary} tokenizers {version('tokenizers')}", None
     if spec == "bytes":
         return "bytes", tokenizer.BYTES
-    path = base / Path(os.path.expandvars(spec)).expanduser()
+    path = base / paths.expand(spec)
     content = tokenizer.read_file(path / tokenizer.FILE if path.is_dir() else path)
-    tokenizer.parse(content, f'data.tokenizer = "{spec}"')
     return f"{_hash(content)} tokenizers {version('tokenizers')}", content
 
 
@@ -202,10 +214,14 @@ def _write(path: Path, content: str) -> None:
     temporary.rename(path)
 
 
-def _make(folder: Path, found: Scan, section: DataSection, content: str | None, progress: Progress, workers: int) -> None:
+def _make(
+    folder: Path, found: Scan, section: DataSection, content: str | None, progress: Progress, workers: int
+) -> None:
     """Make `folder` under its partial name and rename it. Parts that an earlier attempt finished are taken as they are."""
     partial = folder.with_suffix(".partial")
     partial.mkdir(exist_ok=True)
+    for half in partial.glob("*.writing"):  # of a process that was killed; nobody else is here, the lock is held
+        half.unlink()
     made = _make_tokenizer(partial, found, section, content, progress)
     plan = Plan(found.source.files, found.documents, parts(found), found.piece)
     missing = [part for part in range(len(plan.parts)) if not (partial / shard_name(part)).is_file()]
@@ -213,8 +229,10 @@ def _make(folder: Path, found: Scan, section: DataSection, content: str | None, 
     if missing:
         plan.write(partial)
         encode_all(partial, plan, missing, made, workers, progress)
-    made.bytes_of.astype("<i4").tofile(partial / shards.TOKEN_BYTES)
-    _write(partial / shards.FACTS, json.dumps(_facts(partial, found, plan, section, made, folder.name), indent=1) + "\n")
+    (partial / shards.TOKEN_BYTES).write_bytes(made.bytes_of.astype("<i4").tobytes())
+    _write(
+        partial / shards.FACTS, json.dumps(_facts(partial, found, plan, section, made, folder.name), indent=1) + "\n"
+    )
     for name in (PLAN, DOCUMENTS):
         (partial / name).unlink(missing_ok=True)
     if folder.exists():
@@ -237,7 +255,9 @@ def _make_tokenizer(
         # Held-out text stays unseen here too; of a large corpus a share chosen by hash is read.
         share = (found.documents["hash"] % 4096) < 4096 * min(1.0, LEARNED_FROM / size)
         chosen = (found.documents["held"] == 0) & share
-        made = tokenizer.parse(tokenizer.train_bpe(texts(found, chosen), section.tokenizer.vocabulary), "the trained tokenizer")
+        made = tokenizer.parse(
+            tokenizer.train_bpe(texts(found, chosen), section.tokenizer.vocabulary), "the trained tokenizer"
+        )
         progress("training the tokenizer", size, size)
     _write(path, made.content if isinstance(made, tokenizer.Pieces) else tokenizer.BYTES)
     return made
@@ -247,7 +267,9 @@ def parts(found: Scan) -> list[tuple[int, int]]:
     """Documents grouped into shards: a function of the text alone, so that any number of workers makes the same files."""
     sizes = (found.documents["end"] - found.documents["begin"]).astype(np.int64)
     limit = min(LARGEST_PART, max(SMALLEST_PART, int(sizes.sum()) // 64))
-    whole = [packed(file.path) for file in found.source.files]  # reading on in its middle means unpacking from its beginning
+    whole = [
+        packed(file.path) for file in found.source.files
+    ]  # reading on in its middle means unpacking from its beginning
     made, first, size = [], 0, 0
     for number, (length, file) in enumerate(zip(sizes.tolist(), found.documents["file"].tolist(), strict=True)):
         middle = whole[file] and number > first and found.documents["file"][number - 1] == file
@@ -263,7 +285,9 @@ def _refuse_too_small_disk(partial: Path, plan: Plan, missing: list[int], made: 
         int((plan.documents["end"][first:last] - plan.documents["begin"][first:last]).sum())
         for first, last in (plan.parts[part] for part in missing)
     )
-    tokens = text if isinstance(made, tokenizer.Bytes) else text // 2  # two bytes a token is what the poorest BPE reaches
+    tokens = (
+        text if isinstance(made, tokenizer.Bytes) else text // 2
+    )  # two bytes a token is what the poorest BPE reaches
     need = tokens * (2 if made.vocabulary <= 2**16 else 4) + 32 * len(plan.documents)
     free = shutil.disk_usage(partial).free
     if need > free:
@@ -278,7 +302,7 @@ def _refuse_too_small_disk(partial: Path, plan: Plan, missing: list[int], made: 
 def _facts(
     partial: Path, found: Scan, plan: Plan, section: DataSection, made: tokenizer.Tokenizer, digest: str
 ) -> dict[str, Any]:
-    files = [shards.ShardFile(partial / shard_name(part)) for part in range(len(plan.parts))]
+    files = [ShardFile(partial / shard_name(part)) for part in range(len(plan.parts))]
     held = sum(int(np.diff(file.boundaries)[file.documents["held"] == 1].sum()) for file in files)
     tokens = sum(file.tokens for file in files)
     spec = section.tokenizer

@@ -15,6 +15,7 @@ import struct
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,9 +37,10 @@ PATIENCE = 60.0  # seconds without a batch after which a worker whose parent is 
 MEMORY = Path("/dev/shm")
 _HEAD = struct.Struct("<8s3q")  # magic, step, rows, sequence
 _MAGIC = b"ARGOSYBT"
-_FIELDS = (("sequence", "<i8"),) + tuple(
-    (name, "<f4" if name == "weights" else "<i4")
-    for name in ("tokens", "labels", "segments", "positions", "kinds", "weights")
+_FIELDS = (
+    ("sequence", "<i8"),
+    *((name, "<i4") for name in ("tokens", "labels", "segments", "positions", "kinds")),
+    ("weights", "<f4"),
 )
 
 
@@ -134,10 +136,8 @@ class RingBatches:
                 return False
         assert self._wanted is not None
         self._wanted[0] = step
-        try:
+        with suppress(BlockingIOError):  # nobody has listened for long: the next reader looks before it waits
             os.write(self._bell, b"\0")
-        except BlockingIOError:
-            pass  # nobody has listened for long: the next reader looks without being rung for
         return True
 
 
@@ -153,7 +153,7 @@ def write_batch(path: Path, step: int, batch: Batch) -> None:
     with temporary.open("wb") as file:
         file.write(_HEAD.pack(_MAGIC, step, rows, sequence))
         for name, kind in _FIELDS:
-            file.write(np.ascontiguousarray(getattr(batch, name), kind))
+            file.write(np.ascontiguousarray(getattr(batch, name), kind).data)
     temporary.rename(path)
 
 
@@ -222,11 +222,9 @@ class Reader:
         os.close(self._bell)
 
     def _drain(self) -> None:
-        try:
+        with suppress(BlockingIOError):
             while os.read(self._bell, 4096):
                 pass
-        except BlockingIOError:
-            pass
 
     def _lowest(self) -> int | None:
         """The earliest step that a worker may still ask for; None before the first one asked."""

@@ -1,4 +1,4 @@
-"""Reads a source once: its documents, their hashes, who is held out, and the digest that names the prepared folder. No torch."""
+"""Reads a source once: its documents, their hashes, who is held out, and the digest that names the result. No torch."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def read_documents(file: File, rows: NDArray[Any], piece: int) -> Iterator[str]:
         if text.packed(file.path):
             found = ((found.begin, found.text) for found in text.documents(file, piece) if found.begin in wanted)
         else:
-            found = ((begin, text.read(file, begin, int(row["end"]))) for begin, row in wanted.items())
+            found = ((begin, text.read(file, begin, int(row["end"]))) for begin, row in list(wanted.items()))
         for begin, content in found:
             if digest(content) != int(wanted.pop(begin)["hash"]):
                 raise text.Unreadable("has changed")

@@ -76,7 +76,9 @@ def write(path: Path, contents: Contents, block: int = BLOCK) -> None:
     sums = np.array([zlib.crc32(body[at : at + block]) for at in range(0, len(body), block)], "<u4").tobytes()
     table += [HEADER + len(body), len(sums)]
     width = contents.tokens.dtype.itemsize
-    head = _FIXED.pack(MAGIC, VERSION, width, len(contents.documents), len(contents.tokens), block) + _TABLE.pack(*table)
+    head = _FIXED.pack(MAGIC, VERSION, width, len(contents.documents), len(contents.tokens), block) + _TABLE.pack(
+        *table
+    )
     head += struct.pack("<I", zlib.crc32(sums))
     head = head.ljust(HEADER - 4, b"\0")
     head += struct.pack("<I", zlib.crc32(head))
@@ -102,7 +104,9 @@ class ShardFile:
                     raise self._corrupt(size, "the file ends within its header")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise Refused("this shard cannot be read", where=str(path), found=error.strerror or "", do=REMEDY) from error
+            raise Refused(
+                "this shard cannot be read", where=str(path), found=error.strerror or "", do=REMEDY
+            ) from error
         self._read_header(size)
         self._checked = np.zeros(len(self._sums), np.bool_)
         self.boundaries: NDArray[np.int64] = self._array("boundaries", "<u8").astype(np.int64)
@@ -154,7 +158,7 @@ class ShardFile:
 
     def has(self, section: str) -> bool:
         """Whether a section that may be absent is there."""
-        return self._table[section][1] > 0
+        return bool(self._table[section][1])
 
     def check(self) -> None:
         """Check every block now."""

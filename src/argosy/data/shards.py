@@ -33,7 +33,9 @@ class Shards:
         self.vocabulary = int(facts["vocabulary"])
         self.digest = str(facts["digest"])
         self.files = [ShardFile(folder / name) for name in facts["shards"]]
-        self.first = np.cumsum([0, *(len(file.documents) for file in self.files)])  # number of each file's first document
+        self.first = np.cumsum(
+            [0, *(len(file.documents) for file in self.files)]
+        )  # number of each file's first document
         self.lengths: NDArray[np.int64] = np.concatenate([np.diff(file.boundaries) for file in self.files])
         held: NDArray[np.bool_] = np.concatenate([file.documents["held"] for file in self.files]).astype(np.bool_)
         hashes: NDArray[np.uint64] = np.concatenate([file.documents["hash"] for file in self.files])
@@ -84,7 +86,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise Refused("there is no prepared text", where=str(folder), do="Start the run again: it is prepared anew.") from error
+        raise Refused(
+            "there is no prepared text", where=str(folder), do="Start the run again: it is prepared anew."
+        ) from error
     except (OSError, ValueError) as error:
         raise Refused("this is damaged", where=str(path), do="Remove its folder and start again.") from error
     if not isinstance(facts, dict) or facts.get("version") != FORMAT:

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from argosy.errors import Refused
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # we are parallel over processes; its threads outlive a fork badly
+os.environ.setdefault(
+    "TOKENIZERS_PARALLELISM", "false"
+)  # we are parallel over processes; its threads outlive a fork badly
 
 FILE = "tokenizer.json"
 BYTES = json.dumps({"argosy": "bytes", "version": 1}) + "\n"

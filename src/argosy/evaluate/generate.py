@@ -7,7 +7,6 @@ drawn from the counter generator, so the same (seed, name, position) gives the s
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -70,6 +69,17 @@ def stream_of(seed: int, *name: object) -> int:
     return key(seed, "sample", *name)
 
 
+def logits(model: Any, tokens: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
+    """Logits [B, S, V] of a decoder."""
+    return model.logits(model(tokens, positions, segments))  # type: ignore[no-any-return]
+
+
+def following(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of `ids` where they follow `prompt`: a tokenizer may write a token differently at the start of a text."""
+    before, whole = tokenizer.decode(list(prompt)), tokenizer.decode([*prompt, *ids])
+    return str(whole[len(before) :] if whole.startswith(before) else tokenizer.decode(list(ids)))
+
+
 def pieces(tokenizer: Any, ids: Iterator[int], prompt: Sequence[int]) -> Iterator[str]:
     """The text of `ids` as it grows, in whole characters; `prompt` is what they follow.
 
@@ -86,5 +96,5 @@ def pieces(tokenizer: Any, ids: Iterator[int], prompt: Sequence[int]) -> Iterato
         yield text[len(shown) :]
         shown = text
     text = tokenizer.decode(known)
-    if text != shown:
-        yield text[len(shown) :] if text.startswith(shown) else codecs.decode(text.encode(), "utf-8", "replace")
+    if len(text) > len(shown) and text.startswith(shown):
+        yield text[len(shown) :]  # what stayed half a character to the end

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from argosy.policy.events import End, Trade
 from argosy.run.folder import Run, write_whole
 from argosy.run.incarnation import Incarnation
 
-TOGETHER = 0.3  # seconds in which the ends of several processes count as one fault, when none of them was killed
+TOGETHER = 2.0  # seconds in which whoever lost a peer is not yet blamed: that peer's own end must show
 LOOK = 0.5  # seconds between looks for processes that stand still
 FAREWELL = 120.0  # seconds that the snapshot process may take to write what is complete, at the end of a run
 FINISH = "finish-snapshot"  # the file that tells it so
@@ -29,8 +30,10 @@ FINISH = "finish-snapshot"  # the file that tells it so
 class Agent:
     """The processes of one node of a run."""
 
-    def __init__(self, run: Run, lock: int, server: WarmServer | None = None, *, worker: str = workers.WORKER):
-        self.run, self.lock, self.worker = run, lock, worker
+    def __init__(
+        self, run: Run, lock: int, server: WarmServer | None = None, entries: Mapping[str, str] = workers.ENTRIES
+    ):
+        self.run, self.lock, self.entries = run, lock, entries
         self.server = server or WarmServer()
         self.incarnation: Incarnation | None = None
         self.children: list[Child] = []
@@ -42,11 +45,13 @@ class Agent:
         self.incarnation = incarnation
         incarnation.write(self.run)
         self._end("reader")
-        self._beside("reader", workers.READER)
+        self._beside("reader")
         if not self._of("snapshot"):
-            self._beside("snapshot", workers.SNAPSHOT)
+            self._beside("snapshot")
         for rank in range(incarnation.world):
-            child = workers.start_worker(self.server, self.run, incarnation.number, rank, self.lock, self.worker)
+            child = workers.start_worker(
+                self.server, self.run, incarnation.number, rank, self.lock, self.entries["worker"]
+            )
             self.children.append(child)
         self._note_server()
         self._list()
@@ -55,10 +60,10 @@ class Agent:
         """Start one process of `trade` anew; the workers go on."""
         if trade == "reader":
             self._end("reader")
-            self._beside("reader", workers.READER)
+            self._beside("reader")
         elif trade == "snapshot":
             self._end("snapshot")
-            self._beside("snapshot", workers.SNAPSHOT)
+            self._beside("snapshot")
         elif trade == "server":
             self._end("server")
             self.server.start()
@@ -75,11 +80,12 @@ class Agent:
         wake: a descriptor that ends the waiting early when it becomes readable.
         """
         ends = self._gone(seconds, wake) + self._still()
-        if ends and not any(end.manner in ("killed", "stopped") for end in ends) and any(end.code for end in ends):
-            # A rank that lost its peer may be seen before that peer: ask again before anybody is blamed.
-            last = time.monotonic() + TOGETHER
-            while (left := last - time.monotonic()) > 0 and self._of("worker"):
-                ends += self._gone(left, None)
+        last = time.monotonic() + TOGETHER
+        while any(end.kind == "peer" for end in ends) and not any(map(_cause, ends)) and self._of("worker"):
+            # Who lost a peer may be seen before that peer: nobody is blamed before the others had time to tell.
+            if time.monotonic() >= last:
+                break
+            ends += self._gone(last - time.monotonic(), None)
         return ends
 
     @property
@@ -160,9 +166,9 @@ class Agent:
         for child in children:
             self._forget(child)
 
-    def _beside(self, trade: Trade, entry: str) -> None:
+    def _beside(self, trade: Trade) -> None:
         number = self.incarnation.number if self.incarnation else 0
-        self.children.append(workers.start_beside(trade, self.run, number, self.lock, entry))
+        self.children.append(workers.start_beside(trade, self.run, number, self.lock, self.entries[trade]))
 
     def _list(self) -> None:
         """Keep the processes by role where people and tests find them."""
@@ -174,3 +180,8 @@ class Agent:
         if pid is not None and all(child.pid != pid for child in self._of("server")):
             self._end("server")
             self.children.append(Child("server", "server", 0, pid, None))
+
+
+def _cause(end: End) -> bool:
+    """Whether an end explains those of others."""
+    return end.manner != "left" or (end.code != 0 and end.kind != "peer")

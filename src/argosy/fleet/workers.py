@@ -27,9 +27,12 @@ from argosy.policy.events import End, Trade
 from argosy.run import child
 from argosy.run.folder import Run
 
-WORKER = "argosy.train.worker:main"
-READER = "argosy.data.reader:main"
-SNAPSHOT = "argosy.checkpoint.snapshot:main"
+# What the processes run, by name: the towers never import each other.
+ENTRIES = {
+    "worker": "argosy.train.worker:main",
+    "reader": "argosy.data.reader:main",
+    "snapshot": "argosy.checkpoint.snapshot:main",
+}
 WARM = ("argosy.run.bound", "argosy.train.warm")
 STOPPED_FOR = 1.0  # seconds that a process may stand still (SIGSTOP) before it counts as broken
 PATIENCE = 60.0  # seconds in which the kernel must have ended what got SIGKILL
@@ -182,7 +185,7 @@ class Child:
         return self.handle.exitcode if self.handle.exitcode is not None else 255
 
 
-def start_worker(server: WarmServer, run: Run, incarnation: int, rank: int, lock: int, entry: str = WORKER) -> Child:
+def start_worker(server: WarmServer, run: Run, incarnation: int, rank: int, lock: int, entry: str) -> Child:
     """Fork the worker `rank`."""
     role = child.rank_role(rank)
     arguments = (entry, role, str(run.path.absolute()), incarnation, os.getpid(), rank)

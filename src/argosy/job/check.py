@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from argosy.errors import Refused
 from argosy.job import leaves, presets
 from argosy.job.schema import BlockSection, Job, layers
 
+COMMAND_LINE = "command line"  # origin of what no file said
 _PRECISE = {"bfloat16": 0, "float32": 1, "float64": 2}
 
 
@@ -116,13 +118,15 @@ def _numbers(job: Job, origins: Mapping[str, str]) -> None:
 
 def _batch(job: Job, origins: Mapping[str, str]) -> None:
     batch = job.batch
-    key = "batch.tokens" if "batch.tokens" in origins else "batch.sequence"
+    # The later of the two levels is to blame: the command line, else the table's main key.
+    written = [key for key in ("batch.tokens", "batch.sequence") if key in origins]
+    blamed = sorted(written, key=lambda key: origins[key] != COMMAND_LINE)
     if batch.tokens % batch.sequence:
         below = batch.tokens // batch.sequence * batch.sequence
         nearest = below if below else batch.sequence
         raise Refused(
             f"batch.tokens = {batch.tokens} is no multiple of batch.sequence = {batch.sequence}.",
-            where=origins.get(key, "default"),
+            where=origins[blamed[0]] if blamed else "default",
             do=f"Nearest: batch.tokens={nearest}.",
         )
     if isinstance(batch.micro, int) and batch.micro > batch.tokens // batch.sequence:
@@ -195,14 +199,20 @@ def unknown(keys: list[str], values: Mapping[str, Any], origins: Mapping[str, st
     return Refused(first.what, where=first.where, do=first.do + rest)
 
 
+def _sections() -> list[str]:
+    """All tables of a job file."""
+    return list(dict.fromkeys(key.rpartition(".")[0] for key in leaves.fields() if "." in key))
+
+
 def _unknown(key: str, value: Any, where: str) -> Refused:
-    section = key in {known.rsplit(".", 1)[0] for known in leaves.fields()}
-    if section and not isinstance(value, Mapping):
+    if key in _sections() and not isinstance(value, Mapping):
         return Refused(f"{key} is a table, not a value.", where=where, found=repr(value), do=f"Write [{key}].")
     leaf = next((known for known in leaves.fields() if key.startswith(known + ".")), None)
     guess = leaves.nearest(key)
     if leaf:
         return Refused(f"{leaf} is a value, not a table.", where=where, do=f"Write {leaf} = ...")
+    if isinstance(value, Mapping) and (sections := get_close_matches(key, _sections(), 1)):
+        guess = f"[{sections[0]}]"
     do = f"Did you mean {guess}?" if guess else "`argosy job schema` lists all keys."
     return Refused(f"{key} is not a key.", where=where, do=do)
 

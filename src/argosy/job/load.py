@@ -20,11 +20,11 @@ from pydantic import ValidationError
 
 from argosy.errors import Refused
 from argosy.job import check, leaves, paths
+from argosy.job.check import COMMAND_LINE
 from argosy.job.lines import line, lines
 from argosy.job.schema import VERSION, Job
 from argosy.job.text import job_text
 
-COMMAND_LINE = "command line"
 _PAIR = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")  # KEY=VALUE, told from a path that holds "="
 LENGTH = ("train.tokens", "train.steps", "train.time")
 
@@ -314,6 +314,8 @@ def _replaced(level: Level, below: Mapping[str, Any]) -> list[str]:
     void = [key for key in LENGTH if said and key in below and key not in level.values]
     if "model.preset" in level.values:
         void += [key for key in below if key.startswith("model.") and key not in level.values and key != "model.init"]
+    if "data.source" in level.values and "data.license" in below and "data.license" not in level.values:
+        void.append("data.license")  # it was the other text's
     return void
 
 

@@ -306,7 +306,7 @@ class Job(Section):
     """Version of this format."""
     extends: str | None = None
     """One parent: the name of a shipped job or a path; what this file says replaces what the parent says."""
-    name: str = Field("run", pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Names the run folder."""
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()

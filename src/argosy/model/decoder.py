@@ -132,7 +132,7 @@ class Decoder(nn.Module):
 
     def prepare(self, device: str, sequence: int, compiled: bool) -> str:
         """Choose the attention kernel for sequences of this length on `device` and give its name."""
-        kernel = kernels.choose(device, sequence, compiled)
+        kernel = kernels.choose(device, sequence, compiled, self.compute)
         for block in self.blocks:
             block.attention.kernel = kernel  # type: ignore[union-attr]
         self.compile_loss = compiled

@@ -215,13 +215,49 @@ def _loop_backward(
     return dq, dk, dv
 
 
-DENSE_LIMIT = 1024  # sequences up to here hold their scores whole; measured in tests/model/test_kernels.py's docstring
+def _offsets(segments: Tensor) -> Tensor:
+    """Where a document begins in the batch laid end to end, and its end: int32 [documents + 1]. Padding is a document."""
+    borders = torch.ones_like(segments, dtype=torch.bool)
+    borders[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    begins = borders.flatten().nonzero().flatten()
+    return torch.cat((begins, begins.new_tensor([segments.numel()]))).int()
 
 
-def choose(device: str, sequence: int, compiled: bool) -> str:
-    """The name of the kernel for sequences of `sequence` tokens on `device` ("cpu", "cuda", "mps"): a key of KERNELS."""
+def _documents_forward(
+    q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The GPU's flash kernel for documents of any length laid end to end. Sees `device/capability.py` for where it ran."""
+    flat = (x.flatten(0, 1) for x in (q, k, v))
+    out, lse, _, _ = torch_versions.flash_forward_cuda(*flat, _offsets(segments), q.shape[1], window, scale)
+    out = out.view(q.shape) * (segments != 0)[:, :, None, None]
+    return out, lse.view(q.shape[2], *q.shape[:2]).transpose(0, 1).contiguous()
+
+
+def _documents_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    segments: Tensor, window: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad = grad * (segments != 0)[:, :, None, None]
+    flat = (x.flatten(0, 1).contiguous() for x in (grad, q, k, v, out))
+    rows = lse.transpose(0, 1).flatten(1).contiguous()
+    state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # the generator's: there is no dropout
+    unused = torch.empty(0, dtype=torch.uint64, device=q.device)
+    parts = torch_versions.flash_backward_cuda(
+        *flat, rows, _offsets(segments), q.shape[1], window, scale, state, unused
+    )  # fmt: skip
+    dq, dk, dv = (part.view(like.shape) for part, like in zip(parts, (q, k, v), strict=True))
+    return dq, dk, dv
+
+
+DENSE_LIMIT = 1024  # sequences up to here hold their scores whole
+
+
+def choose(device: str, sequence: int, compiled: bool, kind: torch.dtype) -> str:
+    """The name of the kernel for sequences of `sequence` tokens of type `kind` on "cpu", "cuda" or "mps": of KERNELS."""
+    if device == "cuda" and kind == torch.bfloat16 and torch.backends.cuda.is_flash_attention_available():
+        return "documents"
     if device != "cpu":
-        return "dense"
+        return "dense compiled" if compiled else "dense"
     if sequence <= DENSE_LIMIT:
         return "dense compiled" if compiled else "dense"
     return "loop"
@@ -234,4 +270,5 @@ KERNELS: dict[str, tuple[Forward, Backward]] = {
     "dense": _dense(_probabilities, _score_gradient),
     "dense compiled": _dense(_compiled_probabilities, _compiled_gradient),
     "loop": (_loop_forward, _loop_backward),
+    "documents": (_documents_forward, _documents_backward),
 }

@@ -39,13 +39,12 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, chunk: int, compiled: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor, chunk: int, compiled: bool, wanted: bool
     ) -> Tensor:
         near = weight.to(hidden.dtype)  # once, not once a chunk
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=torch.float32 if hidden.device.type == "mps" else torch.float64)
         total = total.to(hidden.device)
-        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         d_hidden = torch.empty_like(hidden) if wanted else None
         d_weight = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device) if wanted else None
         for begin in range(0, hidden.shape[0], chunk):
@@ -64,7 +63,7 @@ class _Summed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * grad.to(d_hidden.dtype), d_weight * grad.to(d_weight.dtype), None, None, None, None
+        return d_hidden * grad.to(d_hidden.dtype), d_weight * grad.to(d_weight.dtype), None, None, None, None, None
 
 
 def loss_sum(
@@ -77,5 +76,6 @@ def loss_sum(
     """
     width = hidden.shape[-1]
     flat = labels.reshape(-1).long().clamp(0, weight.shape[0] - 1)
-    found: Tensor = _Summed.apply(hidden.reshape(-1, width), weight, flat, weights.reshape(-1), chunk, compiled)
+    wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    found: Tensor = _Summed.apply(hidden.reshape(-1, width), weight, flat, weights.reshape(-1), chunk, compiled, wanted)
     return found

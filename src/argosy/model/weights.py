@@ -45,9 +45,8 @@ def normals(stream: int, held: list[range], shape: torch.Size) -> Tensor:
         stride *= shape[dim]
     found = torch.empty(index.shape, dtype=torch.float64)
     flat = found.view(-1)
-    for begin, part in zip(range(0, flat.numel(), PIECE), index.view(-1).split(PIECE), strict=True):
-        uniform = unit(bits(stream, part))
-        flat[begin : begin + PIECE] = torch.erfinv(uniform * 2 - 1) * sqrt(2)
+    for made, part in zip(flat.split(PIECE), index.view(-1).split(PIECE), strict=True):
+        made.copy_(torch.erfinv(unit(bits(stream, part)) * 2 - 1) * sqrt(2))
     return found
 
 

@@ -17,7 +17,7 @@ Point: TypeAlias = tuple[float, float]
 Format: TypeAlias = Callable[[float], str]
 
 POINTS = 400  # of a curve at most
-WIDE, HIGH = 720, 300
+LARGE, SMALL = (920, 330), (460, 230)  # width and height of a diagram across the page, and of one beside another
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 44
 
 # Okabe and Ito's colours, told apart with any colour vision; light and dark ground. Marks differ in shape as well.
@@ -68,6 +68,7 @@ class Chart:
     series: tuple[Series, ...]
     x_format: Format
     y_format: Format
+    size: tuple[int, int] = LARGE
 
     @property
     def empty(self) -> bool:
@@ -105,34 +106,35 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 def svg(chart: Chart, *, colours: Sequence[str] = ()) -> str:
     """The diagram as an SVG element. colours: written into it, for a picture that stands alone."""
     x_low, x_high, y_low, y_high = _ranges(chart)
+    (wide, high), kind = chart.size, "small" if chart.size == SMALL else "large"
 
     def at(point: Point) -> Point:
         across = (point[0] - x_low) / (x_high - x_low) if x_high > x_low else 0.5
         up = (point[1] - y_low) / (y_high - y_low) if y_high > y_low else 0.5
-        return _LEFT + across * (WIDE - _LEFT - _RIGHT), HIGH - _BOTTOM - up * (HIGH - _TOP - _BOTTOM)
+        return _LEFT + across * (wide - _LEFT - _RIGHT), high - _BOTTOM - up * (high - _TOP - _BOTTOM)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE} {HIGH}" role="img" class="chart" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" role="img" class="chart {kind}" '
         f'font-family="system-ui, sans-serif" font-size="12"><title>{escape(chart.title)}</title>'
     ]
     if colours:
         parts.append(_style(colours))
     for value in ticks(y_low, y_high):
         y = at((x_low, value))[1]
-        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{WIDE - _RIGHT}"/>')
+        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{wide - _RIGHT}"/>')
         parts.append(
             f'<text class="label" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(chart.y_format(value))}</text>'
         )
-    for value in ticks(x_low, x_high, 6):
+    for value in ticks(x_low, x_high, wide // 130):
         x = at((value, y_low))[0]
-        parts.append(_label(f'x="{x:.1f}" y="{HIGH - _BOTTOM + 16}" text-anchor="middle"', chart.x_format(value)))
-    parts.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{HIGH - _BOTTOM}H{WIDE - _RIGHT}"/>')
-    middle = (_LEFT + WIDE - _RIGHT) / 2
-    parts.append(_label(f'x="{middle:.0f}" y="{HIGH - 8}" text-anchor="middle"', chart.x))
-    upright = f'transform="rotate(-90 14 {HIGH / 2 - 10:.0f})" x="14" y="{HIGH / 2 - 10:.0f}"'
+        parts.append(_label(f'x="{x:.1f}" y="{high - _BOTTOM + 16}" text-anchor="middle"', chart.x_format(value)))
+    parts.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{high - _BOTTOM}H{wide - _RIGHT}"/>')
+    middle = (_LEFT + wide - _RIGHT) / 2
+    parts.append(_label(f'x="{middle:.0f}" y="{high - 8}" text-anchor="middle"', chart.x))
+    upright = f'transform="rotate(-90 14 {high / 2 - 10:.0f})" x="14" y="{high / 2 - 10:.0f}"'
     parts.append(_label(f'{upright} text-anchor="middle"', chart.y))
     for index, series in enumerate(chart.series):
-        parts.append(_drawn(series, index, at, y_low))
+        parts.append(_drawn(series, index, at, high - _BOTTOM))
     return "".join(parts) + "</svg>"
 
 
@@ -150,7 +152,7 @@ def _ranges(chart: Chart) -> tuple[float, float, float, float]:
     return min(xs), max(xs), max(0.0, low - room) if low >= 0 else low - room, high + room
 
 
-def _drawn(series: Series, index: int, at: Callable[[Point], Point], floor: float) -> str:
+def _drawn(series: Series, index: int, at: Callable[[Point], Point], foot: float) -> str:
     name = f"s{index % len(LIGHT)}"
     places = [at(point) for point in series.points]
     if series.kind == "line":
@@ -158,7 +160,6 @@ def _drawn(series: Series, index: int, at: Callable[[Point], Point], floor: floa
         return f'<path class="{name} line" d="{path}"/>'
     if series.kind == "dots":
         return "".join(f'<circle class="{name} fill" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>' for x, y in places)
-    foot = at((0.0, floor))[1]
     if series.kind == "triangles":
         return "".join(f'<path class="{name} fill" d="M{x:.1f} {foot - 9:.1f}l4.5 9h-9z"/>' for x, _ in places)
     return "".join(f'<path class="{name} line" d="M{x - 4:.1f} {foot - 18:.1f}l8 8m0 -8l-8 8"/>' for x, _ in places)
@@ -221,7 +222,7 @@ def figure(chart: Chart, name: str) -> str:
         f'<a download="{escape(name)}.csv" href="{escape(numbers)}" aria-label="{escape(chart.title)} as CSV">CSV</a>'
     )
     return (
-        f"<figure>{svg(chart)}<figcaption>{legend(chart)}<span class=links>{links}</span></figcaption>"
+        f"<figure><div class=wide>{svg(chart)}</div><figcaption>{legend(chart)}<span class=links>{links}</span></figcaption>"
         f"<details><summary>As a table</summary>{table(chart)}</details></figure>"
     )
 

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from argosy.observe.charts import Chart, Point, Series, thin
+from argosy.observe.charts import SMALL, Chart, Point, Series, thin
 from argosy.observe.summary import Summary
 from argosy.observe.text import clock
 from argosy.quantities import count_text
@@ -60,7 +60,7 @@ def steps(summary: Summary) -> list[tuple[str, Chart]]:
         ("seconds", "Time of a step", "seconds", lambda value: f"{value:.3g}"),
     ):
         series = (Series(title.lower(), _points(summary.metrics, across, key)),)
-        chart = Chart(f"{title} by step", "step", unit, series, count_text, form)
+        chart = Chart(f"{title} by step", "step", unit, series, count_text, form, SMALL)
         if not chart.empty:
             found.append((key, chart))
     return found

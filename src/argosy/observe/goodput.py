@@ -135,12 +135,11 @@ def _sessions(lives: Sequence[Life], journal: Sequence[Mapping[str, Any]]) -> li
     """(begin, end, incarnations) of each time somebody ran the run; what the journal lacks is taken from the record."""
     begun = [int(event["time"] * 1e9) for event in journal if event.get("what") == "begun"]
     ended = [int(event["time"] * 1e9) for event in journal if event.get("what") == "ended"]
+    first = min(life.begin for life in lives)
     groups: dict[int, list[Life]] = {}
     for life in lives:
         earlier = [moment for moment in begun if moment <= life.begin]
-        groups.setdefault(earlier[-1] if earlier else min(life.begin, begun[0] if begun else life.begin), []).append(
-            life
-        )
+        groups.setdefault(earlier[-1] if earlier else first, []).append(life)
     found = []
     starts = sorted(groups)
     for begin, following in zip(starts, [*starts[1:], None], strict=True):

@@ -98,12 +98,10 @@ def _figures(summary: Summary) -> list[tuple[str, str, str]]:
     if summary.tokens_per_second:
         found.append(("speed", f"{summary.tokens_per_second:,.0f}", "tokens/s"))
     if summary.gemm_share:
-        found.append(
-            ("of the matrix-multiply rate", f"{summary.gemm_share:.0%}", "of what was measured on this machine")
-        )
+        found.append(("matrix-multiply rate", f"{summary.gemm_share:.0%}", "of this machine's"))
     if summary.account.total:
         useful = summary.account.seconds["training"] / summary.account.total
-        found.append(("of the time was training", f"{useful:.0%}", f"of {seconds_text(summary.account.total)}"))
+        found.append(("training", f"{useful:.0%}", f"of {seconds_text(summary.account.total)}"))
     found.append(("steps", f"{summary.step:,}", f"of {summary.steps:,}" if summary.steps else ""))
     found.append(("faults", str(len(summary.faults)), "survived" if summary.faults else ""))
     return found

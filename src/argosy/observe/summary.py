@@ -50,22 +50,19 @@ class Summary:
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
-        return rows(self.run.path / "metrics.jsonl")
+        return _stepped(rows(self.run.path / "metrics.jsonl"))
 
     @cached_property
     def evaluations(self) -> list[dict[str, Any]]:
         """The lines of evaluations.jsonl."""
-        return rows(self.run.path / "evaluations.jsonl")
+        return _stepped(rows(self.run.path / "evaluations.jsonl"))
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
         """The lines of samples.jsonl, one for each step and prompt, by step."""
-        found = {
-            (row.get("step", 0), row.get("prompt", "")): row
-            for row in rows(self.run.path / "samples.jsonl")
-            if "text" in row
-        }
-        return sorted(found.values(), key=lambda row: row.get("step", 0))
+        told = [row for row in _stepped(rows(self.run.path / "samples.jsonl")) if "text" in row]
+        found = {(row["step"], str(row.get("prompt", ""))): row for row in told}
+        return sorted(found.values(), key=lambda row: int(row["step"]))
 
     @cached_property
     def journal(self) -> list[dict[str, Any]]:
@@ -207,6 +204,16 @@ class Summary:
                 if source and source[-1].get(key) is not None:
                     return float(source[-1][key]), unit, place
         return None
+
+
+def _stepped(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of `found` that name a step, with nothing but numbers where numbers belong: others' folders are read too."""
+    numbers = ("tokens", "loss", "bits_per_byte", "lr", "gradient_norm", "seconds", "tokens_per_second", "time")
+    return [
+        row
+        for row in found
+        if isinstance(row.get("step"), int) and all(isinstance(row.get(key), int | float | None) for key in numbers)
+    ]
 
 
 def disk(path: Path) -> int:

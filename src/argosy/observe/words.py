@@ -128,7 +128,7 @@ def _model(job: Job, parameters: int) -> str:
 def _batch(job: Job, steps: int, all_tokens: int, tokens: int) -> str:
     sequences = job.batch.tokens // job.batch.sequence
     share = all_tokens / tokens if tokens else 0.0
-    read = f"{share:.2f} of the data once" if share <= 1 else f"the data {share:.1f} times"
+    read = f"{share:.2g} of the data once" if share <= 1 else f"the data {share:.1f} times"
     return (
         f"{sequences} sequence{'s' * (sequences != 1)} x {job.batch.sequence:,} = {job.batch.tokens:,} tokens; "
         f"{steps:,} steps = {count_text(all_tokens)} tokens = {read}"

@@ -45,7 +45,10 @@ class Replicated:
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None = None, reduce: torch.dtype | None = None
+        self,
+        parameters: Iterable[nn.Parameter],
+        group: dist.ProcessGroup | None = None,
+        reduce: torch.dtype | None = None,
     ):
         self.group, self.reduce = group, reduce
         self.flat: list[Tensor] = []

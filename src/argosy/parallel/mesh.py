@@ -24,7 +24,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from argosy.errors import BUG, Refused
 from argosy.layout.layout import Layout
 
-PATIENCE = timedelta(minutes=30)  # of a collective: a rank may compile, evaluate or wait for a disk; the parent notices the dead
+PATIENCE = timedelta(
+    minutes=30
+)  # of a collective: a rank may compile, evaluate or wait for a disk; the parent notices the dead
 LOOPBACK = "127.0.0.1"
 
 

@@ -26,8 +26,10 @@ class End:
 
     @property
     def name(self) -> str:
-        """ "worker 3", "the reader"."""
-        return f"worker {self.rank}" if self.trade == "worker" else f"the {self.trade} process"
+        """ "worker 3", "the reader process"."""
+        if self.trade == "worker":
+            return f"worker {self.rank}"
+        return "the warm server" if self.trade == "server" else f"the {self.trade} process"
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from argosy.points import POINTS  # noqa: F401  (imported before the fork, like all that ranks need)
-
 LIMIT = 120.0  # seconds that a call may take; machines that test are busy
 _LENGTH = struct.Struct("<I")
 
@@ -65,7 +63,9 @@ class Pool:
                 waiting = {self._ranks[rank]: rank for rank in range(count) if rank not in answers}
                 ready, _, _ = select.select(list(waiting), [], [], max(0.0, end - time.monotonic()))
                 if not ready:
-                    raise Failed(f"{entry}: ranks {sorted(waiting.values())} of {count} did not answer in {limit:.0f} s")
+                    raise Failed(
+                        f"{entry}: ranks {sorted(waiting.values())} of {count} did not answer in {limit:.0f} s"
+                    )
                 for connection in ready:
                     answers[waiting[connection]] = _answer(connection, entry, waiting[connection])
         except Failed:
@@ -74,10 +74,14 @@ class Pool:
         return [answers[rank] for rank in range(count)]
 
     def close_ranks(self) -> None:
-        """End all ranks at once; the next call forks new ones."""
+        """Leave all ranks; the next call forks new ones, and the server kills these first."""
         for connection in self._ranks:
             connection.close()
         self._ranks = []
+
+    def close(self) -> None:
+        """End everything."""
+        self.close_ranks()
         if self._server is not None:
             if self._server.stdin is not None:
                 self._server.stdin.close()  # the server kills its ranks and ends
@@ -87,10 +91,6 @@ class Pool:
                 self._server.kill()
                 self._server.wait()
             self._server = None
-
-    def close(self) -> None:
-        """End everything."""
-        self.close_ranks()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Pool:
@@ -107,41 +107,60 @@ class Pool:
             listener.bind(str(address))
             listener.listen(self.ranks)
             listener.settimeout(LIMIT)
-            command = [sys.executable, "-m", "argosy.prove.pool", str(address), str(self.ranks)]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            self._server = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+            self._ask(f"{address}\n")
             found: dict[int, socket.socket] = {}
             while len(found) < self.ranks:
                 try:
                     connection, _ = listener.accept()
                 except TimeoutError:
-                    self.close_ranks()
                     raise Failed(f"the pool's ranks did not start within {LIMIT:.0f} s") from None
                 connection.setblocking(True)
                 found[int(_receive(connection)["rank"])] = connection
         self._ranks = [found[rank] for rank in range(self.ranks)]
 
+    def _ask(self, line: str) -> None:
+        """Let the server, started where there is none, fork new ranks."""
+        if self._server is None or self._server.poll() is not None:
+            command = [sys.executable, "-m", "argosy.prove.pool", str(self.ranks)]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            self._server = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+        assert self._server.stdin is not None
+        self._server.stdin.write(line.encode())
+        self._server.stdin.flush()
 
-def serve(address: str, ranks: int) -> None:
-    """Import what ranks need, fork them, and kill them when the owner is gone. The pool's own program."""
+
+def serve(ranks: int) -> None:
+    """Import what ranks need; for each address read, kill the ranks there are and fork new ones. The pool's own program.
+
+    Ends, and its ranks with it, when its input closes: that is how it learns that the owner is gone.
+    """
     import torch
 
     import argosy.train.worker  # noqa: F401
 
     torch.set_num_threads(1)
-    children = []
-    for rank in range(ranks):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                _rank(address, rank)
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    while sys.stdin.buffer.read(4096):
-        pass
+    children: list[int] = []
+    for line in sys.stdin:
+        _kill(children)
+        children = [_forked(line.strip(), rank) for rank in range(ranks)]
+    _kill(children)
+    os._exit(0)  # without the interpreter's farewell, which takes torch a while
+
+
+def _forked(address: str, rank: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.close(0)  # the owner's end of it would otherwise stay open as long as a rank lives
+        _rank(address, rank)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _kill(children: list[int]) -> None:
     for child in children:
         os.kill(child, signal.SIGKILL)
     for child in children:
@@ -213,4 +232,4 @@ def _exactly(connection: socket.socket, length: int) -> bytes:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))
+    serve(int(sys.argv[1]))

@@ -17,7 +17,9 @@ from torch import Tensor
 
 Weights = Mapping[str, Tensor]
 Shape = Mapping[str, Any]
-Dropout = Callable[[str, int, Tensor, Tensor], Tensor]  # (layer name, row, places in the row, activations) -> activations
+Dropout = Callable[
+    [str, int, Tensor, Tensor], Tensor
+]  # (layer name, row, places in the row, activations) -> activations
 
 
 def shape_of_layer(model: Shape, number: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -96,11 +97,17 @@ def ended_path(run: Run, role: str, incarnation: int) -> Path:
 
 
 def ended(run: Run, role: str, incarnation: int) -> dict[str, Any] | None:
-    """What a child told about its end: code, kind, sentence, pid. None when it was killed."""
+    """What a child told about its end: code, kind, sentence, pid. None when it was killed.
+
+    A worker names the kind of its failure in a file of its own, `failed-ROLE-INCARNATION.json`.
+    """
     try:
-        return dict(json.loads(ended_path(run, role, incarnation).read_text(encoding="utf-8")))
+        told = dict(json.loads(ended_path(run, role, incarnation).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
+    with suppress(FileNotFoundError):
+        told |= json.loads((run.local / f"failed-{role}-{incarnation}.json").read_text(encoding="utf-8"))
+    return told
 
 
 def rank_role(rank: int) -> str:

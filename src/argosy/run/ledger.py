@@ -75,9 +75,11 @@ class Ledger:
 
 
 def append(path: Path, entries: Iterable[Entry]) -> None:
-    """Append `entries` to the file `path` and sync it."""
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(map(_line, entries))
+    """Append `entries` to the file `path` and sync it; a torn last line is cut off first."""
+    with path.open("ab") as file:
+        torn = path.read_bytes().rpartition(b"\n")[2]
+        file.truncate(file.tell() - len(torn))
+        file.writelines(_line(entry).encode() for entry in entries)
         file.flush()
         os.fsync(file.fileno())
 

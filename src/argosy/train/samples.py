@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argosy.evaluate.generate import continuation, stream_of
+from argosy.evaluate.generate import continuation, following, logits, stream_of
 from argosy.parallel.execute import Whole
 from argosy.run.folder import append_line, write_whole
 
@@ -67,17 +67,6 @@ class Samples:
     def scores(self, tokens: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
         """Logits [1, S, V]."""
         return self.whole(logits, tokens, positions, segments)  # type: ignore[no-any-return]
-
-
-def logits(model: Any, tokens: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
-    """Logits [B, S, V] of a decoder."""
-    return model.logits(model(tokens, positions, segments))  # type: ignore[no-any-return]
-
-
-def following(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
-    """The text of `ids` where they follow `prompt`: a tokenizer may write a token differently at the start of a text."""
-    before, whole = tokenizer.decode(list(prompt)), tokenizer.decode([*prompt, *ids])
-    return str(whole[len(before) :] if whole.startswith(before) else tokenizer.decode(list(ids)))
 
 
 def append(folder: Path, step: int, incarnation: int, texts: Sequence[tuple[str, str]]) -> None:

@@ -53,7 +53,11 @@ class Agree:
     """Takes the vote. `asks` is called once per step, at the vote; `copies` = ranks that compute the same micro-batches."""
 
     def __init__(
-        self, group: dist.ProcessGroup | None = None, asks: Callable[[], Asks] = Asks, device: torch.device | str = "cpu", copies: int = 1
+        self,
+        group: dist.ProcessGroup | None = None,
+        asks: Callable[[], Asks] = Asks,
+        device: torch.device | str = "cpu",
+        copies: int = 1,
     ):
         self.group, self.asks, self.device, self.copies = group, asks, torch.device(device), copies
 

@@ -87,7 +87,9 @@ def explained(error: BaseException, rank: int) -> tuple[str, Refused | None]:
         return "out_of_disk", Refused("the disk is full.", where=str(error.filename or ""), code=MACHINE)
     gone = isinstance(error, dist.DistError) or ("gloo" in text.lower() and isinstance(error, RuntimeError))
     if gone or isinstance(error, ConnectionError):
-        return "peer", Refused(f"rank {rank} lost the connection to a peer.", found=text.splitlines()[0][:200], code=MACHINE)
+        return "peer", Refused(
+            f"rank {rank} lost the connection to a peer.", found=text.splitlines()[0][:200], code=MACHINE
+        )
     return "bug", None
 
 
@@ -142,7 +144,9 @@ class Worker:
     def build(self, mesh: Mesh) -> None:
         """The model on this rank's device, sharded as the layout says, with first weights; optimizer and state."""
         job, device = self.job, self.device.torch
-        compute, master, reduce = (dtype(str(name)) for name in (job.train.precision, job.train.master, job.train.reduce))
+        compute, master, reduce = (
+            dtype(str(name)) for name in (job.train.precision, job.train.master, job.train.reduce)
+        )
         compiled = job.train.compile is True
         if compiled:
             compile_strictly()

@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 from argosy.data.document import File, Source, counts, printable
 from argosy.errors import Refused
+from argosy.job import paths
 
 KIB, MIB = 1024, 1024 * 1024
 PROSE = ".txt .text .md .markdown .rst .adoc .org .tex .bib .srt .vtt .html .htm .xml .po"
@@ -53,7 +54,7 @@ def suffix(name: str) -> str:
 def find(source: str, base: Path) -> Source:
     """The text files at the path `source`: itself, or those below it. Refused with what was there when there are none."""
     where = f'data.source = "{printable(source)}"'
-    path = base / Path(os.path.expandvars(source)).expanduser()
+    path = base / paths.expand(source)
     try:
         if path.is_dir():
             return _folder(path, source, where)
@@ -63,15 +64,21 @@ def find(source: str, base: Path) -> Source:
     except OSError as error:
         raise Refused("cannot be read", where=where, found=error.strerror or str(error)) from error
     if exists:
-        raise Refused("is neither a file nor a folder", where=where, do=f"Name a text file or a folder of them. {READS}")
+        raise Refused(
+            "is neither a file nor a folder", where=where, do=f"Name a text file or a folder of them. {READS}"
+        )
     raise Refused(
-        "there is no such file or folder", where=where, found=f"nothing at {path}", do='Or "python" for the built-in text.'
+        "there is no such file or folder",
+        where=where,
+        found=f"nothing at {path}",
+        do='Or "python" for the built-in text.',
     )
 
 
 def _folder(root: Path, source: str, where: str) -> Source:
     found = Source(source, where, [])
-    seen: set[tuple[int, int]] = set()  # a link may lead to what was read already, or to a folder above
+    top = root.stat()
+    seen = {(top.st_dev, top.st_ino)}  # a link may lead to what was read already, or to a folder above
     pending = [(root, "")]
     while pending:
         folder, prefix = pending.pop()

@@ -23,7 +23,13 @@ from argosy.layout.layout import Layout
 from argosy.layout.placement import inside
 
 Values = dict[str, torch.Tensor]
-LAYOUTS = (Layout(), Layout(dp_replicate=3), Layout(dp_shard=4), Layout(dp_replicate=2, dp_shard=3), Layout(dp_shard=2, tp=2))
+LAYOUTS = (
+    Layout(),
+    Layout(dp_replicate=3),
+    Layout(dp_shard=4),
+    Layout(dp_replicate=2, dp_shard=3),
+    Layout(dp_shard=2, tp=2),
+)
 
 
 @contextmanager
@@ -190,7 +196,10 @@ def test_damaged_bytes_are_found_and_the_checkpoint_set_aside(bench: Any) -> Non
 @pytest.mark.parametrize(
     "asked, sentence",
     [
-        ({"w": torch.zeros(3, dtype=torch.float64)}, r"tensor w does not fit: the job makes F64 \[3\]. Found: F32 \[3\]"),
+        (
+            {"w": torch.zeros(3, dtype=torch.float64)},
+            r"tensor w does not fit: the job makes F64 \[3\]. Found: F32 \[3\]",
+        ),
         ({"w": torch.zeros(4)}, r"tensor w does not fit: the job makes F32 \[4\]"),
         ({"w": torch.zeros(3), "v": torch.zeros(1)}, "it does not hold v"),
         ({}, "it also holds w"),

@@ -130,7 +130,7 @@ def test_held_counts_generations(bench: Any) -> None:
 
 
 def test_types_that_no_checkpoint_can_hold_are_named() -> None:
-    with pytest.raises(ValueError, match="phase has type torch.complex64"):
+    with pytest.raises(ValueError, match=r"phase has type torch\.complex64"):
         specs_of({"phase": torch.zeros(2, dtype=torch.complex64)})
 
 

@@ -1,0 +1,95 @@
+"""`argosy data`: prepare the text of a job by itself, and show what a step of a run read. No torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from argosy.errors import Refused
+
+if TYPE_CHECKING:
+    from argosy.data.prepare import Prepared
+
+HELP = "Data and models"
+
+
+def prepare(job: str | None = None, overrides: Sequence[str] = (), *, workers: int = 0) -> Prepared:
+    """The prepared text of a job, made now unless it is cached; `workers` processes encode, 0 = one for each core."""
+    from argosy.cluster import here
+    from argosy.data import prepare as preparation
+    from argosy.job.load import load
+
+    loaded = load(job, overrides)
+    said = ""
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal said
+        line = f"  {what} … {100 * done // max(1, total)}%"
+        if line != said and sys.stderr.isatty():
+            print(f"\r{line:<70}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
+        said = line
+
+    section = loaded.job.data
+    cache = preparation.cache_folder(section, loaded.base)
+    return preparation.prepare(section, base=loaded.base, cache=cache, progress=progress, workers=workers or here.cores())
+
+
+def show(name: str | Path | None, step: int, *, as_json: bool = False) -> str:
+    """What `step` of the run `name` read, as JSON or for people; from the run folder and its prepared text alone."""
+    from argosy.commands.runs import find
+    from argosy.data import prepare as preparation
+    from argosy.data import show as showing
+    from argosy.data.shards import Shards
+    from argosy.data.tokenizer import open_tokenizer
+
+    run = find(name)
+    job, ledger = run.job(), run.ledger()
+    last = int(run.info().get("steps") or job.train.steps or 0)
+    if not 1 <= step <= (last or step):
+        raise Refused("there is no such step", where=f"--step {step}", found=f"{run.path} has steps 1 to {last:,}")
+    folder = preparation.locate(run.prepared(), preparation.cache_folder(job.data, Path.cwd()))
+    shards, seed = Shards(folder), job.train.seed
+    if as_json:
+        return json.dumps([stretch.row() for stretch in showing.stretches(step, seed, ledger, shards)])
+    return "\n".join(showing.lines(step, seed, ledger, shards, open_tokenizer(folder)))
+
+
+def register(app: typer.Typer) -> None:
+    """Spell the command for the shell."""
+    group = typer.Typer(no_args_is_help=True)
+    app.add_typer(group, name="data", rich_help_panel=HELP, help="Prepare text; show what a step read.")
+
+    @group.command(
+        "prepare",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        help="Read, split and encode the text of a job now; train does it by itself. [JOB] [--data.source FOLDER …]",
+    )
+    def prepare_command(
+        context: typer.Context,
+        workers: Annotated[int, typer.Option(help="Processes; 0 = one for each core.")] = 0,
+    ) -> None:
+        from argosy.job.load import split
+
+        job, overrides = split(context.args)
+        prepared = prepare(job, overrides, workers=workers)
+        facts = prepared.facts
+        print(prepared.summary)
+        print(f"{facts.held_out_documents:,} of {facts.documents + facts.held_out_documents:,} documents held out")
+        for note in prepared.notes:
+            print(f"note: {note}")
+        print(prepared.folder)
+
+    @group.command("show", help="What did a step read? Every stretch of text of its whole global batch.")
+    def show_command(
+        step: Annotated[int, typer.Option(help="The step, counted from 1.")],
+        run: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="[{source, document, begin, end}], begin and end in tokens of the document.")
+        ] = False,
+    ) -> None:
+        print(show(run, step, as_json=as_json))

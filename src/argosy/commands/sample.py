@@ -1,0 +1,89 @@
+"""`argosy sample RUN [TEXT]`: let a trained model continue a text, shown as it is written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from argosy.commands.runs import find
+
+if TYPE_CHECKING:
+    from argosy.evaluate.trained import Trained
+
+HELP = "Start here"
+PLACE = 30
+
+
+def sample(
+    run: str | Path | None = None,
+    text: str = "",
+    *,
+    tokens: int = 200,
+    temperature: float | None = None,
+    seed: int = 0,
+    show: Callable[[str], object] = lambda piece: None,
+) -> str:
+    """What the model of `run` (None = the newest) writes after `text`; `show` gets it piece by piece as it comes.
+
+    temperature: 0 takes the likeliest token each time; left out, the run's own. The same seed gives the same text. Refused
+    where there is no such run or no checkpoint in it.
+    """
+    from argosy.evaluate.trained import Trained
+
+    return continued(Trained.open(find(run)), text, tokens, temperature, seed, show)
+
+
+def continued(
+    model: Trained, text: str, tokens: int, temperature: float | None, seed: int, show: Callable[[str], object]
+) -> str:
+    """What `model` writes after `text`."""
+    from argosy.evaluate.generate import pieces
+
+    heat = model.job.observe.temperature if temperature is None else temperature
+    prompt, ids = model.continued(text, tokens=tokens, temperature=heat, seed=seed)
+    written = []
+    for piece in pieces(model.tokenizer, ids, prompt):
+        written.append(piece)
+        show(piece)
+    return "".join(written)
+
+
+def register(app: typer.Typer) -> None:
+    """Spell the command for the shell."""
+
+    @app.command("sample", rich_help_panel=HELP, help="Let a model continue TEXT; without TEXT, ask for it.")
+    def command(
+        run: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None,
+        text: Annotated[str | None, typer.Argument(metavar="[TEXT]")] = None,
+        tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 200,
+        temperature: Annotated[
+            float | None, typer.Option(min=0, help="0 takes the likeliest token; left out: the run's own.")
+        ] = None,
+        seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    ) -> None:
+        from argosy.evaluate.trained import Trained
+
+        def show(piece: str) -> None:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+        model = Trained.open(find(run))
+        if text is None and sys.stdin.isatty() and sys.stdout.isatty():
+            while True:
+                try:
+                    text = input("> ")
+                except (EOFError, KeyboardInterrupt):
+                    print()
+                    return
+                show(text)
+                continued(model, text, tokens, temperature, seed, show)
+                print()
+                seed += 1
+        begin = model.job.observe.prompts[0] if text is None and model.job.observe.prompts else text or ""
+        show(begin)
+        continued(model, begin, tokens, temperature, seed, show)
+        print()

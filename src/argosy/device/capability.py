@@ -1,0 +1,41 @@
+"""Paths that need hardware which not everybody has: what they need, and when and on what each last ran.
+
+`docs/limits.md` is made from this table: "never" is allowed, a path that is missing here is not. Plain data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NEVER = "never"
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One path of the program that some machines cannot take."""
+
+    name: str
+    where: str  # file of the package
+    needs: str
+    ran: str = NEVER  # date, device, torch: "2026-11-21, Xeon with AMX, torch 2.13.0+cpu"
+
+
+HERE = "2026-11-21, x86-64 processor with AVX-512 and AMX, torch 2.13.0+cpu"
+
+CAPABILITIES = (
+    Capability("attention on a CPU (dense, loop)", "model/kernels.py", "any CPU", HERE),
+    Capability("bfloat16 products on a CPU", "model/layers.py", "a CPU; fast with AMX or AVX-512-BF16", HERE),
+    Capability("attention by documents (flash)", "model/kernels.py", "an NVIDIA GPU from Ampere on, bfloat16"),
+    Capability("attention, dense, on a GPU", "model/kernels.py", "CUDA, ROCm or MPS"),
+    Capability("fused AdamW and Muon on a GPU", "optim/build.py", "CUDA, ROCm or MPS"),
+    Capability("timing by events", "device/timing.py", "CUDA or ROCm"),
+    Capability("collectives over NCCL", "device/device.py", "CUDA or ROCm"),
+    Capability("a process on MPS", "device/device.py", "macOS on arm64"),
+)
+
+
+def table() -> str:
+    """The table in Markdown, paths that never ran last."""
+    rows = sorted(CAPABILITIES, key=lambda c: c.ran == NEVER)
+    lines = [f"| {c.name} | `{c.where}` | {c.needs} | {c.ran} |" for c in rows]
+    return "\n".join(("| path | file | needs | last ran |", "|---|---|---|---|", *lines)) + "\n"

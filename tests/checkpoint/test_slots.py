@@ -1,0 +1,116 @@
+"""The files between ranks and writer: taken as long as announced, gone with their run, never a dead run's for long."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from argosy.checkpoint import slots as slots_room
+from argosy.checkpoint.plan import Piece
+from argosy.checkpoint.save import specs_of
+from argosy.checkpoint.slots import PREFIX, Slots, places
+from argosy.layout.layout import Layout
+
+W = {"w": torch.zeros(10)}
+
+
+def test_every_run_has_a_folder_of_its_own(bench: Any, tmp_path: Path) -> None:
+    first = Slots(bench.run.path, bench.run.local, shm=bench.shm)
+    copied = Slots(tmp_path / "copy", tmp_path / "copy" / "local", shm=bench.shm)
+    assert first.folder != copied.folder
+    assert first.folder.stat().st_mode & 0o077 == 0, "nobody else can read the weights"
+    first.close()
+    copied.close()
+
+
+def test_a_dead_runs_folder_is_swept_and_a_living_ones_is_not(bench: Any, tmp_path: Path) -> None:
+    living = Slots(tmp_path / "living", tmp_path / "living-local", shm=bench.shm)
+    code = (
+        "import sys, os, signal; from pathlib import Path; from argosy.checkpoint.slots import Slots;"
+        "s = Slots(Path(sys.argv[1]) / 'dead', Path(sys.argv[1]) / 'l', shm=Path(sys.argv[2]));"
+        "(s.folder / 'rank-0000-inc-0001-0.slot').write_bytes(b'x');"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(bench.shm)], check=False)
+    assert killed.returncode == -9
+    (bench.shm / f"{PREFIX}{os.getuid() + 1}-other").mkdir()
+    mine = Slots(bench.run.path, bench.run.local, shm=bench.shm)
+    gone = mine.sweep()
+    assert len(gone) == 1 and living.folder.exists() and mine.folder.exists()
+    assert (bench.shm / f"{PREFIX}{os.getuid() + 1}-other").exists()
+    living.close()
+    assert mine.sweep() == [living.folder]
+    mine.close()
+
+
+def test_without_shared_memory_everything_lies_in_the_run(bench: Any) -> None:
+    made = Slots(bench.run.path, bench.run.local, shm=bench.shm / "missing")
+    assert made.folder == bench.run.local / "slots" and made.sweep() == []
+    made.clear()
+    assert not made.folder.exists()
+
+
+def test_half_generations_of_dead_ranks_are_dropped(bench: Any) -> None:
+    layout, specs = Layout(dp_replicate=2), specs_of(W)
+    first = bench.savers(layout, specs, incarnation=1)
+    first[0].begin(5, W, {})  # rank 1 was killed before its copy
+    writer = bench.writer()
+    assert not writer.turn() and (1, 5) in writer.slots.ready(), "it may still come"
+    second = bench.savers(layout, specs, incarnation=2)
+    assert not writer.turn()
+    assert writer.slots.ready() == {}
+    assert not writer.turn()
+    names = {path.name for path in writer.slots.folder.iterdir()}
+    assert not any("inc-0001" in name for name in names) and "plan-0002.json" in names
+    for saver in second:
+        saver.begin(6, W, {})
+    assert writer.turn()
+
+
+def test_whole_generations_of_dead_ranks_are_written(bench: Any) -> None:
+    layout, specs = Layout(dp_replicate=2), specs_of(W)
+    for saver in bench.savers(layout, specs, incarnation=1):
+        saver.begin(5, W, {})
+    bench.savers(Layout(), specs, incarnation=2)  # the same run goes on with fewer
+    writer = bench.writer()
+    assert writer.turn()
+    assert [line["step"] for line in bench.lines] == [5]
+
+
+def test_what_was_there_before_the_machine_started_again_is_void(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (saver,) = bench.savers(Layout(), specs_of(W))
+    saver.begin(5, W, {})
+    monkeypatch.setattr(slots_room, "_boot", lambda: "another start")
+    writer = bench.writer()
+    assert not writer.turn()
+    assert writer.slots.ready() == {}
+    assert list(bench.run.checkpoints.iterdir()) == []
+
+
+def test_a_failure_is_told_to_those_it_concerns(bench: Any) -> None:
+    made = Slots(bench.run.path, bench.run.local, shm=bench.shm)
+    assert made.failure(1) is None
+    made.give_up(1, "the disk is full")
+    assert made.failure(1) == "the disk is full"
+    assert made.failure(2) is None, "the next start tries again"
+    made.close()
+
+
+def test_pieces_lie_apart_in_a_slot() -> None:
+    pieces = [Piece("a", (), (), 0, 0, 1, 0), Piece("b", (), (), 0, 0, 65, 0), Piece("c", (), (), 0, 0, 64, 0)]
+    assert places(pieces) == ([0, 64, 192], 256)
+    assert places([]) == ([], 64)
+
+
+def test_one_writer_at_a_time(bench: Any) -> None:
+    made = Slots(bench.run.path, bench.run.local, shm=bench.shm)
+    assert made.writer() is None
+    made.write_alone()
+    assert made.writer() == os.getpid()
+    made.close()

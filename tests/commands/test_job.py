@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from argosy.commands import job
+from argosy.errors import NO, Refused
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ARGOSY_CACHE", str(tmp_path / "cache"))
+
+
+def run(*words: str) -> tuple[int, str]:
+    app = typer.Typer()
+    job.register(app)
+    app.command("other")(lambda: None)
+    result = CliRunner().invoke(app, ["job", *words])
+    if isinstance(result.exception, Refused):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def test_show_tells_value_origin_and_reason() -> None:
+    code, text = run("show", "laptop", "--optim.lr", "3e-4", "--workers", "1")
+    assert code == 0
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "lr = 0.0003 # command line" in lines
+    assert any(line.startswith("warmup = 126976 # derived: 31 of 318 steps") for line in lines)
+    assert any(line.startswith("width = 192 # preset tiny") for line in lines)
+    assert any(line.startswith("sequence = 256 # laptop.toml:") for line in lines)
+    assert "nothing was measured on this machine yet" in text
+
+
+def test_show_as_json_holds_every_setting() -> None:
+    rows = json.loads(run("show", "--json", "smoke", "train.steps=5")[1])["settings"]
+    steps = next(row for row in rows if row["key"] == "train.steps")
+    assert (steps["asked"], steps["used"], steps["origin"]) == (5, 5, "command line")
+
+
+def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "canary-in-a-mine")
+    text = run("show", "smoke", "data.source=https://me:canary2@host/x", "observe.prompts=['canary-in-a-mine']",
+               "observe.sample_every=5")[1]  # fmt: skip
+    assert "canary" not in text
+
+
+def test_check_says_good_or_refuses() -> None:
+    assert run("check", "smoke")[1].startswith("smoke.toml is good: ")
+    with pytest.raises(Refused, match=r"Did you mean optim\.lr"):
+        run("check", "smoke", "optim.learning_rate=1")
+
+
+def test_diff_answers_with_its_exit_code() -> None:
+    code, text = run("diff", "laptop", "smoke")
+    assert code == NO
+    assert " ".join(text.splitlines()[0].split()) == "model.layers left out → 2"
+    assert run("diff", "smoke", "smoke") == (0, "The jobs ask for the same.\n")
+
+
+def test_schema_and_presets() -> None:
+    assert json.loads(run("schema")[1])["title"] == "Argosy job"
+    assert "8,030,261,248 parameters" in run("schema", "--presets")[1]
+    names = run("schema", "--write", ".")[1].splitlines()
+    assert [Path(name).is_file() for name in names] == [True] * 3
+
+
+def test_upgrade_shows_before_it_writes(tmp_path: Path) -> None:
+    file = tmp_path / "old.toml"
+    file.write_text("# mine\nname = 'old'\n", encoding="utf-8")
+    assert "+version = 1" in run("upgrade", "old.toml")[1]
+    assert "version" not in file.read_text(encoding="utf-8")
+    run("upgrade", "old.toml", "--write")
+    assert file.read_text(encoding="utf-8") == "# mine\nversion = 1\nname = 'old'\n"
+    assert "newest version" in run("upgrade", "old.toml")[1]
+    with pytest.raises(Refused, match="cannot be read"):
+        run("upgrade", "none.toml")

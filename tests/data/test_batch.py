@@ -1,0 +1,128 @@
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
+
+from argosy.data.batch import Batch, counted_bytes, filler, global_batch, held_out_batches
+from argosy.data.order import read_at, spans
+from argosy.data.shards import Shards
+from argosy.run.ledger import Ledger
+
+MakeShards = Callable[..., Shards]
+LENGTHS = [7, 1, 64, 300, 2, 2, 33, 500, 1, 12, 90, 200, 40]
+HELD = (4, 9, 11, 12)
+FIELDS = ("tokens", "labels", "segments", "positions", "kinds", "weights", "sequence")
+
+
+@pytest.fixture
+def shards(make_shards: MakeShards) -> Shards:
+    return make_shards(LENGTHS, HELD, files=2)
+
+
+def digest(batch: Batch) -> str:
+    return blake2b(b"".join(getattr(batch, name).tobytes() for name in FIELDS), digest_size=8).hexdigest()
+
+
+def check(batch: Batch, rows: list[list[tuple[int, int]]], shards: Shards) -> None:
+    """`rows` names the (document, token) of each place; everything else in the batch follows from that."""
+    for row, places in enumerate(rows):
+        segment, position, before = 0, 0, None
+        for column, (document, token) in enumerate(places):
+            text = shards.document(document)
+            follows = column > 0 and before == (document, token - 1)
+            segment, position = (segment, position + 1) if follows else (segment + 1, 0)
+            last = token == len(text) - 1
+            assert batch.tokens[row, column] == text[token]
+            assert batch.weights[row, column] == (not last)
+            assert batch.labels[row, column] == (0 if last else text[token + 1])
+            assert (batch.segments[row, column], batch.positions[row, column]) == (segment, position)
+            before = (document, token)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    step=some.integers(1, 200),
+    seed=some.integers(0, 2**63 - 1),
+    sizes=some.sampled_from([(8, 32), (1, 5), (64, 64), (100, 1000), (256, 4096)]),
+)
+def test_a_batch_is_what_its_documents_say(shards: Shards, step: int, seed: int, sizes: tuple[int, int]) -> None:
+    sequence, tokens = sizes
+    ledger = Ledger.start(batch__sequence=sequence, batch__tokens=tokens)
+    batch = global_batch(step, seed, ledger, shards)
+    reads = read_at(step, ledger)
+    places = [
+        (document, token)
+        for _, document, begin, end in spans(reads.first_token, tokens, seed, shards)
+        for token in range(begin, end)
+    ]
+    rows = [places[at : at + sequence] for at in range(0, tokens, sequence)]
+    check(batch, rows, shards)
+    assert batch.sequence.tolist() == list(range(reads.first_sequence, reads.first_sequence + tokens // sequence))
+    assert not set(HELD) & {document for document, _ in places}
+    kinds = {name: getattr(batch, name).dtype for name in FIELDS}
+    assert kinds == dict.fromkeys(FIELDS, np.int32) | {"weights": np.float32, "sequence": np.int64}
+    assert batch.counted == int(batch.weights.sum())
+
+
+def test_a_batch_is_the_same_for_ever(shards: Shards) -> None:
+    """A run that goes on under a later Argosy must read what it would have read: these digests never change."""
+    ledger = Ledger.start(batch__sequence=32, batch__tokens=256).changed(3, "batch.sequence", 64, "x")
+    found = [digest(global_batch(step, 1, ledger, shards)) for step in (1, 2, 3, 50)]
+    assert found == ["d01b2f0f0bb78ede", "c45300ffcef98d3e", "3dbbf7d58e41fdd1", "5b794418006e926d"]
+
+
+def test_masks_and_kinds_of_a_shard_are_honoured() -> None:
+    shards = Shards(Path(__file__).parent / "fixtures" / "prepared-1")
+    batch = global_batch(1, 1, Ledger.start(batch__sequence=20, batch__tokens=20), shards)
+    at = batch.tokens[0].tolist().index(97 + 2) - 2  # "abc" and the end mark; of its tokens only c and the mark are counted
+    assert batch.tokens[0, at : at + 4].tolist() == [97, 98, 99, 256]
+    assert batch.weights[0, at : at + 4].tolist() == [0, 1, 1, 0]
+    assert batch.kinds[0, at : at + 4].tolist() == [1, 1, 2, 2]
+    assert batch.counted == 15 + 2
+
+
+def test_counted_bytes_are_those_of_the_labels(shards: Shards) -> None:
+    batch = global_batch(1, 1, Ledger.start(batch__sequence=64, batch__tokens=1024), shards)
+    bytes_of = np.arange(shards.vocabulary)
+    expected = sum(int(label) for label, weight in zip(batch.labels.ravel(), batch.weights.ravel(), strict=True) if weight)
+    assert counted_bytes(batch, bytes_of) == expected > 0
+
+
+@pytest.mark.parametrize("tokens", [10**6, 254, 200, 64, 5, 1])
+def test_held_out_batches_read_each_held_token_once_in_fixed_shapes(shards: Shards, tokens: int) -> None:
+    batches = list(held_out_batches(shards, 32, 3, tokens))
+    assert {batch.tokens.shape for batch in batches} == {(3, 32)}
+    held = [(document, token) for document in shards.held_documents.tolist() for token in range(LENGTHS[document])]
+    held = held[:tokens]
+    places = [held[at : at + 32] for at in range(0, len(held), 32)]
+    for number, batch in enumerate(batches):
+        mine = places[number * 3 : number * 3 + 3]
+        check(batch, mine, shards)
+        for row in range(3):
+            filled = len(mine[row]) if row < len(mine) else 0
+            assert not batch.weights[row, filled:].any()
+            assert not filled or not batch.segments[row, filled:].any()
+    assert len(batches) == -(-len(places) // 3)
+    marks = sum(token == LENGTHS[document] - 1 for document, token in held)
+    assert sum(batch.counted for batch in batches) == len(held) - marks
+
+
+def test_rows_are_views_and_fillers_count_nothing(shards: Shards) -> None:
+    batch = global_batch(2, 1, Ledger.start(batch__sequence=16, batch__tokens=128), shards)
+    part = batch.rows(slice(2, 5))
+    assert len(part) == 3
+    assert np.shares_memory(part.tokens, batch.tokens)
+    extra = filler(batch, 2)
+    assert (extra.counted, extra.tokens.shape, extra.sequence.tolist()) == (0, (2, 16), [-1, -1])
+    assert {name: getattr(extra, name).dtype for name in FIELDS} == {name: getattr(batch, name).dtype for name in FIELDS}
+
+
+def test_a_text_smaller_than_a_batch_is_read_several_times_in_one_step(make_shards: MakeShards) -> None:
+    tiny = make_shards([3, 4, 2])
+    batch = global_batch(1, 1, Ledger.start(batch__sequence=16, batch__tokens=64), tiny)
+    assert (batch.segments > 0).all()
+    assert batch.segments.max() >= 4

@@ -1,0 +1,86 @@
+"""Devices, types, memory, threads, timing: what can be shown on any machine."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+
+from argosy.device import capability, memory, threads, timing
+from argosy.device.device import Device, counts
+from argosy.device.precision import Precision, dtype
+from argosy.errors import Refused
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert Device.open("cpu").torch == torch.device("cpu") and Device.open("cpu").backend == "gloo"
+    with pytest.raises(Refused, match=r"no device cpu:1 here.*1 x cpu"):
+        Device.open("cpu", 1)
+    with pytest.raises(Refused, match="no device cuda"):
+        Device.open("cuda", counts()["cuda"])
+    with pytest.raises(Refused, match="no device abacus"):
+        Device.open("abacus")
+
+
+def test_types_by_name() -> None:
+    assert Precision.of("bfloat16", "float32", "float64") == Precision(torch.bfloat16, torch.float32, torch.float64)
+    with pytest.raises(Refused, match="float8 is no type"):
+        dtype("float8")
+
+
+def test_running_out_of_memory_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert memory.ran_out(caught.value)
+    wrapped = ValueError("a step failed")
+    wrapped.__cause__ = caught.value
+    assert memory.ran_out(wrapped) and memory.ran_out(MemoryError()) and memory.ran_out(OSError(errno.ENOMEM, "no"))
+    for other in (RuntimeError("shapes do not match"), OSError(errno.ENOSPC, "full"), KeyError("memory")):
+        assert not memory.ran_out(other)
+
+
+def test_peak_memory_sees_what_was_held() -> None:
+    before = memory.peak()
+    held = torch.ones(64 << 20, dtype=torch.uint8)
+    assert memory.peak() >= before and memory.peak() >= held.numel()
+    assert memory.free(Device("cpu")) > 0 and memory.device_peak(Device("cpu")) == 0
+
+
+def test_threads_are_a_share_of_the_cores_or_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [threads.share(8, workers) for workers in (1, 2, 3, 8, 16, 0)] == [8, 4, 2, 1, 1, 8]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
+    assert threads.share(8, 8) == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "0")
+    assert threads.share(8, 8) == 1
+
+
+def test_limited_threads_are_in_force() -> None:
+    before = torch.get_num_threads()
+    try:
+        threads.limit(1)
+        assert torch.get_num_threads() == 1
+        assert (torch.tensor([1e-40]) * 1.0).item() == 0.0
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
+
+
+def test_timing_gives_seconds() -> None:
+    end = timing.begin(Device("cpu"))
+    torch.ones(1000).sum()
+    seconds = end()
+    assert 0 < seconds() == seconds()
+    calls: list[int] = []
+    assert timing.best(lambda: calls.append(1), Device("cpu"), 0.0) >= 0
+    assert len(calls) == 4
+
+
+def test_every_capability_names_a_file_that_exists() -> None:
+    root = Path(capability.__file__).parent.parent
+    for one in capability.CAPABILITIES:
+        assert (root / one.where).is_file(), one
+    rows = capability.table().splitlines()
+    assert len(rows) == 2 + len(capability.CAPABILITIES) and "never" in rows[-1]

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from typing import Any
+
+from argosy.job.load import load
+from argosy.plan import seconds
+
+
+def test_shapes_are_the_model_s_own() -> None:
+    assert seconds.shapes(load("laptop").job) == [(4096, 192, 576), (4096, 192, 512), (4096, 512, 192)]
+    grouped = load(
+        "laptop", ["model.block.kv_heads=2", "model.block.hidden=100", "batch.tokens=1M", "batch.sequence=1000"]
+    ).job
+    assert seconds.shapes(grouped) == [(4096, 192, 320), (4096, 192, 100), (4096, 100, 192)]
+
+
+def test_rates() -> None:
+    assert seconds.rate({"gemm": {"float32": 100.0, "bfloat16": 30.0}}, "bfloat16") == 30
+    assert seconds.rate({"gemm": {"float32": 100.0}}, "float64") == 50
+    assert seconds.rate({}, "float32") == seconds.RATE_UNKNOWN
+
+
+def test_a_step_takes_its_flops_over_the_rate(settled: Any) -> None:
+    found = settled()
+    work = found.plan.flops_per_token * 4096
+    assert found.plan.step_seconds == work / (140e9 * seconds.EFFICIENCY)
+    assert settled(probed={"gemm": {"float32": 280.0}}).plan.step_seconds == found.plan.step_seconds / 2
+    assert found.plan.tokens_per_second == 4096 / found.plan.step_seconds

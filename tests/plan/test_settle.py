@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from plan_machines import FACTS, a_machine, setting
+
+from argosy.errors import Refused
+from argosy.job.leaves import fields, plain
+from argosy.job.schema import Job
+
+NOT_IN_FORCE = {"extends", "model.context", "data.cache", "train.time", "checkpoint.bandwidth"}
+
+
+def test_every_value_is_concrete_and_says_where_it_comes_from(settled: Any) -> None:
+    found = settled()
+    assert [one.key for one in found.settings] == list(fields())
+    for one in found.settings:
+        assert one.origin, one
+        assert (one.used is None) == (one.key in NOT_IN_FORCE), one
+        assert one.used != "auto", one
+    assert Job.model_validate_json(found.job.model_dump_json()) == found.job
+    assert setting(found, "optim.name").origin.startswith("laptop.toml:")
+    assert setting(found, "optim.beta1").origin == "default"
+    assert setting(found, "model.width").origin == "preset tiny"
+    assert setting(found, "model.vocabulary").used == 2048
+    assert setting(found, "layout.shape").used == "replicate2"
+
+
+def test_it_is_pure(settled: Any) -> None:
+    assert settled() == settled()
+
+
+def test_what_is_in_force_settles_to_itself(settled: Any) -> None:
+    found = settled("model.pattern=[{ window = 64 }, {}]")
+    assert [block.window for block in found.job.model.pattern] == [64, 0]
+    assert all(value is not None for block in found.job.model.pattern for _, value in block)
+
+
+@pytest.mark.parametrize(
+    ("rates", "used", "why"),
+    [
+        ((140.0, 32.0), "float32", "bfloat16 is 4.4x slower on this CPU: 32 against 140 GFLOP/s, measured"),
+        (
+            (35.0, 139.0),
+            "bfloat16",
+            "bfloat16 is 4.0x faster than float32 on this CPU: 139 against 35 GFLOP/s, measured",
+        ),
+        ((100.0, 120.0), "float32", "bfloat16 is only 1.2x faster on this CPU: 120 against 100 GFLOP/s, measured"),
+    ],
+)
+def test_precision_is_measured_and_says_why(settled: Any, rates: tuple[float, float], used: str, why: str) -> None:
+    found = settled(probed={"gemm": dict(zip(("float32", "bfloat16"), rates, strict=True))})
+    one = setting(found, "train.precision")
+    assert (one.asked, one.used, one.origin, one.why) == ("auto", used, "measured", why)
+    assert found.job.train.master == found.job.train.reduce == "float32"
+
+
+def test_float64_is_float64_throughout(settled: Any) -> None:
+    train = settled("train.precision=float64").job.train
+    assert train.precision == train.master == train.reduce == "float64"
+
+
+def test_what_was_measured_is_kept_and_what_is_derived_is_derived_again(settled: Any) -> None:
+    first = settled("train.time=3 min")
+    kept = {one.key: one for one in first.settings}
+    faster = {"gemm": {"float32": 400.0, "bfloat16": 4000.0}}
+    again = settled("train.time=3 min", probed=faster, kept=kept)
+    assert again.job == first.job
+    shorter = settled("train.steps=50", probed=faster, kept=kept)
+    assert shorter.job.train.precision == "float32"
+    assert shorter.job.train.steps == 50
+    assert shorter.job.optim.lr != first.job.optim.lr
+    assert shorter.job.optim.warmup == 5 * 4096
+    asked = {one.key: one.asked for one in shorter.settings}
+    assert asked["optim.lr"] is None  # what the run rule compares: nobody asked for another rate
+    longer = settled("train.time=6 min", probed=faster, kept=kept)
+    assert longer.job.train.steps != first.job.train.steps
+
+
+def test_lengths(settled: Any) -> None:
+    assert settled("train.tokens=1.3M").job.train.steps == 318
+    assert settled("train.tokens=1.3M").job.train.tokens == 318 * 4096
+    found = settled("train.time=3 min")
+    assert found.plan.seconds == pytest.approx(180, rel=0.01)
+    assert found.job.train.time is None
+    assert setting(found, "train.steps").origin == "measured"
+    silent = settled(job="smoke").job.train
+    assert (silent.steps, silent.tokens) == (20, 20 * 1024)
+
+
+def test_a_job_that_says_no_length_gets_one(settled: Any, tmp_path: Any) -> None:
+    path = tmp_path / "j.toml"
+    path.write_text("[model]\npreset = 'tiny'\n")
+    found = settled(job=str(path))
+    assert found.job.train.tokens == pytest.approx(20 * found.plan.parameters, rel=0.01)
+    assert "20 tokens for each" in setting(found, "train.steps").why
+
+
+def test_the_tokenizer_must_fit_the_model(settled: Any) -> None:
+    with pytest.raises(Refused, match="smaller than the tokenizer's 2048"):
+        settled("model.vocabulary=2047")
+    assert settled("model.vocabulary=4096").job.model.vocabulary == 4096
+    assert settled(facts=replace(FACTS, vocabulary=257)).job.model.vocabulary == 257
+
+
+def test_learned_positions(settled: Any) -> None:
+    assert settled("model.positions=learned").job.model.context == 256
+    assert settled("model.positions=learned").job.model.rope_theta is None
+    with pytest.raises(Refused, match=r"longer than the model\.context"):
+        settled("model.preset=gpt2-124m", "batch.sequence=2048", "model.vocabulary=50257")
+
+
+def test_micro_batches(settled: Any) -> None:
+    assert settled().job.batch.micro == 8
+    assert settled(workers=1).job.batch.micro == 16
+    assert settled(workers=3).job.batch.micro == 6
+    assert settled("batch.micro=2").job.batch.micro == 2
+    assert settled("batch.tokens=1M", "batch.sequence=1000").job.batch.micro < 20
+    assert settled("model.layers=64", machine=a_machine(memory=3 << 30)).job.batch.micro < 8
+
+
+def test_workers_that_have_nothing_to_do_are_refused(settled: Any) -> None:
+    with pytest.raises(Refused, match="32 workers share 16 sequences"):
+        settled(workers=32)
+
+
+def test_a_machine_without_a_compiler(settled: Any) -> None:
+    bare = a_machine(compiler=None)
+    probed = {"gemm": {"float32": 100.0}, "compile": False}
+    assert settled(machine=bare, probed=probed).job.train.compile is False
+    found = settled("train.compile=true", machine=bare, probed=probed)
+    assert found.job.train.compile is False
+    assert found.notes == ["train.compile = true cannot be done here: no C++ compiler is found; using false"]
+    with pytest.raises(Refused, match="cannot be done here") as caught:
+        settled("train.compile=true", machine=bare, probed=probed, strict=True)
+    assert caught.value.where == "command line"
+
+
+def test_short_runs_are_not_compiled(settled: Any) -> None:
+    assert settled().job.train.compile is True
+    assert settled("train.steps=3").job.train.compile is False
+
+
+def test_what_has_no_effect_on_this_machine_is_a_note(settled: Any) -> None:
+    assert "bit for bit anyway" in settled("train.deterministic=true").notes[0]
+    assert "4.4x slower here" in settled("train.precision=bfloat16").notes[0]
+    assert settled("train.precision=bfloat16").job.train.precision == "bfloat16"
+    assert "shards nothing" in settled("layout.zero=3").notes[0]
+    with pytest.raises(Refused, match=r"layout\.zero does nothing with layout\.shape"):
+        settled("layout.zero=3", "layout.shape=replicate2")
+
+
+def test_devices_shard(settled: Any) -> None:
+    found = settled(machine=a_machine(devices=2), probed={"gemm": {"float32": 4e4, "bfloat16": 7e5}, "compile": True})
+    assert (found.job.layout.shape, found.job.train.precision) == ("dp2", "bfloat16")
+
+
+def test_not_enough_memory_names_overrides_that_suffice(settled: Any) -> None:
+    small = a_machine(memory=2300 << 20)
+    with pytest.raises(Refused, match="not enough memory: a worker needs about") as caught:
+        settled("batch.sequence=4096", "batch.tokens=8192", "model.layers=24", "memory.loss_chunk=4096", machine=small)
+    assert "memory.loss_chunk=128" in caught.value.do
+    assert caught.value.code == 2
+    sufficient = [
+        line.split("  ")[1].split() for line in caught.value.do.splitlines()[1:] if "not enough alone" not in line
+    ]
+    assert sufficient
+    base = ["batch.sequence=4096", "batch.tokens=8192", "model.layers=24", "memory.loss_chunk=4096"]
+    for words in sufficient:
+        settled(*base, *words, machine=small)
+
+
+def test_a_written_limit_counts(settled: Any) -> None:
+    with pytest.raises(Refused, match="may take") as caught:
+        settled("memory.limit=300 MB")
+    assert caught.value.where == "command line"
+    assert settled("memory.limit=3 GB").job.memory.limit == 3 * 10**9
+
+
+def test_not_enough_disk(settled: Any) -> None:
+    machine = a_machine()
+    object.__setattr__(machine, "disk", 60_000_000)
+    with pytest.raises(Refused, match="not enough disk: the run needs about") as caught:
+        settled(machine=machine)
+    assert "checkpoint.keep=1" in caught.value.do
+    settled("checkpoint.keep=1", machine=machine)
+
+
+def test_settings_are_plain_json(settled: Any) -> None:
+    for one in settled("model.pattern=[{ window = 64 }, {}]").settings:
+        assert plain(one.used) == one.used
+        assert plain(one.asked) == one.asked
