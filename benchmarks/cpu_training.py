@@ -91,7 +91,7 @@ def size(name: str, folder: Path, options: argparse.Namespace) -> measure.Table:
     sequences = (steps + WARM) * TOKENS // SEQUENCE
     text = runs.text(folder / name, SEQUENCE, chosen["vocabulary"], sequences)
     overrides = [*chosen["overrides"], *text]
-    table = measure.Table(f"cpu_training-{name}", "seconds a step")
+    table = measure.Table(f"cpu_training-{name}-{options.precision}", "seconds a step")
     table.settings = {
         "model": f"{section['layers']} x {section['width']}, vocabulary {section['vocabulary']:,}",
         "batch": f"{TOKENS // SEQUENCE} sequences x {SEQUENCE} tokens, one document each (plain causal mask)",

@@ -185,9 +185,9 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
 
 
 def run_ranks(options: argparse.Namespace, section: dict[str, Any]) -> None:
-    """Ranks under torchrun: data parallel, compiled blocks, a line in --log for each finished step.
+    """Ranks under torchrun: data parallel, compiled blocks, a line in --lines for each finished step.
 
-    With --checkpoint, rank 0 writes weights and optimizer states every ten steps, and a restarted program goes on from them.
+    With --kept, rank 0 writes weights and optimizer states every ten steps, and a restarted program goes on from them.
     """
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
@@ -202,8 +202,8 @@ def run_ranks(options: argparse.Namespace, section: dict[str, Any]) -> None:
     parallel = DistributedDataParallel(Loss(model, options.chunk))
     optimizer = adamw(model)
     part = batch(rows, options.sequence, section["vocabulary"])
-    step = load(options.checkpoint, model, optimizer) if options.checkpoint else 0
-    with open(options.log, "a") as log:
+    step = load(options.kept, model, optimizer) if options.kept else 0
+    with open(options.lines, "a") as log:
         while step < options.steps:
             step += 1
             (parallel(part) / (rows * options.sequence)).backward()
@@ -214,8 +214,8 @@ def run_ranks(options: argparse.Namespace, section: dict[str, Any]) -> None:
             line = {"step": step, "time": time.time(), "rank": rank, "pid": os.getpid(), "attempt": attempt}
             log.write(json.dumps(line) + "\n")
             log.flush()
-            if options.checkpoint and rank == 0 and step % 10 == 0:
-                save(options.checkpoint, step, model, optimizer)
+            if options.kept and rank == 0 and step % 10 == 0:
+                save(options.kept, step, model, optimizer)
     dist.destroy_process_group()
 
 
@@ -231,8 +231,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--chunk", type=int, default=1024)
     parser.add_argument("--precision", default="float32")
-    parser.add_argument("--log", type=Path)
-    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--lines", type=Path)
+    parser.add_argument("--kept", type=Path)
     options = parser.parse_args()
     section = json.loads(options.model.read_text())
     run_loop(options, section) if options.program == "loop" else run_ranks(options, section)

@@ -76,7 +76,7 @@ def elastic(model: Path, workers: int, kills: int, chance: random.Random, precis
         log, checkpoint = Path(folder) / "log", Path(folder) / "checkpoint.safetensors"
         command = [runs.program("torchrun"), "--standalone", "--nproc-per-node", str(workers), "--max-restarts", "100"]
         command += [str(HERE / "programs.py"), "ranks", str(model), "--steps", "1000000", "--precision", precision]
-        command += ["--log", str(log), "--checkpoint", str(checkpoint)]
+        command += ["--lines", str(log), "--kept", str(checkpoint)]
         command += ["--threads", str(max(1, (os.cpu_count() or 1) // workers))]
         variables = runs.environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", OMP_NUM_THREADS="1")
         with open(Path(folder) / "output", "wb") as output:
@@ -110,16 +110,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--kills", type=int, default=2, help="per contestant and round")
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--precision", default="float32", help="of the program under torchrun")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="one kill each of two workers, nothing written")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.kills, options.workers = 1, 1, options.workers[:1]
-    chance = random.Random(options.seed)
+    chance, precision = random.Random(options.seed), runs.precision()
     table = measure.Table("restart", "seconds")
     table.settings = {
         "model": "the laptop job's (2.2M parameters, 16 sequences x 256 tokens a step)",
+        "numbers": f"{precision} products, float32 weights",
         "moment": f"kill -9 of a random worker at a random moment at least {SETTLED} steps after the last start",
         "torchrun": "--max-restarts, spawned workers, checkpoint on disk every 10 steps, a store of its own per restart",
     }
@@ -130,7 +130,7 @@ def main() -> None:
         for workers in options.workers:
             contestants[f"argosy, {workers} workers"] = functools.partial(argosy, workers, options.kills, chance)
             contestants[f"torchrun, {workers} workers"] = functools.partial(
-                elastic, model, workers, options.kills, chance, options.precision
+                elastic, model, workers, options.kills, chance, precision
             )
         measure.alternate(table, contestants, options.rounds)
     lines = ["### restart", "", *measure.markdown(table), ""]

@@ -47,6 +47,17 @@ def section(overrides: Sequence[str], vocabulary: int, sequence: int = 256) -> d
     return settled.job.model.model_dump(mode="json")
 
 
+def precision() -> str:
+    """The type in which the laptop job computes on this machine."""
+    from argosy.cluster.here import machine, probe
+    from argosy.job.load import load
+    from argosy.plan.prepared import PreparedFacts
+    from argosy.plan.settle import settle
+
+    settled = settle(load("laptop", []), machine(), probe(), PreparedFacts(2048, 1_000_000, 100, 10, 3.0), workers=1)
+    return settled.job.train.precision
+
+
 def text(folder: Path, sequence: int, vocabulary: int, sequences: int) -> list[str]:
     """Write documents of exactly eight sequences each and a tokenizer for them; the overrides that use them."""
     import numpy as np

@@ -51,12 +51,12 @@ def argosy(folder: Path, fresh: bool, workers: int = 2) -> measure.Taken:
     return first["time"] - began, {"parts": parts}
 
 
-def bare(folder: Path, model: Path, fresh: bool, workers: int = 2) -> measure.Taken:
+def bare(folder: Path, model: Path, precision: str, fresh: bool, workers: int = 2) -> measure.Taken:
     """One start of the program under torchrun."""
     variables = caches(folder / "bare", fresh)
     log = Path(tempfile.mkdtemp(dir=folder)) / "log"
     command = [runs.program("torchrun"), "--standalone", "--nproc-per-node", str(workers), str(HERE / "programs.py")]
-    command += ["ranks", str(model), "--steps", "1", "--log", str(log)]
+    command += ["ranks", str(model), "--steps", "1", "--lines", str(log), "--precision", precision]
     command += ["--threads", str(max(1, (os.cpu_count() or 1) // workers))]
     began = time.time()
     answer = subprocess.run(
@@ -73,9 +73,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="one round, nothing written")
     options = parser.parse_args()
-    table = measure.Table("start", "seconds")
+    table, precision = measure.Table("start", "seconds"), runs.precision()
     table.settings = {
-        "what": "command to the end of the first step; laptop job, two workers, blocks compiled",
+        "what": f"command to the end of the first step; laptop job, two workers, blocks compiled, {precision} products",
         "first start": "no prepared text, no compiled code, no measured speeds; files of Python and torch are cached",
     }
     with tempfile.TemporaryDirectory() as name:
@@ -85,12 +85,12 @@ def main() -> None:
         contestants = {
             FIRST: functools.partial(argosy, folder, True),
             SECOND: functools.partial(argosy, folder, False),
-            BARE_FIRST: functools.partial(bare, folder, model, True),
-            BARE_SECOND: functools.partial(bare, folder, model, False),
+            BARE_FIRST: functools.partial(bare, folder, model, precision, True),
+            BARE_SECOND: functools.partial(bare, folder, model, precision, False),
         }
         # A second start needs a first one before it, whatever the order of a round.
         argosy(folder, False)
-        bare(folder, model, False)
+        bare(folder, model, precision, False)
         measure.alternate(table, contestants, 1 if options.quick else options.rounds)
     lines = ["### start", "", *measure.markdown(table), ""]
     ratio = table.ratio(SECOND, BARE_SECOND)[0]

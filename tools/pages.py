@@ -75,7 +75,7 @@ def described(name: str, command: Any) -> str:
     for one in command.params:
         if one.param_type_name != "option" or getattr(one, "hidden", False) or "--help" in one.opts:
             continue
-        takes = "" if getattr(one, "is_flag", False) else f" {getattr(one, 'metavar', None) or one.type.name.upper()}"
+        takes = takes_what(one)
         default = getattr(one, "default", None)
         told = (
             f" Default: `{default}`."
@@ -86,6 +86,27 @@ def described(name: str, command: Any) -> str:
     if rows:
         lines.append(table(("option", ""), rows))
     return "\n".join(lines)
+
+
+def takes_what(option: Any) -> str:
+    """What is written after an option: " N", " TEXT"; nothing after a switch. Typer keeps the type in a place of its own."""
+    if option.metavar:
+        return f" {option.metavar}"
+    descriptor = getattr(option, "type_descriptor", None)
+    kind = (
+        getattr(descriptor, "annotation", None) if descriptor else getattr(getattr(option, "type", None), "name", None)
+    )
+    names = {
+        bool: "",
+        "boolean": "",
+        int: " N",
+        "integer": " N",
+        float: " X",
+        "float": " X",
+        Path: " PATH",
+        "path": " PATH",
+    }
+    return names.get(kind, " TEXT")
 
 
 def shown(argument: Any) -> str:

@@ -108,6 +108,18 @@ def test_pieces_lie_apart_in_a_slot() -> None:
     assert places([]) == ([], 64)
 
 
+def test_a_folder_that_has_not_stirred_is_not_listed_and_nothing_is_missed(bench: Any) -> None:
+    (saver,) = bench.savers(Layout(), specs_of(W))
+    slots = bench.writer().slots
+    long_ago = os.stat(slots.folder).st_mtime - 3600
+    os.utime(slots.folder, (long_ago, long_ago))
+    assert slots.stirred() and not slots.stirred()
+    saver.begin(1, W, {})
+    assert slots.stirred() and slots.stirred(), "just now: the same tick of the clock may bring another"
+    os.utime(slots.folder, (long_ago, long_ago))
+    assert slots.stirred() and not slots.stirred()
+
+
 def test_one_writer_at_a_time(bench: Any) -> None:
     made = Slots(bench.run.path, bench.run.local, shm=bench.shm)
     assert made.writer() is None

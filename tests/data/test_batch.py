@@ -78,7 +78,9 @@ def test_a_batch_is_the_same_for_ever(shards: Shards) -> None:
 def test_masks_and_kinds_of_a_shard_are_honoured() -> None:
     shards = Shards(Path(__file__).parent / "fixtures" / "prepared-1")
     batch = global_batch(1, 1, Ledger.start(batch__sequence=20, batch__tokens=20), shards)
-    at = batch.tokens[0].tolist().index(97 + 2) - 2  # "abc" and the end mark; of its tokens only c and the mark are counted
+    at = (
+        batch.tokens[0].tolist().index(97 + 2) - 2
+    )  # "abc" and the end mark; of its tokens only c and the mark are counted
     assert batch.tokens[0, at : at + 4].tolist() == [97, 98, 99, 256]
     assert batch.weights[0, at : at + 4].tolist() == [0, 1, 1, 0]
     assert batch.kinds[0, at : at + 4].tolist() == [1, 1, 2, 2]
@@ -88,7 +90,9 @@ def test_masks_and_kinds_of_a_shard_are_honoured() -> None:
 def test_counted_bytes_are_those_of_the_labels(shards: Shards) -> None:
     batch = global_batch(1, 1, Ledger.start(batch__sequence=64, batch__tokens=1024), shards)
     bytes_of = np.arange(shards.vocabulary)
-    expected = sum(int(label) for label, weight in zip(batch.labels.ravel(), batch.weights.ravel(), strict=True) if weight)
+    expected = sum(
+        int(label) for label, weight in zip(batch.labels.ravel(), batch.weights.ravel(), strict=True) if weight
+    )
     assert counted_bytes(batch, bytes_of) == expected > 0
 
 
@@ -118,7 +122,9 @@ def test_rows_are_views_and_fillers_count_nothing(shards: Shards) -> None:
     assert np.shares_memory(part.tokens, batch.tokens)
     extra = filler(batch, 2)
     assert (extra.counted, extra.tokens.shape, extra.sequence.tolist()) == (0, (2, 16), [-1, -1])
-    assert {name: getattr(extra, name).dtype for name in FIELDS} == {name: getattr(batch, name).dtype for name in FIELDS}
+    assert {name: getattr(extra, name).dtype for name in FIELDS} == {
+        name: getattr(batch, name).dtype for name in FIELDS
+    }
 
 
 def test_a_text_smaller_than_a_batch_is_read_several_times_in_one_step(make_shards: MakeShards) -> None:

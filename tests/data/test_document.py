@@ -19,7 +19,9 @@ def test_both_sides_always_have_a_document(hashes: np.ndarray, share: float) -> 
 
 @given(HASHES, HASHES)
 def test_a_document_stays_on_its_side_when_others_are_added(hashes: np.ndarray, others: np.ndarray) -> None:
-    base = np.append(hashes, np.array([3, 2**63 + 5], np.uint64))  # one below the half, one above: the rule, no exception
+    base = np.append(
+        hashes, np.array([3, 2**63 + 5], np.uint64)
+    )  # one below the half, one above: the rule, no exception
     alone, together = held_out(base, 0.5), held_out(np.concatenate([base, others]), 0.5)
     assert (alone == together[: len(base)]).all()
 

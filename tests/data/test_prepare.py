@@ -80,7 +80,9 @@ def test_every_document_is_there_to_the_last_byte(notes: Path, tmp_path: Path, t
 
 def test_one_book_has_documents_to_hold_out(tmp_path: Path) -> None:
     book = tmp_path / "book.txt"
-    book.write_text("".join(f"Chapter {number}\n\nIt was a dark and stormy night, number {number}.\n\n" for number in range(900)))
+    book.write_text(
+        "".join(f"Chapter {number}\n\nIt was a dark and stormy night, number {number}.\n\n" for number in range(900))
+    )
     prepared = made(book, tmp_path / "cache")
     assert prepared.facts.documents + prepared.facts.held_out_documents > 40
     assert prepared.facts.held_out_documents >= 1
@@ -110,7 +112,11 @@ def test_the_second_time_no_text_is_read(notes: Path, tmp_path: Path) -> None:
 
 def test_another_text_tokenizer_or_share_is_another_folder(notes: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    folders = {made(notes, cache).folder, made(notes, cache, tokenizer=BPE).folder, made(notes, cache, held_out=0.3).folder}
+    folders = {
+        made(notes, cache).folder,
+        made(notes, cache, tokenizer=BPE).folder,
+        made(notes, cache, held_out=0.3).folder,
+    }
     (notes / "note-00.txt").write_text("other words\n")
     folders.add(made(notes, cache).folder)
     assert len(folders) == 4
@@ -228,10 +234,14 @@ def test_a_full_disk_is_named_and_what_was_there_is_kept(notes: Path, tmp_path: 
     assert text_of(made(notes, cache)) == {path.name: path.read_text() for path in notes.iterdir()}
 
 
-def test_too_little_disk_is_refused_before_the_start(notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_is_refused_before_the_start(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = preparation.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(preparation.shutil, "disk_usage", lambda path: usage._replace(free=500))
-    with pytest.raises(Refused, match=r"not enough disk for the prepared text Found: 500 B free where about .* KiB") as refused:
+    with pytest.raises(
+        Refused, match=r"not enough disk for the prepared text Found: 500 B free where about .* KiB"
+    ) as refused:
         made(notes, tmp_path / "cache")
     assert refused.value.code == INPUT
     assert "--data.cache FOLDER" in refused.value.text
@@ -340,7 +350,9 @@ def test_the_cache_is_where_job_or_environment_say(tmp_path: Path, monkeypatch: 
     assert preparation.cache_folder(DataSection(cache="here"), tmp_path) == tmp_path / "here"
 
 
-def test_parts_depend_on_the_text_alone_and_keep_packed_files_whole(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_depend_on_the_text_alone_and_keep_packed_files_whole(
+    notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from argosy.data.scan import scan
     from argosy.data.sources import find
 
@@ -355,5 +367,3 @@ def test_parts_depend_on_the_text_alone_and_keep_packed_files_whole(notes: Path,
 def test_facts_are_json_for_others(notes: Path, tmp_path: Path) -> None:
     facts = json.loads((made(notes, tmp_path / "cache").folder / "prepared.json").read_text())
     assert {"version", "digest", "source", "files", "bytes", "tokens", "documents", "held_out_documents"} <= set(facts)
-
-

@@ -52,7 +52,11 @@ def test_version_1_is_read_for_ever() -> None:
         (shards.FACTS, json.dumps({"version": 2}).encode(), "format version 2, this Argosy reads 1"),
         (shards.FACTS, json.dumps({"version": 1, "shards": ["../x"]}).encode(), "names no shards"),
         ("part-00000.shard", None, "this shard cannot be read"),
-        ("part-00000.shard", b"\x80\x04cos\nsystem\n(S'x'\ntR.".ljust(600), "no shard of Argosy"),  # allowed: hostile pickle
+        (
+            "part-00000.shard",
+            b"\x80\x04cos\nsystem\n(S'x'\ntR.".ljust(600),
+            "no shard of Argosy",
+        ),  # allowed: hostile pickle
     ],
 )
 def test_a_damaged_folder_is_refused(make_shards: MakeShards, name: str, content: bytes | None, says: str) -> None:

@@ -27,7 +27,16 @@ def test_a_folder_is_read_with_everything_below_it(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"text")
-    for name in ("p.pdf", "q.pdf", "photo.jpg", "README", ".hidden.txt", ".git/x.txt", "__pycache__/x.py", "env/lib/x.py"):
+    for name in (
+        "p.pdf",
+        "q.pdf",
+        "photo.jpg",
+        "README",
+        ".hidden.txt",
+        ".git/x.txt",
+        "__pycache__/x.py",
+        "env/lib/x.py",
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"other")
@@ -54,7 +63,9 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
 def test_relative_paths_and_home_are_seen_from_the_right_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "notes.txt").write_text("text")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert find("notes.txt", tmp_path).files == find("~/notes.txt", Path("/")).files == [file_at(tmp_path / "notes.txt")]
+    assert (
+        find("notes.txt", tmp_path).files == find("~/notes.txt", Path("/")).files == [file_at(tmp_path / "notes.txt")]
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +86,9 @@ def test_one_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes, say
     assert refused.value.code == INPUT
 
 
-@pytest.mark.parametrize("name, content", [("x.txt.gz", b"no gzip at all"), ("x.txt.zst", b"no zstd at all"), ("y.gz", b"")])
+@pytest.mark.parametrize(
+    "name, content", [("x.txt.gz", b"no gzip at all"), ("x.txt.zst", b"no zstd at all"), ("y.gz", b"")]
+)
 def test_broken_packing_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(Refused, match=f'data.source = "{name}"'):

@@ -28,7 +28,10 @@ def unigram(**changes: Any) -> dict[str, Any]:
         "version": "1.0",
         "added_tokens": [],
         "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": True},
-        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Metaspace", "replacement": "▁"}]},
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [{"type": "ByteFallback"}, {"type": "Metaspace", "replacement": "▁"}],
+        },
         "model": {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": True},
         **changes,
     }
@@ -66,9 +69,18 @@ def test_what_looks_like_a_mark_in_the_text_is_text(bpe: tokenizer.Pieces) -> No
 def test_training_is_the_same_in_every_process_and_with_any_number_of_threads(bpe: tokenizer.Pieces) -> None:
     program = "import sys, json; from argosy.data import tokenizer; print(tokenizer.train_bpe(iter(json.load(sys.stdin)), 300))"
     for threads in ("1", "4"):
-        environment = {**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": str(threads != "1").lower()}
+        environment = {
+            **os.environ,
+            "RAYON_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": str(threads != "1").lower(),
+        }
         made = subprocess.run(
-            [sys.executable, "-c", program], input=json.dumps(TEXT), capture_output=True, text=True, env=environment, check=True
+            [sys.executable, "-c", program],
+            input=json.dumps(TEXT),
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=True,
         )
         assert json.loads(made.stdout)["model"] == json.loads(bpe.content)["model"]
 
@@ -114,8 +126,14 @@ def test_a_strangers_file_cannot_cut_or_fill_the_text(tmp_path: Path) -> None:
         (b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "zz"]]}}', "this is no tokenizer"),
         (b"[" * 100_000, "it is no JSON"),
         (b"\xff\xfe\0", "it is no UTF-8 text"),
-        (b"\x80\x04cos\nsystem\n(S'touch hacked'\ntR.", "it is no UTF-8 text"),  # allowed: a hostile pickle, never read as one
-        (json.dumps(unigram(model={"type": "BPE", "vocab": {"a": 10**9, "b": 1}, "merges": []})).encode(), "largest id is"),
+        (
+            b"\x80\x04cos\nsystem\n(S'touch hacked'\ntR.",
+            "it is no UTF-8 text",
+        ),  # allowed: a hostile pickle, never read as one
+        (
+            json.dumps(unigram(model={"type": "BPE", "vocab": {"a": 10**9, "b": 1}, "merges": []})).encode(),
+            "largest id is",
+        ),
     ],
 )
 def test_a_broken_or_hostile_file_is_refused_in_one_sentence(tmp_path: Path, content: bytes, says: str) -> None:

@@ -72,6 +72,7 @@ def test_what_helps_the_workers_is_replaced_without_them(lead):
     assert led.run.info()["incarnation"] == 1
 
 
+@pytest.mark.long
 def test_a_worker_killed_after_its_server(lead):
     led = lead({"1:0:3": "break server SIGKILL", "1:0:4": "signal SIGKILL"}, world=1)
     assert (led.outcome.code, led.steps) == (0, ALL)
@@ -88,6 +89,7 @@ def test_a_bug_ends_the_run_with_its_traceback(lead):
     assert led.run.info()["state"] == "failed"
 
 
+@pytest.mark.long
 def test_a_refusal_ends_the_run_with_its_code(lead):
     led = lead({"1:1:2": "refuse 3", "1:0:2": "await never"})
     assert led.outcome.code == 3
@@ -95,12 +97,14 @@ def test_a_refusal_ends_the_run_with_its_code(lead):
     assert led.actions() == ["GiveUp"]
 
 
+@pytest.mark.long
 def test_a_lost_peer_is_only_a_victim(lead):
     led = lead({"1:0:2": "lonely"}, world=1)
     assert (led.outcome.code, led.steps) == (0, ALL)
     assert led.actions() == ["Restart"]
 
 
+@pytest.mark.long
 def test_without_recover_the_first_kill_ends_the_run(lead):
     led = lead({"1:0:2": "signal SIGKILL"}, "faults.recover=false", world=1)
     assert led.outcome.code == 4
@@ -117,7 +121,11 @@ def test_tries_are_spent(lead):
 
 @pytest.mark.parametrize(
     "action, code, reason",
-    [("parent SIGINT", 130, "SIGINT"), ("self SIGTERM", 143, "SIGTERM"), ("ask stop", 0, "argosy stop")],
+    [
+        pytest.param("parent SIGINT", 130, "SIGINT", marks=pytest.mark.long),
+        ("self SIGTERM", 143, "SIGTERM"),
+        pytest.param("ask stop", 0, "argosy stop", marks=pytest.mark.long),
+    ],
 )
 def test_a_request_stops_after_a_checkpoint_and_the_same_run_goes_on(lead, action, code, reason):
     led = lead({"1:0:3": action}, world=1)

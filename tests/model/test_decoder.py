@@ -50,7 +50,7 @@ def covering() -> list[dict[str, int]]:
             if name in case:
                 continue
 
-            def gain(value: int, name: str = name, case: dict[str, int] = case) -> int:
+            def gain(value: int, name: str = name, case: dict[str, int] = case, missing: set[Any] = missing) -> int:
                 pairs = ((name, value, other, at) for other, at in case.items())
                 return sum((p in missing) or ((*p[2:], *p[:2]) in missing) for p in pairs)
 

@@ -65,7 +65,7 @@ def play(screen: progress.Screen, steps: int = 200) -> None:
             screen.saved({"step": step, "ok": False, "sentence": "the disk is full" + HOSTILE})
             screen.fault("worker 1 was killed" + HOSTILE, "all start again")
     screen.note("a remark" + HOSTILE)
-    screen.stopping("saving, then leaving")
+    screen.stopping("SIGINT")
     screen.done(
         EndFacts("Done: 200 steps." + HOSTILE, (("Held out", "1.5"),), "a\nsample" + HOSTILE, (("Try", "argosy"),))
     )
@@ -140,7 +140,7 @@ def test_quiet_says_only_trouble(tmp_path: Path) -> None:
     out = io.StringIO()
     play(progress.screen("quiet", out, log=tmp_path / "log.txt"))
     lines = out.getvalue().splitlines()
-    assert len(lines) == 3 and "killed" in lines[0] and "leaving" in lines[2]
+    assert len(lines) == 3 and "killed" in lines[0] and lines[2] == "  stopping (Ctrl-C): saving first"
     assert "Done: 200 steps." in (tmp_path / "log.txt").read_text()
 
 

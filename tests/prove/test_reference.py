@@ -58,7 +58,9 @@ def theirs(model: Any, given: dict[str, Any]) -> Any:
     return (each * given["weights"].flatten()).sum()
 
 
-def agree(model: Any, rename: dict[str, tuple[str, Any]], shape: dict[str, Any], given: dict[str, Any]) -> None:
+def agree(
+    model: Any, rename: dict[str, tuple[str, Any]], shape: dict[str, Any], given: dict[str, Any], tolerance: float
+) -> None:
     """Loss and every gradient. rename: our name -> (their name, what makes our tensor of theirs)."""
     import torch
 
@@ -66,15 +68,13 @@ def agree(model: Any, rename: dict[str, tuple[str, Any]], shape: dict[str, Any],
 
     known = dict(model.named_parameters())
     weights = {ours: convert(known[name]) for ours, (name, convert) in rename.items()}
-    for tensor in weights.values():
-        tensor.retain_grad()
     wanted = theirs(model, given)
     gradients = torch.autograd.grad(wanted, list(known.values()), retain_graph=True)
     found = reference.loss(weights, shape, given)
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-12)
+    assert found.item() == pytest.approx(wanted.item(), rel=tolerance)
     ours = torch.autograd.grad(found, list(known.values()))
     for name, one, other in zip(known, ours, gradients, strict=True):
-        assert (one - other).norm() <= 1e-10 * (other.norm() + 1e-3), name
+        assert (one - other).norm() <= 100 * tolerance * (other.norm() + 1e-3), name
 
 
 @pytest.mark.long
@@ -108,7 +108,8 @@ def test_equals_transformers_llama() -> None:
         "block": {"heads": 4, "kv_heads": 2, "head_size": 8, "norm": "rms", "norm_epsilon": 1e-5, "qk_norm": "none",
                   "window": 0, "activation": "swiglu", "parallel": False},
     }  # fmt: skip
-    agree(model, {ours: (name, same) for ours, name in rename.items()}, shape, batch(2, 11, 31))
+    # Their norms and angles are computed in float32 whatever the model's type.
+    agree(model, {ours: (name, same) for ours, name in rename.items()}, shape, batch(2, 11, 31), 1e-7)
 
 
 @pytest.mark.long
@@ -145,11 +146,15 @@ def test_equals_transformers_gpt2() -> None:
                     return tensor.t().chunk(3)[place] if tensor.ndim == 2 else tensor.chunk(3)[place]
 
                 rename[f"{ours}.attention.{part}.{kind}"] = (f"{other}.attn.c_attn.{kind}", third)
-            for mine, their in (("attention.output", "attn.c_proj"), ("mlp.up", "mlp.c_fc"), ("mlp.down", "mlp.c_proj")):
+            for mine, their in (
+                ("attention.output", "attn.c_proj"),
+                ("mlp.up", "mlp.c_fc"),
+                ("mlp.down", "mlp.c_proj"),
+            ):
                 rename[f"{ours}.{mine}.{kind}"] = (f"{other}.{their}.{kind}", lambda t: t.t() if t.ndim == 2 else t * 1)
     shape = {
         "layers": 2, "positions": "learned", "tied": True, "pattern": (),
         "block": {"heads": 3, "kv_heads": 3, "head_size": 8, "norm": "layer", "norm_epsilon": 1e-5, "qk_norm": "none",
                   "window": 0, "activation": "gelu_tanh", "parallel": False},
     }  # fmt: skip
-    agree(model, rename, shape, batch(2, 11, 31))
+    agree(model, rename, shape, batch(2, 11, 31), 1e-12)

@@ -45,7 +45,9 @@ def test_a_line_torn_by_a_kill_is_left_out(tmp_path: Path) -> None:
         torn = tmp_path / "torn.jsonl"
         torn.write_bytes(path.read_bytes()[:length])
         assert Ledger.read(torn) == START
-        START.changed(7, "batch.tokens", 1024, "x").write(torn)  # and what is appended later stands on a line of its own
+        START.changed(7, "batch.tokens", 1024, "x").write(
+            torn
+        )  # and what is appended later stands on a line of its own
         assert Ledger.read(torn).at(9, "batch.tokens") == 1024
 
 

@@ -251,30 +251,11 @@ class Command:
 def write_text(folder: Path) -> None:
     """Some forty documents of plain words that differ, so that a wrong order of samples shows in the loss."""
     folder.mkdir()
-    words = [
-        "the",
-        "ship",
-        "sails",
-        "over",
-        "a",
-        "calm",
-        "sea",
-        "while",
-        "wind",
-        "and",
-        "stars",
-        "lead",
-        "every",
-        "sailor",
-        "home",
-        "past",
-        "rocks",
-        "and",
-        "foam",
-    ]
+    words = "the ship sails over a calm sea while wind and stars lead every sailor home past rocks and foam"
+    chosen = words.split()
     for document in range(40):
         lines = []
         for line in range(20 + document % 7):
-            picked = [words[(document * 7 + line * 3 + word * (1 + document % 5)) % len(words)] for word in range(12)]
+            picked = [chosen[(document * 7 + line * 3 + word * (1 + document % 5)) % len(chosen)] for word in range(12)]
             lines.append(" ".join(picked) + f" {document * line}.")
         (folder / f"document-{document:02d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

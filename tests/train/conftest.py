@@ -55,7 +55,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 40 small text files."""
     place = tmp_path_factory.mktemp("text")
     draw = random.Random(7)
-    words = "the sea was calm and the ships lay still in the bay while men slept".split()
+    words = ["the", "sea", "was", "calm", "and", "ships", "lay", "still", "in", "bay", "while", "men", "slept"]
     for number in range(40):
         (place / f"{number:02d}.txt").write_text(" ".join(draw.choices(words, k=60)) + ".\n")
     return place
@@ -107,6 +107,7 @@ def helpers(run: Run, number: int) -> Iterator[None]:
         for child in children.values():
             child.kill()
             child.wait()
+        (run.local / "finish-snapshot").unlink(missing_ok=True)
         remove(run)
 
 

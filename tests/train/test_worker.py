@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from argosy.errors import Refused
+from argosy.prove.pool import Failed, Pool
 from argosy.run import requests
 from argosy.run.folder import Run
 from argosy.run.requests import Request
@@ -94,3 +97,65 @@ def test_a_layout_gives_the_same_losses_and_another_goes_on(
     assert work(run) == 0
     assert [loss for _, loss in losses_of(run)] == pytest.approx([loss for _, loss in expected], rel=2e-5)
     assert run.newest_step() == 8
+
+
+def killed(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> int:
+    """Train alone; `point` says where this process is killed."""
+    from argosy import points
+    from argosy.run.incarnation import Incarnation
+    from argosy.train import worker
+
+    run = Run(asked["run"])
+    points._passed.clear()
+    os.environ.pop("ARGOSY_POINT", None)
+    if asked["point"]:
+        os.environ["ARGOSY_POINT"] = f"{asked['point']}:kill"
+    number = Incarnation.next(run)
+    Incarnation(number, 1, "dp1", 1, parent=os.getpid()).write(run)
+    run.update_info(incarnation=number)
+    return worker.main(str(run.path), 0, number)
+
+
+POINTS = [
+    "worker.start:1", "worker.group:1", "worker.built:1", "worker.loaded:1", "step.begin:2", "step.vote.before:2",
+    "step.vote.after:4", "evaluate.begin:1", "step.update.after:1", "evaluate.end:1", "record.step.after:2",
+    "save.copy.before:1", "save.copy.after:1", "save.announce.after:2", "worker.end:1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "points", [POINTS[4:12:3], pytest.param(POINTS, marks=pytest.mark.long)], ids=["short", "long"]
+)
+def test_killed_anywhere_a_run_goes_on_bit_for_bit(
+    undisturbed: Run, make_run: Any, losses_of: Any, pool: Pool, tmp_path: Path, points: list[str]
+) -> None:
+    """E1: one run, killed at one point after the other."""
+    run = make_run(tmp_path / "run")
+    died = 0
+    for point in points:
+        try:
+            pool.call(f"{__file__}:killed", {"run": str(run.path), "point": point}, ranks=1)
+        except Failed as failed:
+            assert "died" in str(failed)
+            died += 1
+    assert died >= len(points) - 2  # points of a save or evaluation are not passed again once the run is past them
+    assert pool.call(f"{__file__}:killed", {"run": str(run.path), "point": ""}, ranks=1) == [0]
+    assert losses_of(run) == losses_of(undisturbed)
+    for file, key in (("evaluations.jsonl", "loss"), ("samples.jsonl", "text")):
+        assert [(row["step"], row[key]) for row in rows(run, file)] == [(row["step"], row[key]) for row in rows(undisturbed, file)]
+
+
+def test_a_ledger_that_is_not_the_checkpoints_is_refused(undisturbed: Run, work: Any, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(undisturbed.path, tmp_path / "run"))
+    ledger = run.path / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"new": 256', '"new": 512'))
+    with pytest.raises(Refused, match="the ledger is not the one this checkpoint was made with"):
+        work(run)
+    [failed] = run.local.glob("failed-rank-0000-*.json")
+    assert json.loads(failed.read_text())["kind"] == "refused"
+
+
+def test_first_weights_of_another_run(undisturbed: Run, make_run: Any, work: Any, losses_of: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", **{"model.init": str(undisturbed.path), "train.steps": 1, "checkpoint.every": "never"})
+    assert work(run) == 0
+    assert losses_of(run)[0][1] < losses_of(undisturbed)[1][1]  # begins where the other one ended, not anew

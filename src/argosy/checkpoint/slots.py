@@ -21,6 +21,7 @@ import mmap
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -37,6 +38,7 @@ SHM = Path("/dev/shm")
 PREFIX = "argosy-slots-"
 FINISH = "finish-snapshot"
 WRITER = "writer"
+SETTLED = 1_000_000_000  # nanoseconds after which a folder's time is surely not the present tick
 ALIGN = 64  # bytes; a piece in a slot begins at a multiple of it
 
 _READY = re.compile(r"ready-(\d+)-(\d+)-(\d+)\.json")
@@ -77,7 +79,7 @@ class Slots:
         name = blake2b(os.fsencode(run_path.resolve()), digest_size=8).hexdigest()
         usable = shm.is_dir() and os.access(shm, os.W_OK)
         self.folder = shm / f"{PREFIX}{os.getuid()}-{name}" if usable else self.local
-        self._lock, self._writer = _enter(self.folder), -1
+        self._lock, self._writer, self._seen = _enter(self.folder), -1, 0
 
     def close(self) -> None:
         """Give up the shared lock; the files stay."""
@@ -132,6 +134,17 @@ class Slots:
         fcntl.flock(self._writer, fcntl.LOCK_EX)
         os.ftruncate(self._writer, 0)
         os.pwrite(self._writer, f"{os.getpid()}\n".encode(), 0)
+
+    def stirred(self) -> bool:
+        """Whether anything may have appeared since this was last asked: one look at the folder's time, no listing."""
+        try:
+            when = os.stat(self.folder).st_mtime_ns
+        except FileNotFoundError:
+            return False
+        # A file may still appear within the tick of the clock in which the folder was listed: look again a while.
+        fresh = when != self._seen or time.time_ns() - when < SETTLED
+        self._seen = when
+        return fresh
 
     def writer(self) -> int | None:
         """The pid of the snapshot process, None where none has started yet."""

@@ -27,7 +27,7 @@ from argosy.quantities import bytes_text
 from argosy.run.folder import Run, append_line
 
 CHUNK = 4 << 20  # bytes between two looks at the limit of bandwidth
-PAUSE = 0.02  # seconds between two looks at the slots
+PAUSE = 0.05  # seconds between two looks at the slots
 FULL = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "your quota is used up",
@@ -244,10 +244,9 @@ def main(run: str, incarnation: int) -> int:
     while True:
         # Looked at before the slots: whatever was announced before the file appeared is seen below.
         told = any((folder / FINISH).exists() for folder in (place.local, slots.folder))
-        if writer.turn():
+        if (told or slots.stirred()) and writer.turn():
             continue
         if told:
             slots.clear()
             return 0
         time.sleep(PAUSE)
-

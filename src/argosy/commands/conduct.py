@@ -29,6 +29,7 @@ from argosy.job.schema import Job
 from argosy.layout.layout import Layout
 from argosy.observe import progress, words
 from argosy.plan.layouts import workers as workers_of
+from argosy.plan.seconds import shapes
 from argosy.plan.settle import Settled, settle
 from argosy.run import folder, origin, rule
 from argosy.run.folder import Run
@@ -93,8 +94,8 @@ def lead(wanted: Wanted) -> tuple[Outcome, Run]:
     with ExitStack() as stack:
         stack.callback(screen.close)
         here = machine()
-        screen.title(words.title(here))
         loaded = wanted.loaded()
+        screen.title(words.title(here))
         world = place.world if place else None
         count = workers_of(loaded.job, here, wanted.workers, world)
         asked, verdict = judged(wanted, loaded, count)
@@ -165,6 +166,7 @@ def warm(server: WarmServer, job: Job) -> None:
 def ready(start: Start) -> None:
     """Prepare the text and settle every value."""
     job, screen = start.loaded.job, start.screen
+    screen.log_every = job.observe.log_every
     cache = cache_folder(job.data, start.loaded.base)
     told: list[str] = []
 
@@ -174,7 +176,7 @@ def ready(start: Start) -> None:
 
     start.prepared = prepare(job.data, base=start.loaded.base, cache=cache, progress=preparing, workers=cores())
     start.cached = not told
-    start.probed = probe()
+    start.probed = probe(shapes=shapes(job))
     run = Run(start.verdict.path)
     source = Run(start.verdict.source) if start.verdict.source else run
     kept = {}

@@ -36,7 +36,9 @@ def prepare(job: str | None = None, overrides: Sequence[str] = (), *, workers: i
 
     section = loaded.job.data
     cache = preparation.cache_folder(section, loaded.base)
-    return preparation.prepare(section, base=loaded.base, cache=cache, progress=progress, workers=workers or here.cores())
+    return preparation.prepare(
+        section, base=loaded.base, cache=cache, progress=progress, workers=workers or here.cores()
+    )
 
 
 def show(name: str | Path | None, step: int, *, as_json: bool = False) -> str:
@@ -89,7 +91,8 @@ def register(app: typer.Typer) -> None:
         step: Annotated[int, typer.Option(help="The step, counted from 1.")],
         run: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None,
         as_json: Annotated[
-            bool, typer.Option("--json", help="[{source, document, begin, end}], begin and end in tokens of the document.")
+            bool,
+            typer.Option("--json", help="[{source, document, begin, end}], begin and end in tokens of the document."),
         ] = False,
     ) -> None:
         print(show(run, step, as_json=as_json))

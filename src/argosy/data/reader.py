@@ -7,6 +7,7 @@ killed while writing leaves nothing that is half there, and a new one goes on fr
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import select
@@ -27,7 +28,7 @@ from argosy.data.batch import Batch, global_batch
 from argosy.data.shards import Shards
 from argosy.errors import MACHINE, Refused
 from argosy.points import point
-from argosy.run import child, guardian
+from argosy.run import guardian
 from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
 from argosy.run.ledger import Ledger
@@ -175,11 +176,39 @@ def read_batch(path: Path, step: int) -> Batch | None:
     return Batch(**arrays)
 
 
-class Reader:
-    """The reader's side of a ring: makes what `workers` processes want next, and removes what none can want any more."""
+class _Worker:
+    """A process that asks: the step it wants, and whether it still lives."""
 
-    def __init__(self, ring: Path, make: Callable[[int], Batch], workers: int):
-        self.ring, self.make, self.workers = ring, make, workers
+    def __init__(self, path: Path):
+        self.path, self.pid = path, int(path.name.rpartition("-")[2])
+        self._wanted = np.memmap(path, "<i8", "r", shape=(1,))
+        self.descriptor: int | None = None
+        with suppress(OSError, AttributeError):  # AttributeError: not Linux
+            self.descriptor = os.pidfd_open(self.pid)
+
+    @property
+    def wanted(self) -> int:
+        """The step it asked for last."""
+        return int(self._wanted[0])
+
+    def gone(self) -> bool:
+        """Whether it ended; a process that nobody has waited for yet is gone too."""
+        if self.descriptor is None:
+            return not guardian.alive(self.pid)
+        return bool(select.select([self.descriptor], [], [], 0)[0])
+
+    def forget(self) -> None:
+        """Remove its file."""
+        self.path.unlink(missing_ok=True)
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+
+
+class Reader:
+    """The reader's side of a ring: makes what workers want next, and removes what none of them wants any more."""
+
+    def __init__(self, ring: Path, make: Callable[[int], Batch]):
+        self.ring, self.make = ring, make
         ring.mkdir(parents=True, exist_ok=True)
         for path in ring.glob(".batch-*"):
             path.unlink()  # of a reader that was killed while writing it
@@ -187,8 +216,7 @@ class Reader:
         if not bell.exists():
             os.mkfifo(bell)
         self._bell = os.open(bell, os.O_RDWR | os.O_NONBLOCK)
-        self._wanted: dict[str, Any] = {}
-        self._first = 0
+        self._workers: dict[str, _Worker] = {}
 
     def turn(self) -> bool:
         """Make the next batch that is missing; False when there is none."""
@@ -196,6 +224,7 @@ class Reader:
         low = self._lowest()
         if low is None:
             return False
+        # One that asks late for a step that was removed gets it again: batches are a pure function of their step.
         there = {int(path.name[6:]) for path in self.ring.glob("batch-*")}
         for old in there:
             if not low <= old <= low + AHEAD:
@@ -227,43 +256,49 @@ class Reader:
                 pass
 
     def _lowest(self) -> int | None:
-        """The earliest step that a worker may still ask for; None before the first one asked."""
-        if len(self._wanted) < self.workers:
-            for path in self.ring.glob("wanted-*"):
-                if path.name not in self._wanted:
-                    self._wanted[path.name] = np.memmap(path, "<i8", "r", shape=(1,))
-        steps = [int(wanted[0]) for wanted in self._wanted.values()]
-        if not steps:
-            return None
-        self._first = min([*steps, self._first or steps[0]])
-        # One that has not asked yet is still being built, and will begin where the first one began.
-        return min(steps) if len(steps) >= self.workers else self._first
+        """The earliest step that a living worker wants; None before one asked."""
+        for path in self.ring.glob("wanted-*"):
+            if path.name not in self._workers:
+                self._workers[path.name] = _Worker(path)
+        for name, worker in list(self._workers.items()):
+            if worker.gone():
+                self._workers.pop(name).forget()
+        return min((worker.wanted for worker in self._workers.values()), default=None)
 
 
-def places(run: Run, node: int, incarnation: int) -> list[Path]:
-    """The folders in which the ring may be: memory first, the run's local folder where there is none."""
-    owner = blake2b(str(run.local.resolve()).encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
-    name = f"argosy-ring-{owner}-{node}-{incarnation}"
+def places(run: Run, node: int) -> list[Path]:
+    """The folders in which the ring may be: memory first, the run's local folder where there is none.
+
+    The name tells what the batches depend on, so that one of other batches is never taken for it.
+    """
+    what = f"{run.job().train.seed} {run.ledger().digest} {run.prepared().name}"
+    name = _name(run, node) + blake2b(what.encode(), digest_size=6).hexdigest()
     return [MEMORY / name, run.local / name]
 
 
-def remove(run: Run, node: int = 0, but: int = -1) -> None:
-    """Remove the rings of all incarnations of `run` on this node, except those of incarnation `but`."""
-    for place in places(run, node, but):
-        for ring in place.parent.glob(place.name.rpartition("-")[0] + "-*"):
-            if ring != place:
+def remove(run: Run, node: int = 0, but: Path | None = None) -> None:
+    """Remove the rings of `run` on this node, whatever they hold, except `but`."""
+    for folder in (MEMORY, run.local):
+        for ring in folder.glob(f"{_name(run, node)}*"):
+            if ring != but:
                 shutil.rmtree(ring, ignore_errors=True)
+
+
+def _name(run: Run, node: int) -> str:
+    owner = blake2b(str(run.local.resolve()).encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
+    return f"argosy-ring-{owner}-{node}-"
 
 
 def batches(run: Run, incarnation: int) -> Batches:
     """A worker's side of the node's reader."""
     start = Incarnation.read(run, incarnation)
     last_sign = time.monotonic()
+    begun = (run.local / f"incarnation-{incarnation}.json").stat().st_mtime_ns
 
     def failed() -> Exception | None:
         nonlocal last_sign
-        told = child.ended(run, "reader", incarnation)
-        if told is not None and told["code"]:
+        told = _failure(run, begun)
+        if told is not None:
             if told["kind"] == "refused":
                 return Refused(str(told["sentence"]), code=int(told["code"]))
             return RuntimeError(f"the reader process failed: {told['sentence']}; see {run.log / 'reader.txt'}")
@@ -279,25 +314,34 @@ def batches(run: Run, incarnation: int) -> Batches:
             code=MACHINE,
         )
 
-    return RingBatches(places(run, start.node, incarnation), failed)
+    return RingBatches(places(run, start.node), failed)
+
+
+def _failure(run: Run, since: int) -> dict[str, Any] | None:
+    """What a reader told that failed after the time `since` (ns); readers may be older than the workers they serve."""
+    for path in run.local.glob("ended-reader-*.json"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime_ns >= since and (told := json.loads(path.read_text(encoding="utf-8")))["code"]:
+                return dict(told)
+    return None
 
 
 def main(run: str, incarnation: int) -> int:
-    """The reader process of a node: makes batches until its parent ends it."""
+    """The reader process of a node: makes batches until its parent ends it, for workers of any incarnation."""
     place = Run(run)
     start = Incarnation.read(place, incarnation)
     ledger, seed, shards = place.ledger(), place.job().train.seed, Shards(place.prepared())
-    ring = _choose(places(place, start.node, incarnation), ledger)
-    remove(place, start.node, but=incarnation)
+    ring = _choose(places(place, start.node), ledger)
+    remove(place, start.node, but=ring)
     guardian.farewell.append(lambda: shutil.rmtree(ring, ignore_errors=True))
-    reader = Reader(ring, lambda step: global_batch(step, seed, ledger, shards), start.local_world)
+    reader = Reader(ring, lambda step: global_batch(step, seed, ledger, shards))
     while True:
         if not reader.turn():
             reader.wait(1.0)
 
 
 def _choose(folders: list[Path], ledger: Ledger) -> Path:
-    """The ring that an earlier reader of this incarnation began, else memory where it has room."""
+    """The ring that an earlier reader began, else memory where it has room."""
     for folder in folders:
         if folder.is_dir():
             return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import dtype
 
 from argosy.errors import Refused
 
@@ -31,7 +32,7 @@ class Device:
 
     @property
     def torch(self) -> torch.device:
-        """torch's object for it."""
+        """Torch's object for it."""
         return torch.device(self.kind) if self.kind == "cpu" else torch.device(self.kind, self.index)
 
     @property
@@ -45,7 +46,7 @@ class Device:
         return torch.cuda.get_device_name(self.index) if self.kind == "cuda" else self.kind
 
     @property
-    def wide(self) -> torch.dtype:
+    def wide(self) -> dtype:
         """The widest floating type that it computes in."""
         return torch.float32 if self.kind == "mps" else torch.float64
 

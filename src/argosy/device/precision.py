@@ -12,7 +12,7 @@ TYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.b
 
 
 def dtype(name: str) -> torch.dtype:
-    """torch's type of that name; Refused for a name that is none."""
+    """Torch's type of that name; Refused for a name that is none."""
     if name not in TYPES:
         raise Refused(f"{name} is no type to train in.", do=f"Choose one of {', '.join(TYPES)}.")
     return TYPES[name]

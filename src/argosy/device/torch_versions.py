@@ -108,7 +108,7 @@ def multiply_all(tensors: list[Tensor], by: float | Tensor) -> None:
 
 
 def interpolate_all(targets: list[Tensor], towards: list[Tensor], share: float) -> None:
-    """targets += share x (towards - targets), in place, in one call."""
+    """Targets += share x (towards - targets), in place, in one call."""
     torch._foreach_lerp_(targets, towards, share)
 
 

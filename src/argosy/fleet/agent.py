@@ -44,10 +44,9 @@ class Agent:
         """Start all workers of `incarnation`, and what is missing beside them."""
         self.incarnation = incarnation
         incarnation.write(self.run)
-        self._end("reader")
-        self._beside("reader")
-        if not self._of("snapshot"):
-            self._beside("snapshot")
+        for trade in ("reader", "snapshot"):  # they serve workers of any incarnation
+            if not self._of(trade):
+                self._beside(trade)
         for rank in range(incarnation.world):
             child = workers.start_worker(
                 self.server, self.run, incarnation.number, rank, self.lock, self.entries["worker"]

@@ -26,6 +26,7 @@ import psutil
 from argosy.policy.events import End, Trade
 from argosy.run import child
 from argosy.run.folder import Run
+from argosy.run.guardian import alive
 
 # What the processes run, by name: the towers never import each other.
 ENTRIES = {
@@ -51,7 +52,7 @@ class WarmServer:
     def start(self) -> None:
         """Make sure that a server runs; a dead one is replaced. Call it in the main thread: the server ends with its caller."""
         self.context.set_forkserver_preload(self.preload)
-        with _no_main(), _safe_path():
+        with _no_main(), _safe_path(), _undisturbed():
             multiprocessing.forkserver.ensure_running()
 
     @property
@@ -197,7 +198,10 @@ def start_beside(trade: Trade, run: Run, incarnation: int, lock: int, entry: str
     """Start the reader or the snapshot process: a fresh interpreter without torch."""
     arguments = [entry, trade, str(run.path.absolute()), str(incarnation), str(os.getpid())]
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "argosy.run.child", *arguments], stdin=subprocess.DEVNULL, pass_fds=(lock,)
+        [sys.executable, "-P", "-m", "argosy.run.child", *arguments],
+        stdin=subprocess.DEVNULL,
+        pass_fds=(lock,),
+        process_group=0,  # Ctrl-C reaches the whole group of a terminal; the parent alone answers
     )
     return Child(trade, trade, incarnation, process.pid, process)
 
@@ -260,9 +264,8 @@ def _watch(pid: int, handle: object) -> int:
         if isinstance(handle, subprocess.Popen):
             handle.wait()
         else:
-            with suppress(ProcessLookupError):
-                while not os.kill(pid, 0):
-                    time.sleep(0.1)
+            while alive(pid):
+                time.sleep(0.1)
         os.close(writing)
 
     threading.Thread(target=wait, name=f"watch {pid}", daemon=True).start()
@@ -292,3 +295,13 @@ def _safe_path() -> Iterator[None]:
             del os.environ["PYTHONSAFEPATH"]
         else:
             os.environ["PYTHONSAFEPATH"] = before
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold back signals while the server is started: it inherits that until it has left this process group (run/bound.py)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

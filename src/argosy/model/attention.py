@@ -68,5 +68,5 @@ def attention(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: int = 0
     no gradient; window: a token sees itself and window - 1 before it, 0 = all. Scores are scaled by 1/sqrt(K). Gives
     [B, S, H, K].
     """
-    out, _ = _forward(q, k, v, segments, window, q.shape[-1] ** -0.5, kernel)
+    out: Tensor = _forward(q, k, v, segments, window, q.shape[-1] ** -0.5, kernel)[0]
     return out

@@ -75,7 +75,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, segments: Tensor, rotation: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """x [B, S, D]; segments [B, S]; rotation [B, S, 2, K / 2] where positions turn; noise [B, S, 2] where dropped."""
+        """X [B, S, D]; segments [B, S]; rotation [B, S, 2, K / 2] where positions turn; noise [B, S, 2] where dropped."""
         qkv = (self.attention.query, self.attention.key, self.attention.value)
         if self.parallel:
             q, k, v, *inner = project(self.attention_norm(x), (*qkv, *self.mlp.inputs))

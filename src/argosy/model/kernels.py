@@ -16,9 +16,7 @@ from torch import Tensor
 from argosy.device import torch_versions
 
 Forward = Callable[[Tensor, Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
-Backward = Callable[
-    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor, Tensor]
-]
+Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor, Tensor]]
 
 TILE = 32  # sides of loop tiles are multiples of this: oneDNN keeps one generated kernel per shape for ever
 BAND = 256  # query rows of a tile under a sliding window
@@ -31,7 +29,8 @@ def allowed(segments: Tensor, window: int) -> Tensor:
     near = distance >= 0
     if window:
         near = near & (distance < window)
-    return (segments[:, :, None] == segments[:, None, :]) & near
+    seen: Tensor = (segments[:, :, None] == segments[:, None, :]) & near
+    return seen
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
@@ -67,36 +66,43 @@ def _score_gradient(
     return p.to(scores.dtype), ds.to(scores.dtype)
 
 
-def _dense(probabilities: Callable[..., tuple[Tensor, Tensor]], gradient: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Forward, Backward]:
-    """The kernel that holds the whole square of scores: the fastest for short sequences, quadratic in memory."""
+def _dense_forward(
+    q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Holds the whole square of scores: the fastest for short sequences, quadratic in memory."""
+    B, S, H, _ = q.shape
+    G = k.shape[2]
+    scores = torch.bmm(_grouped(q, G), _grouped(k, G).mT).view(B, H, S, S)
+    p, lse = _probabilities(scores, segments, window, scale)
+    out = _ungrouped(torch.bmm(p.view(B * G, -1, S), _grouped(v, G)), q.shape, G)
+    return out * (segments != 0)[:, :, None, None], lse
 
-    def forward(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: int, scale: float) -> tuple[Tensor, Tensor]:
-        B, S, H, _ = q.shape
-        G = k.shape[2]
-        scores = torch.bmm(_grouped(q, G), _grouped(k, G).mT).view(B, H, S, S)
-        p, lse = probabilities(scores, segments, window, scale)
-        out = _ungrouped(torch.bmm(p.view(B * G, -1, S), _grouped(v, G)), q.shape, G)
-        return out.mul_((segments != 0)[:, :, None, None]), lse
 
-    def backward(
-        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-        segments: Tensor, window: int, scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        B, S, H, _ = q.shape
-        G = k.shape[2]
-        grad = grad * (segments != 0)[:, :, None, None]
-        delta = (grad.to(lse.dtype) * out.to(lse.dtype)).sum(-1).transpose(1, 2)
-        q_, k_, v_, grad_ = _grouped(q, G), _grouped(k, G), _grouped(v, G), _grouped(grad, G)
-        scores = torch.bmm(q_, k_.mT).view(B, H, S, S)
-        dp = torch.bmm(grad_, v_.mT).view(B, H, S, S)
-        p, ds = gradient(scores, dp, lse, delta, segments, window, scale)
-        p, ds = p.view(B * G, -1, S), ds.view(B * G, -1, S)
-        dq = _ungrouped(torch.bmm(ds, k_), q.shape, G)
-        dk = _ungrouped(torch.bmm(ds.mT, q_), k.shape, G)
-        dv = _ungrouped(torch.bmm(p.mT, grad_), v.shape, G)
-        return dq, dk, dv
-
-    return forward, backward
+def _dense_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    segments: Tensor,
+    window: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes the scores anew from what was kept, the log-sum-exp."""
+    B, S, H, _ = q.shape
+    G = k.shape[2]
+    grad = grad * (segments != 0)[:, :, None, None]
+    delta = (grad.to(lse.dtype) * out.to(lse.dtype)).sum(-1).transpose(1, 2)
+    q_, k_, v_, grad_ = _grouped(q, G), _grouped(k, G), _grouped(v, G), _grouped(grad, G)
+    scores = torch.bmm(q_, k_.mT).view(B, H, S, S)
+    dp = torch.bmm(grad_, v_.mT).view(B, H, S, S)
+    p, ds = _score_gradient(scores, dp, lse, delta, segments, window, scale)
+    p, ds = p.view(B * G, -1, S), ds.view(B * G, -1, S)
+    dq = _ungrouped(torch.bmm(ds, k_), q.shape, G)
+    dk = _ungrouped(torch.bmm(ds.mT, q_), k.shape, G)
+    dv = _ungrouped(torch.bmm(p.mT, grad_), v.shape, G)
+    return dq, dk, dv
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,9 @@ def _band_mask(tile: Tile, window: int, queries: int, keys: int, like: Tensor) -
     return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))[None, None]
 
 
-def _loop_forward(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: int, scale: float) -> tuple[Tensor, Tensor]:
+def _loop_forward(
+    q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: int, scale: float
+) -> tuple[Tensor, Tensor]:
     B, S, H, _ = q.shape
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     lse = torch.zeros((B, H, S), dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
@@ -205,9 +213,7 @@ def _loop_backward(
         tile_lse = lse.new_zeros((1, H, tile_q.shape[2]))
         tile_lse[0, :, : end - begin] = lse[row, :, begin:end]
         mask = _band_mask(tile, window, tile_q.shape[2], tile_k.shape[2], q)
-        found = torch_versions.flash_backward_cpu(
-            tile_grad, tile_q, tile_k, tile_v, tile_out, tile_lse, mask, scale
-        )
+        found = torch_versions.flash_backward_cpu(tile_grad, tile_q, tile_k, tile_v, tile_out, tile_lse, mask, scale)
         dq[row, begin:end] = found[0][0, :, : end - begin].transpose(0, 1)
         for target, part in ((dk, found[1]), (dv, found[2])):
             heads = part[0, :, : end - first].view(G, H // G, end - first, -1).sum(1)
@@ -227,8 +233,9 @@ def _documents_forward(
     q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """The GPU's flash kernel for documents of any length laid end to end. Sees `device/capability.py` for where it ran."""
-    flat = (x.flatten(0, 1) for x in (q, k, v))
-    out, lse, _, _ = torch_versions.flash_forward_cuda(*flat, _offsets(segments), q.shape[1], window, scale)
+    out, lse, _, _ = torch_versions.flash_forward_cuda(
+        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), _offsets(segments), q.shape[1], window, scale
+    )
     out = out.view(q.shape) * (segments != 0)[:, :, None, None]
     return out, lse.view(q.shape[2], *q.shape[:2]).transpose(0, 1).contiguous()
 
@@ -238,13 +245,13 @@ def _documents_backward(
     segments: Tensor, window: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grad = grad * (segments != 0)[:, :, None, None]
-    flat = (x.flatten(0, 1).contiguous() for x in (grad, q, k, v, out))
+    flat_grad, flat_q, flat_k, flat_v, flat_out = (x.flatten(0, 1).contiguous() for x in (grad, q, k, v, out))
     rows = lse.transpose(0, 1).flatten(1).contiguous()
     state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # the generator's: there is no dropout
     unused = torch.empty(0, dtype=torch.uint64, device=q.device)
     parts = torch_versions.flash_backward_cuda(
-        *flat, rows, _offsets(segments), q.shape[1], window, scale, state, unused
-    )  # fmt: skip
+        flat_grad, flat_q, flat_k, flat_v, flat_out, rows, _offsets(segments), q.shape[1], window, scale, state, unused
+    )
     dq, dk, dv = (part.view(like.shape) for part, like in zip(parts, (q, k, v), strict=True))
     return dq, dk, dv
 
@@ -263,12 +270,12 @@ def choose(device: str, sequence: int, compiled: bool, kind: torch.dtype) -> str
     return "loop"
 
 
-_compiled_probabilities = torch.compile(_probabilities, dynamic=False, fullgraph=True)
-_compiled_gradient = torch.compile(_score_gradient, dynamic=False, fullgraph=True)
-
 KERNELS: dict[str, tuple[Forward, Backward]] = {
-    "dense": _dense(_probabilities, _score_gradient),
-    "dense compiled": _dense(_compiled_probabilities, _compiled_gradient),
+    "dense": (_dense_forward, _dense_backward),
+    "dense compiled": (
+        torch.compile(_dense_forward, dynamic=False, fullgraph=True),
+        torch.compile(_dense_backward, dynamic=False, fullgraph=True),
+    ),
     "loop": (_loop_forward, _loop_backward),
     "documents": (_documents_forward, _documents_backward),
 }

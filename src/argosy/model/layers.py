@@ -68,7 +68,8 @@ def project(x: Tensor, maps: Sequence[Projection]) -> tuple[Tensor, ...]:
     if any(m.bias is not None for m in maps):
         parts = [m.weight.new_zeros(m.weight.shape[0]) if m.bias is None else m.bias for m in maps]
         bias = torch.cat(parts).to(x.dtype)
-    return F.linear(x, weight, bias).split([m.weight.shape[0] for m in maps], -1)
+    images: tuple[Tensor, ...] = F.linear(x, weight, bias).split([m.weight.shape[0] for m in maps], -1)
+    return images
 
 
 class FeedForward(nn.Module):

@@ -151,8 +151,9 @@ class Screen:
         self._both(f"  note: {harmless(text)}", "note", {"text": text})
 
     def stopping(self, reason: str) -> None:
-        """The run ends before its last step, after a save."""
-        self._both(f"  {harmless(reason)}", "stopping", {"reason": reason}, loud=True)
+        """The run ends before its last step, after a save, because of `reason` ("SIGINT", "argosy stop")."""
+        name = {"SIGINT": "Ctrl-C"}.get(reason, reason)
+        self._both(f"  stopping ({harmless(name)}): saving first", "stopping", {"reason": reason}, loud=True)
 
     def done(self, facts: EndFacts) -> None:
         """The block after the last step."""

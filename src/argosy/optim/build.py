@@ -112,7 +112,7 @@ class Optimizer:
 
     def describe(self) -> dict[str, str]:
         """What happens to each parameter: "muon, decay", "adamw, decay" or "adamw"."""
-        words = {name: "muon, decay" for name in (self.muon.parameters if self.muon else ())}
+        words = dict.fromkeys(self.muon.parameters if self.muon else (), "muon, decay")
         return words | {name: "adamw, decay" if decayed(name, p) else "adamw" for name, p in self.adamw.items()}
 
 

@@ -1,8 +1,19 @@
 """Preloaded into the warm server: importing it lets the kernel end the server together with the process that started it.
 
 The server may have no second thread (it forks), so no guardian can run in it; and while it loads torch it looks at nothing.
+Signals that reach a whole process group (Ctrl-C, a scheduler's SIGTERM) are the parent's to answer: it leaves that group.
 """
+
+import os
+import signal
 
 from argosy.run.guardian import bind
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 bind()
+if os.getpgid(0) != os.getpid():
+    os.setpgid(0, 0)
+for _number in SIGNALS:
+    signal.signal(_number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked by the parent until here

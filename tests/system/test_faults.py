@@ -1,0 +1,206 @@
+"""Interrupted, killed, damaged, moved: the same command goes on, and every step is what it is in an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.system.harness import Command, Started, repeated, rows, same, wait_for
+
+from argosy.checkpoint.store import newest, opened, problems
+from argosy.errors import DONE, INTERRUPTED, MACHINE, SAVED, TERMINATED
+from argosy.run.folder import Run
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+
+KILLS = int(os.environ.get("ARGOSY_TEST_KILLS", "6"))
+
+
+def saved_step(run: Run) -> int:
+    """The step of the newest checkpoint, which is whole."""
+    found = newest(run)
+    assert found is not None and found.skipped == (), "the last checkpoint is there, and nothing beside it is damaged"
+    found.close()
+    return found.step
+
+
+def last_step(run: Run) -> int:
+    """The step of the last line in metrics.jsonl."""
+    return int(rows(run.path / "metrics.jsonl")[-1]["step"])
+
+
+INTERRUPTIONS: dict[str, tuple[Callable[[Started], object], int]] = {
+    "Ctrl-C": (lambda started: os.killpg(started.process.pid, signal.SIGINT), INTERRUPTED),
+    "SIGTERM": (lambda started: started.process.terminate(), TERMINATED),
+    "SIGTERM to all of a scheduler's step": (
+        lambda started: [os.kill(pid, signal.SIGTERM) for pid in (*started.pids().values(), started.process.pid)],
+        TERMINATED,
+    ),
+    "SIGTERM to a worker": (lambda started: started.kill("rank-0001", signal.SIGTERM), TERMINATED),
+    "SIGINT to a worker": (lambda started: started.kill("rank-0000", signal.SIGINT), INTERRUPTED),
+    "SIGUSR1": (lambda started: started.process.send_signal(signal.SIGUSR1), SAVED),
+    "stop": (lambda started: (started.run.path / "stop").touch(), DONE),
+}
+
+
+@pytest.mark.parametrize("how", INTERRUPTIONS)
+def test_interrupted_it_saves_leaves_and_goes_on(command: Command, undisturbed: Run, how: str) -> None:
+    """All interruptions of one run, one after the other: each start goes on from the one before."""
+    interrupt, code = INTERRUPTIONS[how]
+    run = Run(command.folder / "runs" / "interrupted")
+    before = last_step(run) if run.exists else 0
+    started = command.train("interrupted")
+    started.reach(before + 3)
+    interrupt(started)
+    assert started.ended() == code, started.text
+    assert saved_step(run) == last_step(run) > before, "a final checkpoint was made"
+    assert run.info()["state"] == "stopped"
+    same(run, undisturbed, before + 3)
+
+
+def test_the_command_killed_leaves_nothing_and_goes_on(command: Command, undisturbed: Run) -> None:
+    started = command.train("orphaned")
+    started.reach(4)
+    started.pids()
+    started.process.kill()
+    assert started.ended() == -signal.SIGKILL
+    again = command.train("orphaned")
+    again.reach(8)
+    assert again.stop() == DONE, again.text
+    same(again.run, undisturbed, 8)
+
+
+@pytest.mark.parametrize("role", ["reader", "snapshot", "server"])
+def test_what_stands_beside_the_workers_is_started_again(command: Command, undisturbed: Run, role: str) -> None:
+    started = command.train(f"without-{role}")
+    started.reach(2)
+    killed = started.kill(role)
+    started.until(lambda: started.pids().get(role, killed) != killed, f"a new {role}")
+    reached = started.step
+    started.reach(reached + 4)
+    assert started.stop() == DONE, started.text
+    assert {row["incarnation"] for row in rows(started.run.path / "metrics.jsonl")} == {1}, "no worker was restarted"
+    same(started.run, undisturbed, 6)
+
+
+def test_kills_in_a_row_at_random_moments(command: Command, undisturbed: Run) -> None:
+    """Also while starting and while saving for the last time; the seed is printed by a failure's arguments."""
+    seed = 20261121
+    chance = random.Random(seed)
+    started = command.train("killed")
+    started.reach(1)
+    victims: list[int] = []
+    for _ in range(KILLS):
+        role = f"rank-{chance.randrange(2):04d}"
+        kind = chance.choice(["start", "start", "step", "save"])
+        if kind == "step":  # after some steps of progress
+            started.reach(started.step + chance.randrange(1, 4))
+        elif kind == "save":  # while somebody asked for a checkpoint
+            (started.run.path / "save").touch()
+        time.sleep(chance.uniform(0, 0.5))
+        victims.append(started.kill(role))
+        killed = victims[-1]
+        started.until(lambda role=role, killed=killed: started.pids().get(role, killed) != killed, "a new worker")
+    (started.run.path / "stop").touch()
+    wait_for(lambda: rows(started.run.path / "journal.jsonl")[-1]["what"] in ("asked", "saved", "ended"))
+    last = started.pids().get("rank-0001")  # killed while it saves for the last time, if it has not left by then
+    if last is not None and started.process.poll() is None:
+        try:
+            os.kill(last, signal.SIGKILL)
+        except ProcessLookupError:
+            last = None
+    assert started.ended() == DONE, started.text
+    assert len(set(victims)) == KILLS
+    decided = [row for row in rows(started.run.path / "journal.jsonl") if row["what"] == "decided"]
+    assert len(decided) >= KILLS
+    assert saved_step(started.run) == last_step(started.run)
+    same(started.run, undisturbed, 1)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_the_reason(command: Command, undisturbed: Run) -> None:
+    started = command.train("damaged", "checkpoint.keep=3")
+    started.reach(7)
+    assert started.stop() == DONE, started.text
+    folders = sorted((started.run.path / "checkpoints").iterdir())
+    assert len(folders) >= 2
+    (file,) = folders[-1].glob("*.safetensors")
+    with file.open("r+b") as damaged:
+        damaged.seek(-3, os.SEEK_END)
+        damaged.write(b"\xff\xff\xff")
+    again = command.train("damaged", "checkpoint.keep=3")
+    again.reach(last_step(started.run) + 2)
+    assert again.stop() == DONE, again.text
+    log = (again.run.path / "log.txt").read_text() + (again.run.log / "rank-0000.txt").read_text()
+    assert "is damaged at bytes" in log, log
+    same(again.run, undisturbed, 9)
+    for folder in (again.run.path / "checkpoints").iterdir():
+        assert list(problems(opened(folder))) == [], "the damaged one was written anew or removed"
+
+
+def test_moved_and_copied_runs_go_on(command: Command, undisturbed: Run) -> None:
+    started = command.train("moved")
+    started.reach(3)
+    assert started.stop() == DONE, started.text
+    runs = command.folder / "runs"
+    shutil.copytree(runs / "moved", runs / "copied", symlinks=True)
+    (runs / "moved").rename(runs / "elsewhere")
+    both = [command.train("elsewhere"), command.train("copied")]
+    for again in both:
+        again.reach(7)
+    for again in both:
+        assert again.stop() == DONE, again.text
+        same(again.run, undisturbed, 7)
+    ids = {json.loads((again.run.path / "run.json").read_text())["id"] for again in both}
+    assert len(ids) == 2, "a copy is a run of its own"
+
+
+def test_other_numbers_of_workers_go_on(command: Command) -> None:
+    """E3: the same losses within rounding, whatever number of workers goes on; in float64, so that rounding is small."""
+    words = ("train.precision=float64", "optim.name=adamw", "checkpoint.keep=1000")
+    first = command.train("two", *words)
+    first.reach(12)
+    assert first.stop() == DONE, first.text
+    for workers in (1, 3):
+        path = command.folder / "runs" / f"then-{workers}"
+        shutil.copytree(first.run.path, path)
+        for folder in (path / "checkpoints").iterdir():
+            if int(folder.name.removeprefix("step-")) > 4:
+                shutil.rmtree(folder)
+        other = command.train(path.name, *words, workers=workers)
+        other.until(lambda path=path: _incarnation_of(path, 12) > 1, "step 12 of the new workers")
+        assert other.stop() == DONE, other.text
+        mine, theirs = repeated(path / "metrics.jsonl"), repeated(first.run.path / "metrics.jsonl")
+        assert mine[:4] == theirs[:4]
+        for one, two in zip(mine[4:12], theirs[4:12], strict=True):
+            assert one["step"] == two["step"] and one["tokens"] == two["tokens"] and one["lr"] == two["lr"]
+            assert one["loss"] == pytest.approx(two["loss"], rel=1e-10)
+            assert one["gradient_norm"] == pytest.approx(two["gradient_norm"], rel=1e-8)
+
+
+def _incarnation_of(path: Path, step: int) -> int:
+    """Which incarnation the line of `step` in metrics.jsonl is of, 0 where there is none."""
+    return next((int(row["incarnation"]) for row in rows(path / "metrics.jsonl") if row["step"] == step), 0)
+
+
+def test_a_full_disk_is_named_and_the_last_good_state_kept(command: Command, undisturbed: Run) -> None:
+    """A limit on file size, put on the snapshot process alone, stands for the disk: for any user, on any file system."""
+    import resource
+
+    started = command.train("full")
+    started.reach(3)
+    resource.prlimit(started.pid("snapshot"), resource.RLIMIT_FSIZE, (65_536, 65_536))
+    assert started.ended() == MACHINE, started.text
+    assert "cannot be saved" in started.text and "Make room and give the same command again" in started.text
+    kept = saved_step(started.run)
+    assert kept >= 2
+    again = command.train("full")
+    again.reach(kept + 4)
+    assert again.stop() == DONE, again.text
+    same(again.run, undisturbed, kept + 4)

@@ -1,0 +1,191 @@
+"""The loop over a small module: clipping, skipping, diverging, saving by interval, clock and request, garbage."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from argosy.errors import NO, Refused
+from argosy.quantities import interval
+from argosy.run import record
+from argosy.run.record import Recorder
+
+
+class Place:
+    """A folder for a record."""
+
+    def __init__(self, local: Path):
+        self.local = local
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Iterator[Recorder]:
+    made = Recorder(Place(tmp_path), 0, 1)
+    yield made
+    made.finish()
+
+
+class Kept:
+    """Takes checkpoints into memory."""
+
+    def __init__(self) -> None:
+        self.taken: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self.flushed = 0
+
+    def begin(self, step: int, tensors: Mapping[str, Any], facts: Mapping[str, Any]) -> float:
+        self.taken[step] = ({name: tensor.clone() for name, tensor in tensors.items()}, dict(facts))
+        return 0.0
+
+    def flush(self) -> float:
+        self.flushed += 1
+        return 0.0
+
+
+def trainer(recorder: Recorder, steps: int, *callbacks: Any, bad: Any = (), asked: Any = frozenset, **more: Any) -> Any:
+    """Fits one number to 3 by AdamW; the steps in `bad` have a loss that is no number."""
+    import torch
+    from torch import nn
+
+    from argosy.layout.layout import Layout
+    from argosy.parallel import apply
+    from argosy.parallel.execute import Plain
+    from argosy.parallel.mesh import Mesh
+    from argosy.train.any_optimizer import AnyOptimizer
+    from argosy.train.feed import Part
+    from argosy.train.state import State
+    from argosy.train.trainer import Trainer
+    from argosy.train.vote import Agree
+
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2))
+
+    module = One()
+    applied = apply.shard(module, (), Mesh(Layout(), 0))
+    apply.materialise(applied, torch.device("cpu"))
+    update = AnyOptimizer(torch.optim.AdamW(module.parameters(), lr=0.1), applied.named())
+    state = State(module, update, applied.data, recorder, **more)
+
+    def loss(module: Any, step: int) -> Any:
+        return ((module.weight - 3) ** 2).sum() * (float("nan") if step in bad else 1.0)
+
+    def feed(step: int) -> Part:
+        return Part([step], 1, 10, 7)
+
+    return Trainer(
+        state, feed, Plain(applied.whole, loss, applied.data), Agree(), steps=steps, callbacks=callbacks, asked=asked
+    )
+
+
+def scalars(folder: Path, name: str) -> dict[int, float]:
+    """step -> value, from the record."""
+    found = {}
+    for _, path in record.files(folder):
+        for entry in record.read(path):
+            if entry["kind"] == record.SCALAR and record.name(record.SCALAR, int(entry["name"])) == name:
+                found[int(entry["step"])] = float(entry["value"])
+    return found
+
+
+def test_every_step_stands_in_the_record(recorder: Recorder, tmp_path: Path) -> None:
+    made = trainer(recorder, 4, rate=lambda step: 1 / step)
+    assert made.run() == "finished"
+    assert scalars(tmp_path, "loss")[1] == 18.0
+    assert scalars(tmp_path, "tokens") == {1: 10, 2: 20, 3: 30, 4: 40}
+    assert scalars(tmp_path, "lr") == {step: pytest.approx(0.1 / step) for step in range(1, 5)}
+    assert scalars(tmp_path, "bytes") == dict.fromkeys(range(1, 5), 7)
+
+
+def test_the_gradient_is_clipped_to_its_norm(recorder: Recorder) -> None:
+    made = trainer(recorder, 1, clip=1.0)
+    vote = made.beat()
+    assert vote.norm == pytest.approx(72**0.5)
+    assert made.state.data.gradients()[0].norm().item() == pytest.approx(1.0)
+
+
+def test_a_step_that_is_no_number_changes_nothing(recorder: Recorder, tmp_path: Path) -> None:
+    made = trainer(recorder, 3, bad={2})
+    made.beat()
+    before = {name: tensor.clone() for name, tensor in made.state.tensors().items()}
+    made.beat()
+    assert all(tensor.equal(before[name]) for name, tensor in made.state.tensors().items())
+    assert (made.state.step, made.state.skipped, made.state.skipped_in_a_row) == (2, 1, 1)
+    made.beat()
+    assert made.state.skipped_in_a_row == 0
+    assert not made.state.tensors()["model.weight"].equal(before["model.weight"])
+    assert scalars(tmp_path, "skipped") == {2: 1}
+
+
+def test_ten_such_steps_in_a_row_are_divergence(recorder: Recorder) -> None:
+    made = trainer(recorder, 50, bad=range(5, 50))
+    with pytest.raises(Refused, match="diverged: .* 10 steps in a row, the last one step 14") as refused:
+        made.run()
+    assert refused.value.code == NO
+
+
+def test_a_checkpoint_holds_all_that_going_on_needs(recorder: Recorder) -> None:
+    from argosy.train.callbacks import Save
+
+    kept, again = Kept(), Kept()
+    trainer(recorder, 6, Save(kept, interval(2)), bad={3}).run()
+    assert sorted(kept.taken) == [2, 4, 6]
+    assert kept.flushed == 1
+    tensors, facts = kept.taken[4]
+    made = trainer(recorder, 6, Save(again, interval(2)), bad={3})
+    made.state.optimizer.make_room({name: (tuple(t.shape), t.dtype) for name, t in tensors.items()})
+    for name, tensor in made.state.tensors().items():
+        tensor.copy_(tensors[name])
+    made.state.restore(facts)
+    made.run(facts)
+    assert sorted(again.taken) == [6]
+    for name, tensor in again.taken[6][0].items():
+        assert tensor.equal(kept.taken[6][0][name]), name
+    assert again.taken[6][1] == kept.taken[6][1]
+
+
+def test_a_save_by_clock_goes_through_the_vote(recorder: Recorder) -> None:
+    from argosy.train.callbacks import Save
+
+    time = iter([0.0, 0.0, *[float(number) for number in range(1, 100)]])  # one second a look
+    kept = Kept()
+    trainer(recorder, 9, Save(kept, interval("3 s"), clock=lambda: next(time))).run()
+    assert sorted(kept.taken) == [4, 8, 9]  # due after step 3, said in the vote of step 4
+
+
+def test_a_save_and_a_stop_are_done_where_the_vote_hears_them(recorder: Recorder) -> None:
+    from argosy.train.callbacks import Save
+
+    kept = Kept()
+    asked = iter([frozenset(), frozenset({"save"}), frozenset(), frozenset({"stop"})])
+    made = trainer(recorder, 9, Save(kept, interval("never")), asked=lambda: next(asked))
+    assert made.run() == "stopped"
+    assert sorted(kept.taken) == [2, 4]
+    assert made.state.step == 4
+
+
+def test_garbage_is_collected_when_due_only(recorder: Recorder, tmp_path: Path) -> None:
+    from argosy.train.callbacks import Callback, Garbage
+
+    seen = []
+
+    class Look(Callback):
+        def step(self, trainer: Any, vote: Any) -> None:
+            seen.append(gc.isenabled())
+
+    was = gc.isenabled()
+    trainer(recorder, 7, Garbage(3), Look()).run()
+    assert seen == [False] * 7
+    assert gc.isenabled() == was
+    assert sorted(scalars(tmp_path, "collected")) == [3, 6]
+
+
+def test_intervals() -> None:
+    from argosy.train.callbacks import due
+
+    assert [step for step in range(1, 9) if due(interval("25%"), step, 8)] == [2, 4, 6, 8]
+    assert not any(due(interval(never), step, 8) for never in ("never", "3 s") for step in range(1, 9))
