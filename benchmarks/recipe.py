@@ -36,8 +36,8 @@ CANDIDATES: dict[str, list[str]] = {
     "vocabulary 4096": [BPE.format(4096)],
     "3 layers x 192": ["model.layers=3"],
     "6 layers x 192": ["model.layers=6"],
-    "4 layers x 256": ["model.width=256", "model.block={ heads = 8 }"],
-    "6 layers x 256": ["model.layers=6", "model.width=256", "model.block={ heads = 8 }"],
+    "4 layers x 256": ["model.width=256", "model.block.heads=8"],
+    "6 layers x 256": ["model.layers=6", "model.width=256", "model.block.heads=8"],
     "batch 2,048": ["batch.tokens=2048"],
     "batch 8,192": ["batch.tokens=8192"],
     "cosine": ["optim.schedule=cosine"],
@@ -49,7 +49,7 @@ SERIAL, PARALLEL, WINDOW = (
 )
 QUALITY: dict[str, list[str]] = {
     SERIAL: [],
-    PARALLEL: ["model.block={ parallel = true }"],
+    PARALLEL: ["model.block.parallel=true"],
     WINDOW: ["model.pattern=[{ window = 64 }, { window = 0 }]"],
 }
 OFTEN = "evaluate.every=10%"
@@ -59,7 +59,9 @@ def held_out(overrides: list[str], keep: str = OFTEN) -> measure.Taken:
     """Train the laptop job with these overrides; held-out bits per byte at the end, and the curve against seconds."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        quiet = ["checkpoint.every=never", "observe.sample_every=never", keep]
+        quiet = [
+            word for word in ("checkpoint.every=never", "observe.sample_every=never", keep) if word not in overrides
+        ]
         runs.complete(runs.train(run, [*overrides, *quiet], 2))
         found = runs.rows(run / "evaluations.jsonl")
         metrics = runs.rows(run / "metrics.jsonl")
@@ -97,8 +99,12 @@ def search(options: argparse.Namespace) -> None:
         "what": f"held-out bits per byte after {options.seconds:g} s of training on all cores, two workers",
         "length": "train.time, which Argosy turns into steps by measured speed; the table has the seconds really spent",
     }
-    length = ["train.steps=4"] if options.quick else [f"train.time={options.seconds:g} s"]
-    names = options.only or (list(CANDIDATES)[:2] if options.quick else list(CANDIDATES))
+    length = (
+        [*runs.SMALL, "evaluate.tokens=512", "train.steps=4"]
+        if options.quick
+        else [f"train.time={options.seconds:g} s"]
+    )
+    names = options.only or (["laptop as shipped", "muon, lr 2e-2"] if options.quick else list(CANDIDATES))
     for round_, name in itertools.product(range(options.rounds), names):
         one(table, name, round_, [*CANDIDATES[name], *length], write=not options.quick)
     lines = ["### recipe: bits per byte against seconds", "", *measure.markdown(table, 4), ""]
@@ -125,6 +131,8 @@ def quality(options: argparse.Namespace) -> None:
     for round_, seed in enumerate(seeds):
         for name, overrides in QUALITY.items():
             length = [f"train.steps={steps}", f"train.seed={seed}"]
+            if options.quick:
+                length += [*runs.SMALL, "evaluate.tokens=512"]
             one(table, name, round_, [*overrides, *length], write=not options.quick)
     lines = ["### recipe: quality at equal tokens", "", *measure.markdown(table, 4), ""]
     for name in (PARALLEL, WINDOW):

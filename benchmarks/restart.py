@@ -31,12 +31,12 @@ HERE = Path(__file__).resolve().parent
 SETTLED = 12  # steps between a restart and the next kill
 
 
-def argosy(workers: int, kills: int, chance: random.Random) -> list[measure.Taken]:
+def argosy(overrides: list[str], workers: int, kills: int, chance: random.Random) -> list[measure.Taken]:
     """Kill workers of the laptop job."""
     taken: list[measure.Taken] = []
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        command = runs.train(run, ["--train.steps", "1000000"], workers)
+        command = runs.train(run, [*overrides, "--train.steps", "1000000"], workers)
         with open(Path(folder) / "log", "wb") as log:
             process = subprocess.Popen(command, env=runs.environment(), stdout=log, stderr=log)
         metrics = run / "metrics.jsonl"
@@ -111,8 +111,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=2, help="per contestant and round")
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="one kill each of two workers, nothing written")
+    parser.add_argument(
+        "--quick", action="store_true", help="one kill each of two workers of a tiny model, nothing written"
+    )
     options = parser.parse_args()
+    overrides = [*runs.SMALL, "train.compile=false"] if options.quick else []
     if options.quick:
         options.rounds, options.kills, options.workers = 1, 1, options.workers[:1]
     chance, precision = random.Random(options.seed), runs.precision()
@@ -125,10 +128,12 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.json"
-        model.write_text(json.dumps(runs.section([], 2048)))
+        model.write_text(json.dumps(runs.section(overrides, 257 if options.quick else 2048)))
         contestants: dict[str, Any] = {}
         for workers in options.workers:
-            contestants[f"argosy, {workers} workers"] = functools.partial(argosy, workers, options.kills, chance)
+            contestants[f"argosy, {workers} workers"] = functools.partial(
+                argosy, overrides, workers, options.kills, chance
+            )
             contestants[f"torchrun, {workers} workers"] = functools.partial(
                 elastic, model, workers, options.kills, chance, precision
             )

@@ -18,8 +18,19 @@ from typing import Any
 
 SIZES = {
     "2M": {"overrides": [], "vocabulary": 2048},
+    "tiny": {"overrides": ["model.layers=2", "model.width=32", "model.block.heads=1"], "vocabulary": 512},
     "14M": {"overrides": ["model.layers=6", "model.width=384"], "vocabulary": 8192},
 }
+# What --quick makes of the laptop job: it shows that a benchmark works, and measures nothing.
+SMALL = [
+    "model.layers=2",
+    "model.width=32",
+    "model.block.heads=1",
+    "data.tokenizer=bytes",
+    "batch.sequence=64",
+    "batch.tokens=256",
+    "observe.sample_every=never",
+]
 QUIET = ["checkpoint.every=never", "evaluate.every=never", "observe.sample_every=never"]
 
 
@@ -41,7 +52,11 @@ def section(overrides: Sequence[str], vocabulary: int, sequence: int = 256) -> d
     from argosy.plan.prepared import PreparedFacts
     from argosy.plan.settle import settle
 
-    loaded = load("laptop", [*overrides, f"batch.sequence={sequence}", "train.steps=10", "train.precision=float32"])
+    own = [*overrides, "train.steps=10", "train.precision=float32"]
+    loaded = load(
+        "laptop",
+        own if any(word.startswith("batch.sequence") for word in own) else [*own, f"batch.sequence={sequence}"],
+    )
     probed = {"gemm": {"float32": 100.0, "bfloat16": 100.0}, "torch": "", "devices": []}
     settled = settle(loaded, machine(), probed, PreparedFacts(vocabulary, 1_000_000, 100, 10, 3.0), workers=1)
     return settled.job.model.model_dump(mode="json")

@@ -36,11 +36,12 @@ def caches(folder: Path, fresh: bool) -> dict[str, str]:
     return {"XDG_CACHE_HOME": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
 
 
-def argosy(folder: Path, fresh: bool, workers: int = 2) -> measure.Taken:
+def argosy(folder: Path, overrides: list[str], fresh: bool, workers: int = 2) -> measure.Taken:
     """One start of `argosy train`."""
     variables = caches(folder / "argosy", fresh)
     run = Path(tempfile.mkdtemp(dir=folder)) / "run"
-    command = runs.train(run, ["--train.steps", "2", "train.compile=true", *runs.QUIET], workers)
+    quiet = [word for word in runs.QUIET if word not in overrides]
+    command = runs.train(run, [*overrides, "--train.steps", "2", "train.compile=true", *quiet], workers)
     began = time.time()
     runs.complete(command, **variables)
     first = runs.rows(run / "metrics.jsonl")[0]
@@ -71,8 +72,9 @@ def main() -> None:
     """Read the options, measure, print, and write the page unless it was quick."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="one round, nothing written")
+    parser.add_argument("--quick", action="store_true", help="one round of a tiny model, nothing written")
     options = parser.parse_args()
+    overrides = runs.SMALL if options.quick else []
     table, precision = measure.Table("start", "seconds"), runs.precision()
     table.settings = {
         "what": f"command to the end of the first step; laptop job, two workers, blocks compiled, {precision} products",
@@ -81,15 +83,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = folder / "model.json"
-        model.write_text(json.dumps(runs.section([], 2048)))
+        model.write_text(json.dumps(runs.section(overrides, 257 if options.quick else 2048)))
         contestants = {
-            FIRST: functools.partial(argosy, folder, True),
-            SECOND: functools.partial(argosy, folder, False),
+            FIRST: functools.partial(argosy, folder, overrides, True),
+            SECOND: functools.partial(argosy, folder, overrides, False),
             BARE_FIRST: functools.partial(bare, folder, model, precision, True),
             BARE_SECOND: functools.partial(bare, folder, model, precision, False),
         }
         # A second start needs a first one before it, whatever the order of a round.
-        argosy(folder, False)
+        argosy(folder, overrides, False)
         bare(folder, model, precision, False)
         measure.alternate(table, contestants, 1 if options.quick else options.rounds)
     lines = ["### start", "", *measure.markdown(table), ""]

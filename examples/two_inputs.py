@@ -21,6 +21,7 @@ class Turn(nn.Module):
         self.angle = nn.Sequential(nn.Linear(1, 32), nn.GELU(), nn.Dropout(0.05), nn.Linear(32, 4))
 
     def forward(self, points: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+        """The points, each turned by the matrix that is made from its angle."""
         return torch.einsum("nij,nj->ni", self.angle(angles).unflatten(1, (2, 2)), points)
 
 

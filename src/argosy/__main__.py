@@ -5,6 +5,7 @@ Every file of `commands` that has `register(app)` is a command; `HELP` names its
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -15,9 +16,10 @@ from pkgutil import iter_modules
 import typer
 
 from argosy import commands
-from argosy.errors import BUG, INTERRUPTED, Refused
+from argosy.errors import BUG, INTERRUPTED, MACHINE, Refused
 
 SECTIONS = ("Start here", "Runs", "Data and models", "Plan", "Clusters", "Check and change")
+FULL = (errno.ENOSPC, errno.EDQUOT)
 PARTS = ("conduct", "launched")  # of `train`: no commands, and too heavy to load for a help text
 EPILOG = (
     "Any key of a job can be given to train: --optim.lr 3e-4 or optim.lr=3e-4. "
@@ -67,9 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # `argosy runs | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
+    except OSError as error:
+        if error.errno in FULL:
+            print(f"error: {error.filename or 'this machine'}: the disk is full ({error.strerror})", file=sys.stderr)
+            return MACHINE
+        if isinstance(error, BrokenPipeError):  # `argosy runs | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 0
+        return _wrong(error, "--debug" in words)
     except Exception as error:
         return _wrong(error, "--debug" in words)
 

@@ -145,9 +145,11 @@ def test_a_writer_that_dies_at_any_point_leaves_a_good_checkpoint(
     monkeypatch.delenv("ARGOSY_POINT")
     found = newest(bench.run)
     assert found is not None and found.step == (3 if name in AFTER_COMMIT else 2)
+    written = data_of(found.folder).stat().st_mtime_ns
     assert bench.writer().turn() is (name not in AFTER_RELEASE), "what was not finished is still in the slots"
     found = newest(bench.run)
     assert found is not None and found.step == 3 and list(problems(found)) == []
+    assert name not in AFTER_COMMIT or data_of(found.folder).stat().st_mtime_ns == written, "never written over"
 
 
 AFTER_COMMIT = {"checkpoint.rename.after", "checkpoint.prune.before", "checkpoint.prune.after"}

@@ -62,7 +62,8 @@ def test_show_tells_every_token_of_the_global_batch(run: Run, book: Path, capsys
 def test_show_is_readable(run: Run) -> None:
     shown = command.show(run.path, 2)
     assert shown.startswith(
-        "Step 2 reads 128 tokens as 8 sequences of 16: numbers 128 to 256 of the run, in epoch 1.\n\n── sequence 1, place 0: book.txt"
+        "Step 2 reads 128 tokens as 8 sequences of 16: numbers 128 to 256 of the run, in epoch 1.\n\n"
+        "── sequence 1, place 0: book.txt"
     )
     assert "A night of größe" in shown
 
@@ -81,7 +82,7 @@ def test_show_needs_the_run_folder_and_the_cache_wherever_it_moved(
 
 @pytest.mark.parametrize("step", [0, -1, 21])
 def test_steps_that_do_not_exist_are_refused(run: Run, step: int) -> None:
-    with pytest.raises(Refused, match="there is no such step Found: .* has steps 1 to 20"):
+    with pytest.raises(Refused, match=r"there is no such step\. Found: .* has steps 1 to 20"):
         command.show(run.path, step)
 
 
@@ -100,5 +101,5 @@ def test_bad_text_is_one_sentence_and_exit_code_2(
     book.write_bytes(b"abc\xff")
     assert main(["data", "prepare", "smoke", "--data.source", str(book)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f'error: data.source = "{book}": book.txt: is not UTF-8: byte 3 is 0xff')
+    assert error.startswith(f'error: data.source = "{book}": this file is not UTF-8: byte 3 is 0xff')
     assert error.count("\n") == 1

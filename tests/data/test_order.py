@@ -95,7 +95,7 @@ def test_all_orders_occur_about_equally_often(shards: Shards) -> None:
 
 
 def test_impossible_sizes_and_steps_are_refused() -> None:
-    with pytest.raises(Refused, match=r"multiple of batch.sequence Found: 30 and 8"):
+    with pytest.raises(Refused, match=r"multiple of batch.sequence\. Found: 30 and 8"):
         read_at(1, Ledger.start(batch__sequence=8, batch__tokens=30))
     with pytest.raises(ValueError, match="counted from 1"):
         read_at(0, Ledger.start(batch__sequence=8, batch__tokens=32))

@@ -240,7 +240,7 @@ def test_too_little_disk_is_refused_before_the_start(
     usage = preparation.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(preparation.shutil, "disk_usage", lambda path: usage._replace(free=500))
     with pytest.raises(
-        Refused, match=r"not enough disk for the prepared text Found: 500 B free where about .* KiB"
+        Refused, match=r"not enough disk for the prepared text\. Found: 500 B free where about .* KiB"
     ) as refused:
         made(notes, tmp_path / "cache")
     assert refused.value.code == INPUT
@@ -249,11 +249,14 @@ def test_too_little_disk_is_refused_before_the_start(
 
 def test_two_processes_at_once_make_one_folder(notes: Path, tmp_path: Path) -> None:
     program = """
+        import sys
+        from pathlib import Path
+        from argosy.data.prepare import prepare
+        from argosy.job.schema import DataSection
         print(prepare(DataSection(source=sys.argv[1]), base=Path("/"), cache=Path(sys.argv[2])).folder)
         print("torch" in sys.modules)
     """
-    start = "import sys; from pathlib import Path\nfrom argosy.data.prepare import prepare\nfrom argosy.job.schema import DataSection\n"
-    words = [sys.executable, "-c", start + textwrap.dedent(program), str(notes), str(tmp_path / "cache")]
+    words = [sys.executable, "-c", textwrap.dedent(program), str(notes), str(tmp_path / "cache")]
     both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     told = [process.communicate(timeout=240)[0].splitlines() for process in both]
     assert [process.returncode for process in both] == [0, 0]
@@ -301,8 +304,10 @@ def test_packed_files_and_passed_over_ones(notes: Path, tmp_path: Path) -> None:
     (notes / "long.txt.gz").write_bytes(gzip.compress(long.encode()))
     (notes / "bad.txt").write_bytes(b"\xff\xff")
     (notes / "worse.txt").write_bytes(b"\0\0")
+    (notes / "photo.jpg").write_bytes(b"x")
     prepared = made(notes, tmp_path / "cache")
-    assert prepared.notes == ("bad.txt is not UTF-8: byte 0 is 0xff, and 1 more files: passed over",)
+    assert prepared.notes[0].startswith(f"not read in {notes}: 1 .jpg. Argosy reads .txt")
+    assert prepared.notes[1:] == ("bad.txt is not UTF-8: byte 0 is 0xff, and 1 more files: passed over",)
     assert text_of(prepared) == {**expected, "long.txt.gz": long}
     assert prepared.files == 81
 

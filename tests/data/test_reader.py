@@ -103,7 +103,7 @@ def test_local_batches_tell_what_went_wrong(shards: Shards) -> None:
     data = bytearray(path.read_bytes())
     data[600] ^= 1
     path.write_bytes(data)
-    with pytest.raises(Refused, match="part-00001.shard, byte 512: this shard is damaged"):
+    with pytest.raises(Refused, match=r"part-00001\.shard, byte 512: this shard is damaged"):
         LocalBatches(5, LEDGER, Shards(shards.folder), 1).get(1)
 
 
@@ -172,7 +172,7 @@ def test_what_a_killed_reader_left_is_taken_up_and_half_files_go(tmp_path: Path,
 
 
 def test_a_reader_killed_at_any_point_is_replaced_and_no_batch_is_lost(run: Run, shards: Shards) -> None:
-    """It is killed before its first batch, after another's second, and by hand; the test plays the parent and starts the next."""
+    """It is killed before its first batch, after another's second, and by hand; the test plays the parent."""
     seen: list[bool] = []
 
     def work() -> None:
@@ -246,7 +246,7 @@ def test_a_damaged_shard_ends_reader_and_workers_with_the_same_sentence(run: Run
     data[700] ^= 1
     path.write_bytes(data)
     process = start(run)
-    with pytest.raises(Refused, match="part-00000.shard, byte 512: this shard is damaged") as refused:
+    with pytest.raises(Refused, match=r"part-00000\.shard, byte 512: this shard is damaged") as refused:
         reader.batches(run, 1).get(1)
     assert process.wait(PATIENCE) == refused.value.code == 2
     assert "part-00000.shard, byte 512" in (run.log / "reader.txt").read_text()
@@ -284,6 +284,18 @@ def test_rings_of_other_batches_are_removed_those_of_other_runs_not(run: Run, tm
     assert [ring for ring in (*mine, *changed, *other, node) if ring.exists()] == [changed[1], *other, node]
     for ring in other:
         ring.rmdir()
+
+
+def test_a_living_reader_follows_a_changed_ledger(run: Run, shards: Shards) -> None:
+    process = start(run)
+    assert same(reader.batches(run, 1).get(1), 1, shards)
+    changed = LEDGER.changed(2, "batch.tokens", 256, "x")
+    changed.write(run.path / "ledger.jsonl")
+    batch = reader.batches(run, 1).get(2)
+    assert np.array_equal(batch.tokens, global_batch(2, 5, changed, shards).tokens)
+    assert len(batch) == 16
+    process.kill()
+    process.wait(PATIENCE)
 
 
 def test_the_ring_is_on_disk_where_memory_has_no_room(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_an_impossible_header_is_refused_even_with_a_right_checksum(path: Path) 
         bad[at : at + 3] = b"\xff\xff\x7f"
         bad[shard_file.HEADER - 4 : shard_file.HEADER] = struct.pack("<I", zlib.crc32(bad[: shard_file.HEADER - 4]))
         path.write_bytes(bad)
-        with pytest.raises(Refused, match="damaged|format version"):
+        with pytest.raises(Refused, match=r"damaged|format version"):
             ShardFile(path)
 
 

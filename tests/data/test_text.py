@@ -82,7 +82,7 @@ def test_one_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes, say
     (tmp_path / "mine.txt").write_bytes(content)
     with pytest.raises(Refused) as refused:
         scan(find("mine.txt", tmp_path), 0.02, lambda *_: None)
-    assert refused.value.text.startswith(f'data.source = "mine.txt": mine.txt: {says}')
+    assert refused.value.text.startswith(f'data.source = "mine.txt": this file {says}.')
     assert refused.value.code == INPUT
 
 
@@ -101,9 +101,9 @@ def test_missing_empty_and_odd_sources_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(Refused, match="there is no such file or folder"):
         find("missing", tmp_path)
-    with pytest.raises(Refused, match="is neither a file nor a folder"):
+    with pytest.raises(Refused, match="this is neither a file nor a folder"):
         find("pipe", tmp_path)
-    with pytest.raises(Refused, match=r'data.source = "empty.txt": is empty'):
+    with pytest.raises(Refused, match=r'data.source = "empty.txt": this file is empty'):
         scan(find("empty.txt", tmp_path), 0.02, lambda *_: None)
     with pytest.raises(Refused, match=r"too little text.*Found: 8 bytes"):
         scan(find("short.txt", tmp_path), 0.02, lambda *_: None)
@@ -116,7 +116,7 @@ def test_a_folder_with_nothing_readable_says_what_was_there(tmp_path: Path) -> N
         (tmp_path / f"{number}.docx").write_bytes(b"PK")
     with pytest.raises(Refused) as refused:
         scan(find(str(tmp_path), Path("/")), 0.02, lambda *_: None)
-    assert "0 text files there Found: 312 .pdf, 4 .docx." in refused.value.text
+    assert "0 text files there. Found: 312 .pdf, 4 .docx." in refused.value.text
     assert "Argosy reads .txt .md" in refused.value.text
     (tmp_path / "binary.txt").write_bytes(b"\0\1\2")
     with pytest.raises(Refused, match=r"312 \.pdf, 4 \.docx, 1 unreadable; the first: binary.txt is binary"):

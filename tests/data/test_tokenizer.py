@@ -148,5 +148,5 @@ def test_a_broken_or_hostile_file_is_refused_in_one_sentence(tmp_path: Path, con
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="this tokenizer cannot be read Found: No such file or directory"):
+    with pytest.raises(Refused, match=r"this tokenizer cannot be read\. Found: No such file or directory"):
         tokenizer.open_tokenizer(tmp_path / "tokenizer.json")

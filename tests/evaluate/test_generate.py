@@ -46,6 +46,22 @@ def test_a_long_text_keeps_the_last_of_its_context() -> None:
     assert list(ids) == [number % 50 for number in range(45, 115)]
 
 
+def test_prompts_side_by_side_are_continued_as_each_alone() -> None:
+    import torch
+
+    from argosy.evaluate.generate import continuation, continuations
+
+    def scores(tokens: Any, positions: Any, segments: Any) -> Any:
+        return torch.nn.functional.one_hot((tokens * 7 + positions) % 50, 60).double() * 3
+
+    options: dict[str, Any] = {"tokens": 40, "temperature": 1.0, "context": 64, "end": 13}
+    prompts, streams = [[1], [2, 3, 4, 5], [6, 7]], [4, 5, 6]
+    steps = list(continuations(scores, prompts, streams=streams, **options))
+    for row, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
+        beside = [chosen[row] for chosen in steps if chosen[row] is not None]
+        assert beside == list(continuation(scores, prompt, stream=stream, **options))
+
+
 def test_the_same_key_draws_the_same_ids_in_their_shares() -> None:
     import torch
 

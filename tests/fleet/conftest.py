@@ -58,7 +58,8 @@ class Led:
     def __init__(self, run: Run, outcome: Outcome, screen: Heard):
         self.run, self.outcome, self.screen = run, outcome, screen
         self.journal = [json.loads(line) for line in (run.path / "journal.jsonl").read_text().splitlines()]
-        lines = (run.path / "metrics.jsonl").read_text().splitlines()
+        metrics = run.path / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
         self.steps = [json.loads(line)["step"] for line in lines]
 
     def actions(self) -> list[str]:

@@ -23,7 +23,7 @@ def fails(rank: int, ranks: int, board: str, how: str) -> None:
 
 
 def test_the_pool_tells_who_failed_and_goes_on(pool: Pool) -> None:
-    with pytest.raises(Failed, match="rank 1:(.|\n)*on purpose"):
+    with pytest.raises(Failed, match=r"rank 1:(.|\n)*on purpose"):
         pool.call(f"{HERE}:fails", "raise", ranks=2)
     with pytest.raises(Failed, match="rank 1 died"):
         pool.call(f"{HERE}:fails", "die", ranks=2)

@@ -18,6 +18,7 @@ import psutil
 from argosy.run.folder import Run
 
 WAIT = 240.0  # seconds that a condition may take on a busy machine; no test depends on how fast anything is
+EVALUATE, SAMPLE = 4, 8  # steps between two
 REFERENCE = 100  # steps of the undisturbed run
 SAME = (
     "step",
@@ -57,16 +58,16 @@ warmup   = 5120
 every = 2
 keep  = 1
 [evaluate]
-every  = 4
+every  = EVALUATE
 tokens = 512
 [observe]
-sample_every  = 8
+sample_every  = SAMPLE
 sample_tokens = 4
 prompts       = ["the "]
 log_every     = "1 s"
 [faults]
 restarts = 1000
-"""
+""".replace("EVALUATE", str(EVALUATE)).replace("SAMPLE", str(SAMPLE))
 
 T = TypeVar("T")
 
@@ -97,17 +98,21 @@ def repeated(path: Path) -> list[dict[str, Any]]:
 
 def same(disturbed: Run, undisturbed: Run, least: int) -> None:
     """Both runs say the same, bit for bit, of every step that both have; at least `least` of them, none missing or twice."""
-    for name in ("metrics.jsonl", "evaluations.jsonl", "samples.jsonl"):
-        mine, theirs = repeated(disturbed.path / name), repeated(undisturbed.path / name)
-        if name == "metrics.jsonl":
-            assert [row["step"] for row in mine] == list(range(1, len(mine) + 1)), "one line a step, ascending"
-            assert min(len(mine), len(theirs)) >= least
-        last = min(mine[-1]["step"], theirs[-1]["step"]) if mine and theirs else 0
-        assert last or least < 8, f"{name} has no line"
-        # A run that was stopped may have evaluated at its end; what both were asked for is compared.
-        steps = {row["step"] for row in theirs} & {row["step"] for row in mine} | set(range(4, last + 1, 8))
-        for step in sorted(step for step in steps if step <= last):
-            assert [row for row in mine if row["step"] == step] == [row for row in theirs if row["step"] == step], name
+    mine, theirs = repeated(disturbed.path / "metrics.jsonl"), repeated(undisturbed.path / "metrics.jsonl")
+    last = min(len(mine), len(theirs))
+    assert [row["step"] for row in mine] == list(range(1, len(mine) + 1)), "one line a step, ascending"
+    assert last >= least and mine[:last] == theirs[:last]
+    mine, theirs = (_asked_for(run, "evaluations.jsonl", EVALUATE, last) for run in (disturbed, undisturbed))
+    assert len(theirs) == last // EVALUATE and mine == theirs
+    mine, theirs = (_asked_for(run, "samples.jsonl", SAMPLE, last) for run in (disturbed, undisturbed))
+    assert [row["step"] for row in mine] == [row["step"] for row in theirs] == list(range(SAMPLE, last + 1, SAMPLE))
+    for one, other in zip(mine, theirs, strict=True):  # a stop cuts the sample of its step short
+        assert other["text"].startswith(one["text"].rstrip("\ufffd")), one["step"]
+
+
+def _asked_for(run: Run, name: str, every: int, last: int) -> list[dict[str, Any]]:
+    """The rows of the steps that the job asks for: a run that is stopped may also evaluate at its end."""
+    return [row for row in repeated(run.path / name) if row["step"] % every == 0 and row["step"] <= last]
 
 
 @dataclass
@@ -199,6 +204,7 @@ class Command:
     folder: Path
     environment: dict[str, str]
     started: list[Started] = field(default_factory=list)
+    count: int = 0
 
     def train(
         self,
@@ -211,7 +217,8 @@ class Command:
     ) -> Started:
         """Start it for the run called `name`."""
         path = self.folder / "runs" / name
-        output = self.folder / f"{name}-{len(self.started)}.txt"
+        self.count += 1
+        output = self.folder / f"{name}-{self.count}.txt"
         how = [] if workers is None else ["--workers", str(workers)]
         command = [*program, "train", str(self.folder / "faults.toml"), "--run", str(path), *how, *words]
         file: IO[bytes]

@@ -11,8 +11,9 @@ from tests.system.harness import Command, Started, same
 from argosy.points import POINTS
 from argosy.run.folder import Run
 
-# Those of the reader and the writer first: while they act one after the other the workers take the most steps.
-ORDER = sorted(POINTS, key=lambda name: (not name.startswith(("reader.", "checkpoint.")), name == "worker.end"))
+# One after the other. Those at the start of a worker come when a kill before them has made workers start again; while those of
+# the reader and the writer act, the workers go on taking steps.
+ORDER = sorted(POINTS, key=lambda name: (name == "worker.end", name.startswith("worker."), name.startswith("step.")))
 
 
 def killed_at(command: Command, name: str, points: list[str], tmp_path: Path) -> Started:

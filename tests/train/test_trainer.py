@@ -123,7 +123,7 @@ def test_a_step_that_is_no_number_changes_nothing(recorder: Recorder, tmp_path: 
 
 def test_ten_such_steps_in_a_row_are_divergence(recorder: Recorder) -> None:
     made = trainer(recorder, 50, bad=range(5, 50))
-    with pytest.raises(Refused, match="diverged: .* 10 steps in a row, the last one step 14") as refused:
+    with pytest.raises(Refused, match=r"diverged: .* 10 steps in a row, the last one step 14") as refused:
         made.run()
     assert refused.value.code == NO
 

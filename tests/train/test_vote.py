@@ -51,7 +51,9 @@ def votes(rank: int, ranks: int, board: str, asked: list[dict[str, Any]]) -> lis
         found = []
         for one in asked:
             mine = one[str(rank)]
-            asks = Asks(mine.get("stop", False), mine.get("save", False), tuple([1.0] * (rank + 1) + [0.0] * (7 - rank)))
+            asks = Asks(
+                mine.get("stop", False), mine.get("save", False), tuple([1.0] * (rank + 1) + [0.0] * (7 - rank))
+            )
             vote = Agree(mesh.world, lambda asks=asks: asks)(torch.tensor(mine["loss"]), torch.tensor(1.0))  # type: ignore[misc]
             found.append([str(vote.loss), vote.norm2, vote.stop, vote.save, *vote.held, vote.finite])
         return found

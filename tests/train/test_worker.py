@@ -65,12 +65,12 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
 
 
 LAYOUTS = [
-    ("replicate2", 2, None),
     ("replicate3", 3, None),
-    ("dp2", 2, 1),
-    ("dp2", 2, 2),
-    ("dp2", 2, 3),
-    ("replicate2 dp2", 4, 2),
+    ("replicate2 dp2", 4, 3),
+    *(
+        pytest.param(*more, marks=pytest.mark.long)
+        for more in [("replicate2", 2, None), ("dp2", 2, 1), ("dp3", 3, 2), ("dp2", 2, 3)]
+    ),
 ]
 
 
@@ -116,6 +116,17 @@ def killed(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> int:
     return worker.main(str(run.path), 0, number)
 
 
+def ends_by_kill(pool: Pool, run: Run, point: str) -> bool:
+    """Train until `point`; whether it was passed."""
+    try:
+        pool.call(f"{__file__}:killed", {"run": str(run.path), "point": point}, ranks=1)
+    except Failed as failed:
+        if "died" not in str(failed):
+            raise
+        return True
+    return False
+
+
 POINTS = [
     "worker.start:1", "worker.group:1", "worker.built:1", "worker.loaded:1", "step.begin:2", "step.vote.before:2",
     "step.vote.after:4", "evaluate.begin:1", "step.update.after:1", "evaluate.end:1", "record.step.after:2",
@@ -131,18 +142,14 @@ def test_killed_anywhere_a_run_goes_on_bit_for_bit(
 ) -> None:
     """E1: one run, killed at one point after the other."""
     run = make_run(tmp_path / "run")
-    died = 0
-    for point in points:
-        try:
-            pool.call(f"{__file__}:killed", {"run": str(run.path), "point": point}, ranks=1)
-        except Failed as failed:
-            assert "died" in str(failed)
-            died += 1
-    assert died >= len(points) - 2  # points of a save or evaluation are not passed again once the run is past them
+    died = [ends_by_kill(pool, run, point) for point in points]
+    assert sum(died) >= len(points) - 2  # points of a save or evaluation are not passed again once the run is past them
     assert pool.call(f"{__file__}:killed", {"run": str(run.path), "point": ""}, ranks=1) == [0]
     assert losses_of(run) == losses_of(undisturbed)
     for file, key in (("evaluations.jsonl", "loss"), ("samples.jsonl", "text")):
-        assert [(row["step"], row[key]) for row in rows(run, file)] == [(row["step"], row[key]) for row in rows(undisturbed, file)]
+        assert [(row["step"], row[key]) for row in rows(run, file)] == [
+            (row["step"], row[key]) for row in rows(undisturbed, file)
+        ]
 
 
 def test_a_ledger_that_is_not_the_checkpoints_is_refused(undisturbed: Run, work: Any, tmp_path: Path) -> None:
@@ -155,7 +162,73 @@ def test_a_ledger_that_is_not_the_checkpoints_is_refused(undisturbed: Run, work:
     assert json.loads(failed.read_text())["kind"] == "refused"
 
 
-def test_first_weights_of_another_run(undisturbed: Run, make_run: Any, work: Any, losses_of: Any, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", **{"model.init": str(undisturbed.path), "train.steps": 1, "checkpoint.every": "never"})
+def test_first_weights_of_another_run(
+    undisturbed: Run, make_run: Any, work: Any, losses_of: Any, tmp_path: Path
+) -> None:
+    run = make_run(
+        tmp_path / "run", **{"model.init": str(undisturbed.path), "train.steps": 1, "checkpoint.every": "never"}
+    )
     assert work(run) == 0
     assert losses_of(run)[0][1] < losses_of(undisturbed)[1][1]  # begins where the other one ended, not anew
+
+
+def test_the_trained_model_is_measured_and_sampled(undisturbed: Run, text: Path, tmp_path: Path) -> None:
+    """`argosy evaluate` and `argosy sample`: the same figure as the run's last evaluation, the same text as its last sample."""
+    import argosy
+    from argosy.commands.sample import continued
+    from argosy.evaluate.trained import Trained
+
+    found = argosy.evaluate(undisturbed.path)
+    last = rows(undisturbed, "evaluations.jsonl")[-1]
+    assert found["step"] == 8
+    assert found["loss"] == pytest.approx(last["loss"], rel=1e-6)
+    assert found["bits_per_byte"] == pytest.approx(last["bits_per_byte"], rel=1e-6)
+    file = text / "00.txt"
+    own = argosy.evaluate(undisturbed.path, file)
+    assert own["bytes"] == len(file.read_bytes()) - 1  # the first byte is predicted by nothing
+    assert own["tokens"] == own["bytes"] + 1  # and the end of the text is one more token
+    shown: list[str] = []
+    written = argosy.sample(undisturbed.path, "the sea", tokens=12, show=shown.append)
+    assert "".join(shown) == written
+    assert argosy.sample(undisturbed.path, "the sea", tokens=12) == written
+    model = Trained.open(undisturbed)
+    hottest, coldest = (continued(model, "the", 12, heat, 1, print) for heat in (5.0, 0.0))
+    assert hottest != coldest
+    with pytest.raises(Refused, match="this is no UTF-8 text"):
+        (tmp_path / "binary").write_bytes(b"\xff\xfe")
+        argosy.evaluate(undisturbed.path, tmp_path / "binary")
+    (tmp_path / "empty").touch()
+    with pytest.raises(Refused, match="nothing to predict"):
+        argosy.evaluate(undisturbed.path, tmp_path / "empty")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_blocks_are_compiled_once_for_training_and_evaluation(make_run: Any, pool: Pool, tmp_path: Path) -> None:
+    """One graph for all three equal blocks and one for the loss, whatever the packing and whether it is trained or measured."""
+    run = make_run(tmp_path / "run", **{"train.compile": True, "model.layers": 3})
+    [frames] = pool.call(f"{__file__}:compiled", {"run": str(run.path)}, ranks=1, limit=1200)
+    first, all_steps = frames
+    assert first == all_steps
+    assert first <= 5  # a block, the loss, and what the attention kernel itself compiles
+
+
+def compiled(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> list[int]:
+    """Frames compiled after the first step of a run, and after all of it."""
+    from argosy.device.torch_versions import compiled_frames
+    from argosy.train.trainer import Trainer
+
+    after: list[int] = []
+    beat = Trainer.beat
+
+    def counted(self: Trainer) -> Any:
+        vote = beat(self)
+        after.append(compiled_frames())
+        return vote
+
+    Trainer.beat = counted  # type: ignore[method-assign]
+    try:
+        killed(rank, ranks, board, {**asked, "point": ""})
+    finally:
+        Trainer.beat = beat  # type: ignore[method-assign]
+    return [after[0], compiled_frames()]

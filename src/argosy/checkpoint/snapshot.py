@@ -67,7 +67,8 @@ class Writer:
 
     def turn(self) -> bool:
         """Write the oldest generation that is whole; drop what can never become whole. Whether there was one."""
-        plans, ready = self.slots.plans(), self.slots.ready()
+        ready = self.slots.ready()
+        plans = self.slots.plans()  # afterwards: the plan of whatever was announced is there by then
         latest = max(plans, default=-1)
         for order in sorted(ready):
             generation = ready[order]
@@ -97,6 +98,9 @@ class Writer:
 
     def _write(self, plan: SavePlan, generation: Generation, folder: Path) -> Manifest | None:
         """Write, verify and commit one generation; None on a node that leaves the commit to the first one."""
+        committed = _committed(folder, plan.incarnation)
+        if committed is not None:
+            return committed if plan.node == 0 else None
         point("checkpoint.write.before")
         folder.mkdir(parents=True, exist_ok=True)
         name = f"node-{plan.node:04d}-inc-{plan.incarnation:04d}.safetensors"
@@ -201,6 +205,17 @@ class Writer:
         except OSError:  # not even that fits; the exit code and the log say it too
             print(refused.text, file=sys.stderr)
         return refused
+
+
+def _committed(folder: Path, incarnation: int) -> Manifest | None:
+    """What a predecessor, killed before it gave the slots back, has committed: it must not be written over."""
+    try:
+        found = store.opened(folder)
+    except Damaged:
+        return None
+    same = found.manifest.incarnation == incarnation and not any(store.problems(found))
+    found.close()
+    return found.manifest if same else None
 
 
 def _view(path: Path) -> memoryview:

@@ -23,7 +23,7 @@ from argosy.errors import DONE, Refused
 from argosy.fleet.agent import Agent
 from argosy.fleet.driver import Driver, Outcome
 from argosy.fleet.journal import Journal
-from argosy.fleet.workers import WarmServer
+from argosy.fleet.workers import WarmServer, warm
 from argosy.job.load import Loaded, job_from, load
 from argosy.job.schema import Job
 from argosy.layout.layout import Layout
@@ -82,8 +82,8 @@ class Start:
     cached: bool = True
 
 
-def lead(wanted: Wanted) -> tuple[Outcome, Run]:
-    """Do all that `argosy train` does; gives how it ended, and where."""
+def lead(wanted: Wanted, server: WarmServer | None = None) -> tuple[Outcome, Run]:
+    """Do all that `argosy train` does; gives how it ended, and where. server: one that is loading already."""
     from argosy.commands import launched
 
     place = launched.place()
@@ -104,10 +104,9 @@ def lead(wanted: Wanted) -> tuple[Outcome, Run]:
             return Outcome(DONE, "finished", verdict.step, verdict.because), Run(verdict.path)
         start = Start(wanted, loaded, verdict, here, count, screen)
         lock = hold(stack, start, asked) if verdict.action == "continue" else None
-        server = WarmServer()
-        if place is None and count > 0:
-            warm(server, loaded.job)
-            stack.callback(server.stop)
+        if server is None:
+            server = warm(loaded.job) if place is None and count > 0 else WarmServer()
+        stack.callback(server.stop)
         ready(start)
         if lock is None:
             lock = hold(stack, start, asked)
@@ -154,13 +153,6 @@ def hold(stack: ExitStack, start: Start, asked: Asked) -> int:
     if start.verdict.path != path or start.verdict.action == "finished":
         raise Refused("the run was finished by another start.", where=str(path), do="Give the same command again.")
     return lock
-
-
-def warm(server: WarmServer, job: Job) -> None:
-    """Let the warm server load while the text is prepared; it compiles once where the workers may compile."""
-    if job.train.compile is not False:
-        os.environ.setdefault("ARGOSY_WARM", "compile")
-    server.start()
 
 
 def ready(start: Start) -> None:
@@ -250,7 +242,10 @@ def last_words(start: Start, run: Run, outcome: Outcome) -> Outcome:
     """Write the page and print how it ended."""
     from argosy.observe import report
 
-    report.write(run)
+    try:
+        report.write(run)
+    except OSError as error:
+        start.screen.note(f"the page was not written: {error}")
     if outcome.state != "failed":
         start.screen.done(words.end(run))
     return outcome

@@ -53,7 +53,7 @@ def show(name: str | Path | None, step: int, *, as_json: bool = False) -> str:
     job, ledger = run.job(), run.ledger()
     last = int(run.info().get("steps") or job.train.steps or 0)
     if not 1 <= step <= (last or step):
-        raise Refused("there is no such step", where=f"--step {step}", found=f"{run.path} has steps 1 to {last:,}")
+        raise Refused("there is no such step.", where=f"--step {step}", found=f"{run.path} has steps 1 to {last:,}")
     folder = preparation.locate(run.prepared(), preparation.cache_folder(job.data, Path.cwd()))
     shards, seed = Shards(folder), job.train.seed
     if as_json:

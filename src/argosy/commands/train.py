@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from argosy.errors import INTERRUPTED, Refused
 
 if TYPE_CHECKING:
+    from argosy.fleet.workers import WarmServer
     from argosy.job.schema import Job
     from argosy.run.folder import Run
 
@@ -43,6 +45,27 @@ def train(
     if outcome.state == "failed":
         raise Refused(outcome.because, where=str(made.path), code=outcome.code)
     return made
+
+
+@contextmanager
+def early(job: str | None, overrides: list[str], workers: int | None) -> Iterator[WarmServer | None]:
+    """A warm server that loads torch while this process still loads its own parts; None where no workers are forked."""
+    import os
+
+    from argosy.job.load import load
+    from argosy.layout.world import world
+
+    loaded = load(job, overrides)
+    if workers == 0 or world(os.environ) is not None:
+        yield None
+        return
+    from argosy.fleet.workers import warm
+
+    server = warm(loaded.job)
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @contextmanager
@@ -82,11 +105,14 @@ def register(app: typer.Typer) -> None:
 
         JOB is the name of a shipped job or a job file. Any key of it can be given: --optim.lr 3e-4 or optim.lr=3e-4.
         """
-        from argosy.commands.conduct import Wanted, lead
         from argosy.job.load import split
 
+        began = time.time()
         job, overrides = split(context.args)
-        wanted = Wanted(job, overrides, run, fork, change, workers, strict, quiet, json, debug, requeue)
-        with interrupted():
-            outcome, _ = lead(wanted)
+        with early(job, overrides, workers) as server:
+            from argosy.commands.conduct import Wanted, lead
+
+            wanted = Wanted(job, overrides, run, fork, change, workers, strict, quiet, json, debug, requeue, began)
+            with interrupted():
+                outcome, _ = lead(wanted, server)
         raise typer.Exit(outcome.code)

@@ -47,7 +47,7 @@ def python(root: Path | None = None) -> Source:
     files = collect(root)
     if len(files) < FEWEST:
         raise Refused(
-            "the standard library of this interpreter has been stripped, so there is no built-in text",
+            "the standard library of this interpreter has been stripped, so there is no built-in text.",
             where='data.source = "python"',
             found=f"{len(files)} .py files in {root} where {FEWEST} or more are expected",
             do=f"Install the full one (Debian, Ubuntu: apt install libpython{sys.version_info[0]}.{sys.version_info[1]}-stdlib;"

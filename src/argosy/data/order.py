@@ -74,7 +74,7 @@ def _sizes(step: int, ledger: Ledger) -> tuple[int, int]:
     length, tokens = (ledger.at(step, key) for key in KEYS)
     if not isinstance(length, int) or not isinstance(tokens, int) or length < 1 or tokens < 1 or tokens % length:
         raise Refused(
-            "batch.tokens must be a multiple of batch.sequence", where=f"step {step}", found=f"{tokens} and {length}"
+            "batch.tokens must be a multiple of batch.sequence.", where=f"step {step}", found=f"{tokens} and {length}"
         )
     return length, tokens
 

@@ -159,7 +159,7 @@ def _ended(code: int, folder: Path) -> Exception:
     if code >= 0:
         return RuntimeError(f"a process that prepares the text in {folder} failed with code {code}")
     return Refused(
-        f"a process that prepares the text was killed (signal {-code}), {TRIES} times at the same part",
+        f"a process that prepares the text was killed (signal {-code}), {TRIES} times at the same part.",
         where=str(folder),
         do="If the machine ran out of memory, end other programs; then start again, it goes on from here.",
         code=MACHINE,

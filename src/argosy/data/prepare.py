@@ -23,13 +23,13 @@ import numpy as np
 
 from argosy.cluster import here
 from argosy.data import shards, tokenizer
-from argosy.data.document import Source
+from argosy.data.document import Source, counts
 from argosy.data.encode import DOCUMENTS, FULL, PLAN, Plan, shard_name
 from argosy.data.pool import encode_all
 from argosy.data.scan import Progress, Scan, fingerprint, scan, texts
 from argosy.data.shard_file import REMEDY, ShardFile
 from argosy.data.sources import find
-from argosy.data.sources.text import nothing, packed
+from argosy.data.sources.text import READS, nothing, packed
 from argosy.errors import MACHINE, Refused
 from argosy.job import paths
 from argosy.job.schema import DataSection, Trained
@@ -95,7 +95,7 @@ class Prepared:
                 notes=tuple(map(str, told["notes"])),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise Refused("this is damaged", where=str(folder / shards.FACTS), do=REMEDY) from error
+            raise Refused("this is damaged.", where=str(folder / shards.FACTS), do=REMEDY) from error
 
 
 def cache_folder(section: DataSection, base: Path) -> Path:
@@ -109,7 +109,7 @@ def locate(folder: Path, cache: Path) -> Path:
         if (place / shards.FACTS).is_file():
             return place
     raise Refused(
-        "the prepared text of this run is gone",
+        "the prepared text of this run is gone.",
         where=str(folder),
         found=f"nothing there and nothing named {folder.name} in {cache / 'prepared'}",
         do="Start the run again: it is prepared anew.",
@@ -150,7 +150,7 @@ def prepare(
         if error.errno in FULL:
             raise full(home) from error
         raise Refused(
-            "prepared text cannot be kept there",
+            "prepared text cannot be kept there.",
             where=str(error.filename or home),
             found=error.strerror or str(error),
             do="Name a folder that can be written: --data.cache FOLDER.",
@@ -161,7 +161,7 @@ def full(folder: Path) -> Refused:
     """The error of a disk that filled up on the way."""
     free = bytes_text(shutil.disk_usage(folder).free) if folder.exists() else "nothing"
     return Refused(
-        "the disk is full: the text could not be prepared, everything that was ready before is still there",
+        "the disk is full: the text could not be prepared, everything that was ready before is still there.",
         where=str(folder),
         found=f"{free} free",
         do="Free some space and start again, it goes on from here; or --data.cache FOLDER on another disk.",
@@ -292,7 +292,7 @@ def _refuse_too_small_disk(partial: Path, plan: Plan, missing: list[int], made: 
     free = shutil.disk_usage(partial).free
     if need > free:
         raise Refused(
-            "not enough disk for the prepared text",
+            "not enough disk for the prepared text.",
             where=str(partial.parent),
             found=f"{bytes_text(free)} free where about {bytes_text(need)} are needed",
             do="Free some space, or --data.cache FOLDER on another disk.",
@@ -327,8 +327,11 @@ def _facts(
 
 
 def notes(source: Source) -> list[str]:
-    """What was passed over although it looked like text."""
-    if not source.unread:
-        return []
-    more = f", and {len(source.unread) - 1} more files" if len(source.unread) > 1 else ""
-    return [f"{source.unread[0]}{more}: passed over"]
+    """What was passed over, by its suffix or although it looked like text."""
+    found = []
+    if source.passed_over:
+        found.append(f"not read in {source.name}: {counts(source.passed_over)}. {READS}")
+    if source.unread:
+        more = f", and {len(source.unread) - 1} more files" if len(source.unread) > 1 else ""
+        found.append(f"{source.unread[0]}{more}: passed over")
+    return found

@@ -237,7 +237,7 @@ class Reader:
             write_batch(self.ring / batch_name(missing), missing, self.make(missing))
         except OSError as error:
             raise Refused(
-                "the next batch cannot be written", where=str(self.ring), found=str(error.strerror), code=MACHINE
+                "the next batch cannot be written.", where=str(self.ring), found=str(error.strerror), code=MACHINE
             ) from error
         point("reader.batch.after")
         return True
@@ -308,7 +308,7 @@ def batches(run: Run, incarnation: int) -> Batches:
             return None
         return Refused(
             f"no batch came for {PATIENCE:.0f} s: the reader process is gone, and so is process {start.parent}"
-            " that would start another",
+            " that would start another.",
             where=str(run.path),
             do="Start the run again: it goes on from its last checkpoint.",
             code=MACHINE,
@@ -329,15 +329,31 @@ def _failure(run: Run, since: int) -> dict[str, Any] | None:
 def main(run: str, incarnation: int) -> int:
     """The reader process of a node: makes batches until its parent ends it, for workers of any incarnation."""
     place = Run(run)
-    start = Incarnation.read(place, incarnation)
-    ledger, seed, shards = place.ledger(), place.job().train.seed, Shards(place.prepared())
-    ring = _choose(places(place, start.node), ledger)
-    remove(place, start.node, but=ring)
-    guardian.farewell.append(lambda: shutil.rmtree(ring, ignore_errors=True))
+    node = Incarnation.read(place, incarnation).node
+    while True:
+        _serve(place, node)
+
+
+def _serve(run: Run, node: int) -> None:
+    """Make batches in a ring until the ledger says something new."""
+    read = _stamp(run)
+    ledger, seed, shards = run.ledger(), run.job().train.seed, Shards(run.prepared())
+    ring = _choose(places(run, node), ledger)
+    remove(run, node, but=ring)
+    guardian.farewell[:] = [lambda: shutil.rmtree(ring, ignore_errors=True)]
     reader = Reader(ring, lambda step: global_batch(step, seed, ledger, shards))
     while True:
         if not reader.turn():
             reader.wait(1.0)
+            if _stamp(run) != read:
+                break
+    reader.close()
+
+
+def _stamp(run: Run) -> tuple[int, int]:
+    """Changes when the ledger does."""
+    status = (run.path / "ledger.jsonl").stat()
+    return status.st_mtime_ns, status.st_size
 
 
 def _choose(folders: list[Path], ledger: Ledger) -> Path:

@@ -62,13 +62,14 @@ def scan(source: Source, share: float, progress: Progress) -> Scan:
                 whole.update(f"{len(piece.text)}\n".encode() + piece.text)
                 for column, value in zip(columns, (index, piece.begin, piece.end, digest(piece.text)), strict=True):
                     column.append(value)
+                progress("reading", done + min(piece.end, file.size), total)
         except text.Unreadable as error:
             source.unread.append(f"{file.name} {error}")
             whole = undo
             for column in columns:
                 del column[before:]
         done += file.size
-        progress("reading", done, total)
+    progress("reading", total, total)
     documents = np.zeros(len(columns[0]), DOCUMENT)
     for name, column in zip(("file", "begin", "end", "hash"), columns, strict=True):
         documents[name] = np.frombuffer(column, np.uint64) if len(column) else 0
@@ -81,13 +82,13 @@ def _refuse_too_little(source: Source, documents: NDArray[Any]) -> None:
     if len(documents) == 0:
         if len(source.files) == 1 and len(source.unread) == 1 and not source.passed_over:
             name = source.files[0].name
-            raise Refused(source.unread[0].removeprefix(name).strip(), where=f"{source.where}: {name}", do=text.READS)
+            raise Refused(f"this file{source.unread[0].removeprefix(name)}.", where=source.where, do=text.READS)
         if len(source.files) == 1 and not source.unread and not source.passed_over:
-            raise Refused("is empty", where=source.where, do=text.READS)
+            raise Refused("this file is empty.", where=source.where, do=text.READS)
         raise text.nothing(source)
     if len(np.unique(documents["hash"])) < 2:
         raise Refused(
-            "too little text: one document to train on and another to hold out are needed",
+            "too little text: one document to train on and another to hold out are needed.",
             where=source.where,
             found=f"{int((documents['end'] - documents['begin']).sum())} bytes",
             do="Take more text, or --data.source python for the built-in text.",
@@ -119,7 +120,7 @@ def read_documents(file: File, rows: NDArray[Any], piece: int) -> Iterator[str]:
         raise text.Unreadable("has changed")
     except (text.Unreadable, UnicodeDecodeError) as error:
         raise Refused(
-            f"this file was read once and then could not be read the same again: it {error}",
+            f"this file was read once and then could not be read the same again: it {error}.",
             where=str(file.path),
             do="Start again when nothing writes to it any more.",
         ) from error

@@ -105,7 +105,7 @@ class ShardFile:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise Refused(
-                "this shard cannot be read", where=str(path), found=error.strerror or "", do=REMEDY
+                "this shard cannot be read.", where=str(path), found=error.strerror or "", do=REMEDY
             ) from error
         self._read_header(size)
         self._checked = np.zeros(len(self._sums), np.bool_)
@@ -126,7 +126,9 @@ class ShardFile:
             raise self._corrupt(0, "this is no shard of Argosy")
         if version != VERSION:
             raise Refused(
-                f"this shard has format version {version}, this Argosy reads {VERSION}", where=str(self.path), do=REMEDY
+                f"this shard has format version {version}, this Argosy reads {VERSION}.",
+                where=str(self.path),
+                do=REMEDY,
             )
         if struct.unpack_from("<I", head, HEADER - 4)[0] != zlib.crc32(head[: HEADER - 4]):
             raise self._corrupt(0, "the header's checksum is wrong")
@@ -181,7 +183,7 @@ class ShardFile:
                 self._checked[block] = True
 
     def _corrupt(self, offset: int, what: str) -> Refused:
-        return Refused(f"this shard is damaged: {what}", where=f"{self.path}, byte {offset}", do=REMEDY)
+        return Refused(f"this shard is damaged: {what}.", where=f"{self.path}, byte {offset}", do=REMEDY)
 
 
 REMEDY = "Remove its folder and start again: the text is prepared anew."

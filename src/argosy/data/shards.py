@@ -44,7 +44,7 @@ class Shards:
         self.held_documents: NDArray[np.int64] = np.flatnonzero(held)[np.argsort(hashes[held], kind="stable")]
         self.train_tokens = int(self.lengths[self.train_documents].sum())  # one epoch
         if not len(self.train_documents) or not len(self.held_documents):
-            raise Refused("no document is left to train on or to hold out", where=str(folder), do=REMEDY)
+            raise Refused("no document is left to train on or to hold out.", where=str(folder), do=REMEDY)
         self.masked = any(file.has("mask") for file in self.files)
         self.has_kinds = any(file.has("kinds") for file in self.files)
         self.epochs: dict[tuple[int, int], Any] = {}  # the last orders that were made; see order.epoch
@@ -87,16 +87,16 @@ def read_facts(folder: Path) -> dict[str, Any]:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise Refused(
-            "there is no prepared text", where=str(folder), do="Start the run again: it is prepared anew."
+            "there is no prepared text.", where=str(folder), do="Start the run again: it is prepared anew."
         ) from error
     except (OSError, ValueError) as error:
-        raise Refused("this is damaged", where=str(path), do="Remove its folder and start again.") from error
+        raise Refused("this is damaged.", where=str(path), do="Remove its folder and start again.") from error
     if not isinstance(facts, dict) or facts.get("version") != FORMAT:
         found = facts.get("version") if isinstance(facts, dict) else "no table"
-        raise Refused(f"this has format version {found}, this Argosy reads {FORMAT}", where=str(path))
+        raise Refused(f"this has format version {found}, this Argosy reads {FORMAT}.", where=str(path))
     names = facts.get("shards")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and "/" not in name for name in names):
-        raise Refused("this is damaged: it names no shards", where=str(path), do="Remove its folder and start again.")
+        raise Refused("this is damaged: it names no shards.", where=str(path), do="Remove its folder and start again.")
     return facts
 
 
@@ -106,7 +106,7 @@ def read_token_bytes(folder: Path, vocabulary: int) -> NDArray[np.int64]:
     try:
         sizes = np.fromfile(path, "<i4").astype(np.int64)
     except OSError as error:
-        raise Refused("this cannot be read", where=str(path), found=error.strerror or "") from error
+        raise Refused("this cannot be read.", where=str(path), found=error.strerror or "") from error
     if len(sizes) != vocabulary:
-        raise Refused(f"this has {len(sizes)} entries where the vocabulary has {vocabulary}", where=str(path))
+        raise Refused(f"this has {len(sizes)} entries where the vocabulary has {vocabulary}.", where=str(path))
     return sizes

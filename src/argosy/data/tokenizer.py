@@ -90,7 +90,7 @@ class Pieces(Tokenizer):
         self.vocabulary = max(vocabulary.values()) + 1
         if not 2 <= self.vocabulary <= MOST_IDS:
             raise Refused(
-                f"this tokenizer's largest id is {self.vocabulary - 1}; ids below {MOST_IDS:,} are taken", where=where
+                f"this tokenizer's largest id is {self.vocabulary - 1}; ids below {MOST_IDS:,} are taken.", where=where
             )
         self.end = vocabulary[end]
         self.bytes_of = _bytes_of(self._tokenizer, self.vocabulary)
@@ -153,11 +153,11 @@ def read_file(path: Path) -> str:
     """The content of a tokenizer.json. Refused where it cannot be one."""
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise Refused("this is too large for a tokenizer", where=str(path), found=f"{path.stat().st_size:,} bytes")
+            raise Refused("this is too large for a tokenizer.", where=str(path), found=f"{path.stat().st_size:,} bytes")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise Refused(
-            "this tokenizer cannot be read",
+            "this tokenizer cannot be read.",
             where=str(path),
             found=error.strerror or str(error),
             do='Name a tokenizer.json, or say "bytes" or { train = "bpe", vocabulary = 2048 }.',
@@ -173,7 +173,7 @@ def parse(content: str, where: str) -> Tokenizer:
 
 def _broken(where: str, why: str) -> Refused:
     return Refused(
-        f"this is no tokenizer: {why}",
+        f"this is no tokenizer: {why}.",
         where=where,
         do="Name a tokenizer.json as the `tokenizers` library or Hugging Face writes it.",
     )

@@ -17,7 +17,7 @@ from argosy.random import bits, key, unit
 
 TILE = 32  # attention keeps a kernel for each length it has seen; few lengths, few kernels
 
-Scores = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens, positions, segments [1, S] -> logits [1, S, V]
+Scores = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens, positions, segments [B, S] -> logits [B, S, V]
 
 
 def choose(logits: Tensor, temperature: float, stream: int, position: int) -> int:
@@ -41,26 +41,62 @@ def continuation(
     vocabulary: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[int]:
-    """Up to `tokens` ids that follow `prompt`, which must not be empty; ends before the id `end`.
+    """`continuations` of one prompt: its ids as they come."""
+    for [chosen] in continuations(
+        scores,
+        [prompt],
+        tokens=tokens,
+        temperature=temperature,
+        context=context,
+        streams=[stream],
+        end=end,
+        vocabulary=vocabulary,
+        device=device,
+    ):
+        if chosen is not None:
+            yield chosen
+
+
+def continuations(
+    scores: Scores,
+    prompts: Sequence[Sequence[int]],
+    *,
+    tokens: int,
+    temperature: float,
+    context: int,
+    streams: Sequence[int],
+    end: int | None = None,
+    vocabulary: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[list[int | None]]:
+    """Up to `tokens` times the next id of each of `prompts`, none of which is empty; None for one that met the id `end`.
 
     At most the last `context` tokens are looked at. Ids from `vocabulary` on (rows the tokenizer does not know) are never
-    chosen. `stream` keys the choices.
+    chosen. `streams` key the choices, one a prompt.
     """
-    known = list(prompt)
+    known = [list(prompt) for prompt in prompts]
+    ended = [False] * len(known)
     for number in range(tokens):
-        window = known[-context:]
-        length = min(-(-len(window) // TILE) * TILE, max(context, len(window)))
-        padded = torch.zeros((1, length), dtype=torch.int64, device=device)
-        padded[0, : len(window)] = torch.tensor(window, dtype=torch.int64, device=device)
+        seen = [ids[-context:] for ids in known]
+        longest = max(map(len, seen), default=0)
+        length = min(-(-longest // TILE) * TILE, max(context, longest))
+        padded = torch.zeros((len(seen), length), dtype=torch.int64)
+        for row, ids in enumerate(seen):
+            padded[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
         # Padding comes after the text, where causal attention never looks; it belongs to the document like the text.
-        segments = torch.ones((1, length), dtype=torch.int32, device=device)
-        positions = torch.arange(length, device=device)[None]
+        segments = torch.ones(padded.shape, dtype=torch.int32, device=device)
+        positions = torch.arange(length, device=device).expand(padded.shape)
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            logits = scores(padded, positions, segments)[0, len(window) - 1, :vocabulary]
-        chosen = choose(logits, temperature, stream, number)
-        if chosen == end:
+            logits = scores(padded.to(device), positions, segments)
+        chosen: list[int | None] = []
+        for row, ids in enumerate(seen):
+            new = choose(logits[row, len(ids) - 1, :vocabulary], temperature, streams[row], number)
+            ended[row] = ended[row] or new == end
+            chosen.append(None if ended[row] else new)
+            if not ended[row]:
+                known[row].append(new)
+        if all(ended):
             return
-        known.append(chosen)
         yield chosen
 
 

@@ -1,4 +1,4 @@
-"""A trained model from its run folder, ready to be asked: weights of the newest checkpoint, tokenizer, the job it was made by."""
+"""A trained model from its run folder, ready to be asked: newest weights, tokenizer, the job that made it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from argosy.errors import Refused
 from argosy.evaluate.generate import continuation, logits, stream_of
 from argosy.evaluate.held_out import Held, held_out
 from argosy.job.schema import Job
+from argosy.layout.layout import Layout
 from argosy.model.decoder import Decoder
 from argosy.parallel import apply
 from argosy.parallel.execute import Plain
-from argosy.layout.layout import Layout
 from argosy.parallel.mesh import Mesh
 from argosy.run.folder import Run
 

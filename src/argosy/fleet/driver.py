@@ -6,6 +6,7 @@ the journal, with the sentence that the screen shows.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -25,6 +26,7 @@ from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
 
 BEAT = 0.1  # seconds between looks at record and requests; what ends is seen at once
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, a quota, a limit of file size say
 TAIL = 40  # lines of a failed process's log that crash.txt keeps
 
 
@@ -61,14 +63,30 @@ class Driver:
                 outcome = self._lead(wake)
             except KeyboardInterrupt:  # a second Ctrl-C
                 outcome = Outcome(INTERRUPTED, "stopped", self.run_folder.newest_step(), "left at once")
+            except OSError as error:
+                outcome = self._full(error)
             finally:
                 self.agent.close()
-        self.clerk.close()
-        self.clerk.journal.note(
-            "ended", code=outcome.code, state=outcome.state, step=outcome.step, because=outcome.because
-        )
-        self.run_folder.update_info(state=outcome.state, step=outcome.step, faults=self._faults())
+        try:
+            self.clerk.close()
+            self.clerk.journal.note(
+                "ended", code=outcome.code, state=outcome.state, step=outcome.step, because=outcome.because
+            )
+            self.run_folder.update_info(state=outcome.state, step=outcome.step, faults=self.fleet.faults)
+        except OSError as error:
+            if outcome.code != MACHINE:
+                outcome = self._full(error)
         return outcome
+
+    def _full(self, error: OSError) -> Outcome:
+        """The end of a run whose folder takes no more. What else goes wrong is raised again: it is a bug."""
+        if error.errno not in FULL:
+            raise error
+        step = self.run_folder.newest_step()
+        kept = f"The last good checkpoint is step {step:,}." if step else "There is no checkpoint yet."
+        because = f"{self.run_folder.path}: the disk is full ({error.strerror}). {kept}"
+        self.screen.fault(because, "Make room and give the same command again.")
+        return Outcome(MACHINE, "failed", step, because, self.fleet.faults)
 
     def _lead(self, wake: int) -> Outcome:
         self._start()
@@ -146,7 +164,7 @@ class Driver:
         if len(self.fleet.evidence) > 1:
             followup = "\n".join([*(f"before: {told}" for told in self.fleet.evidence[:-1]), followup])
         self.screen.fault(because, followup)
-        return Outcome(action.code, "failed", self.run_folder.newest_step(), because, self._faults())
+        return Outcome(action.code, "failed", self.run_folder.newest_step(), because, self.fleet.faults)
 
     def _crash(self, because: str, tail: list[str]) -> str:
         path = self.run_folder.path / "crash.txt"
@@ -171,11 +189,8 @@ class Driver:
         state = self.clerk.outcome or ("stopped" if self.clerk.request.stop else "finished")
         self.clerk.answer(step)
         return Outcome(
-            self.clerk.code if state == "stopped" else 0, state, step, self.clerk.request.reason, self._faults()
+            self.clerk.code if state == "stopped" else 0, state, step, self.clerk.request.reason, self.fleet.faults
         )
-
-    def _faults(self) -> int:
-        return self.fleet.faults
 
     def _requests(self) -> None:
         while self.signals:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import psutil
 
+from argosy.job.schema import Job
 from argosy.policy.events import End, Trade
 from argosy.run import child
 from argosy.run.folder import Run
@@ -102,6 +103,15 @@ class WarmServer:
         finally:
             done.set()
             thread.join()
+
+
+def warm(job: Job) -> WarmServer:
+    """A server that loads from now on; it compiles once where the workers of `job` may compile."""
+    if job.train.compile is not False:
+        os.environ.setdefault("ARGOSY_WARM", "compile")
+    server = WarmServer()
+    server.start()
+    return server
 
 
 @dataclass

@@ -84,5 +84,7 @@ def loss_sum(
     width = hidden.shape[-1]
     flat = labels.reshape(-1).long().clamp(0, weight.shape[0] - 1)
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    found: Tensor = _Summed.apply(hidden.reshape(-1, width), weight, flat, weights.reshape(-1), chunk, compiled, wanted)
+    found: Tensor = _Summed.apply(  # type: ignore[no-untyped-call]
+        hidden.reshape(-1, width), weight, flat, weights.reshape(-1), chunk, compiled, wanted
+    )
     return found

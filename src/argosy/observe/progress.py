@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -187,7 +188,8 @@ class Screen:
     def close(self) -> None:
         """Leave the terminal as it was, and close the log."""
         if self._log is not None:
-            self._log.close()
+            with suppress(OSError):
+                self._log.close()
             self._log = None
 
     def _progress(self, row: Mapping[str, Any], steps: int, left: float | None) -> None:
@@ -215,8 +217,9 @@ class Screen:
         if self._log is None:
             self._early.append(text)
             return
-        self._log.write(text + "\n")
-        self._log.flush()
+        with suppress(OSError):  # a full disk: the terminal still tells, and what is full is named by who needs it
+            self._log.write(text + "\n")
+            self._log.flush()
 
     def _show(self, text: str, event: str, facts: dict[str, Any], loud: bool) -> None:
         """Show `text`, or the event's facts, in the subclass's own way. loud: also where only trouble is wanted."""

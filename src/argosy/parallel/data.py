@@ -109,8 +109,8 @@ class Sharded:
     """`fully_shard` as ZeRO stage 1, 2 or 3 over `mesh.shard`, replicated over `mesh.replicate` where there is one.
 
     Stage 1 keeps whole gradients until the last micro-batch, stage 2 sums them into shards after each, stage 3 also gives the
-    whole weights back after each block's forward pass. Facts F14 and F15 behind the flags: a divide factor set on the root alone
-    is wrong in silence, so it is set on every module.
+    whole weights back after each block's forward pass. A divide factor set on the root
+    alone is wrong in silence, so it is set on every module.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A rank's share of the squared gradient norm, copies counted, so that one sum over all ranks is the norm of the whole gradient.
+"""A rank's share of the squared gradient norm, copies counted: one sum over all ranks is the norm of the whole gradient.
 
 Over any mix of meshes: each rank adds what it holds, divided by how many ranks hold the same numbers. Knows tensors only.
 """

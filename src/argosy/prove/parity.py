@@ -93,7 +93,9 @@ def batch_of(rows: int) -> Batch:
     weights[:, -1] = 0
     segments[-1, -3:] = 0  # padding
     weights[-1, -4:] = 0
-    return Batch(tokens, labels, segments, positions, np.zeros_like(tokens), weights, np.arange(rows, dtype=np.int64) + 40)
+    return Batch(
+        tokens, labels, segments, positions, np.zeros_like(tokens), weights, np.arange(rows, dtype=np.int64) + 40
+    )
 
 
 def measure(rank: int, ranks: int, board: str, case: Mapping[str, Any]) -> dict[str, Any]:

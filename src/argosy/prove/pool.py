@@ -1,8 +1,8 @@
 """Persistent worker processes for experiments: torch is imported once, ranks are forked from it and answer call after call.
 
-In: the name of a function and a JSON payload. Out: what each rank's function returned, as JSON. A rank that raises, dies or does
-not answer in time fails the call, and the pool forks all ranks anew. Everything ends with the pool, or with its owner: the
-server's input closes, and it kills its ranks. Without torch on the owner's side.
+In: the name of a function and a JSON payload. Out: what each rank's function returned, as JSON. A rank that raises, dies or
+does not answer in time fails the call, and the pool forks all ranks anew. Everything ends with the pool, or with its owner:
+the server's input closes, and it kills its ranks. Without torch on the owner's side.
 """
 
 from __future__ import annotations

@@ -81,6 +81,9 @@ class Archive:
             made.append(parquet.rotate(self.run.path / "record", incarnation, paths))
             for path in paths:
                 path.unlink()
+        for path in self.run.local.glob("record-rank-*.bin"):
+            if record.parse(path).incarnation != running and record.unborn(path):
+                path.unlink()
         return made
 
     def _rebuild(self) -> None:

@@ -303,9 +303,15 @@ def files(local: Path, *, rank: int | None = None, incarnation: int | None = Non
         if _FILE.fullmatch(path.name) is None:
             continue
         name = parse(path)
-        if rank in (None, name.rank) and incarnation in (None, name.incarnation):
+        if rank in (None, name.rank) and incarnation in (None, name.incarnation) and not unborn(path):
             found.append((name, path))
     return sorted(found)
+
+
+def unborn(path: Path) -> bool:
+    """Whether the writer of this file was killed, or has not come, before it wrote the header: there is nothing in it."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)).strip(b"\0") == b""
 
 
 def header(path: Path) -> Header:

@@ -1,4 +1,4 @@
-"""This rank's micro-batches of a step, on its device: the global batch cut by rows, fixed shapes, fillers where rows are missing.
+"""This rank's micro-batches of a step, on its device: the global batch cut by rows, padded with fillers to fixed shapes.
 
 In: global batches (from the node's reader or a local one). Out: `Part`. Every rank computes the same number of micro-batches of
 the same shape, so that collectives of sharded layouts meet; a missing row is a filler of weight zero.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from argosy.evaluate.generate import continuation, following, logits, stream_of
+from argosy.evaluate.generate import continuations, following, logits, stream_of
 from argosy.parallel.execute import Whole
 from argosy.run.folder import append_line, write_whole
 
@@ -39,33 +39,35 @@ class Samples:
         self.whole, self.tokenizer, self.prompts = whole, tokenizer, tuple(prompts)
         self.tokens, self.temperature, self.context, self.seed, self.device = tokens, temperature, context, seed, device
 
-    def __call__(self, step: int) -> list[tuple[str, str]]:
-        """(prompt, continuation) of each prompt, the same on every rank that asks."""
+    def __call__(self, step: int, enough: Callable[[], bool] = lambda: False) -> list[tuple[str, str]]:
+        """(prompt, continuation) of each prompt, the same on every rank that asks; cut short once `enough()`."""
+        begins = [self.tokenizer.encode(prompt) or [self.tokenizer.end] for prompt in self.prompts]
+        written: list[list[int]] = [[] for _ in begins]
         was = self.whole.training
         self.whole.eval()
         try:
-            return [(prompt, self.continued(prompt, step, number)) for number, prompt in enumerate(self.prompts)]
+            for chosen in continuations(
+                self.scores,
+                begins,
+                tokens=self.tokens,
+                temperature=self.temperature,
+                context=self.context,
+                streams=[stream_of(self.seed, step, number) for number in range(len(begins))],
+                end=self.tokenizer.end,
+                vocabulary=self.tokenizer.vocabulary,
+                device=self.device,
+            ):
+                for ids, new in zip(written, chosen, strict=True):
+                    ids += [] if new is None else [new]
+                if enough():
+                    break
         finally:
             self.whole.train(was)
-
-    def continued(self, prompt: str, step: int, number: int) -> str:
-        """What the model writes after `prompt`."""
-        begin = self.tokenizer.encode(prompt) or [self.tokenizer.end]
-        ids = continuation(
-            self.scores,
-            begin,
-            tokens=self.tokens,
-            temperature=self.temperature,
-            context=self.context,
-            stream=stream_of(self.seed, step, number),
-            end=self.tokenizer.end,
-            vocabulary=self.tokenizer.vocabulary,
-            device=self.device,
-        )
-        return following(self.tokenizer, begin, list(ids))
+        texts = [following(self.tokenizer, begin, ids) for begin, ids in zip(begins, written, strict=True)]
+        return list(zip(self.prompts, texts, strict=True))
 
     def scores(self, tokens: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
-        """Logits [1, S, V]."""
+        """Logits [B, S, V]."""
         return self.whole(logits, tokens, positions, segments)  # type: ignore[no-any-return]
 
 

@@ -95,7 +95,7 @@ class State:
                 raise Refused(
                     f"diverged: loss or gradient was not finite in {PATIENCE} steps in a row, the last one step {self.step}.",
                     found=f"loss {vote.loss / self.counted}, gradient norm {vote.norm}",
-                    do="The last checkpoint is good. Try a lower learning rate (--optim.lr) or a longer warm-up (--optim.warmup).",
+                    do="The last checkpoint is good. Try a lower rate (--optim.lr) or a longer warm-up (--optim.warmup).",
                     code=NO,
                 )
             return

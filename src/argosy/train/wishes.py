@@ -18,20 +18,27 @@ class Wishes:
         self._file = run.local / "request"
         self._seen: int | None = None
         self._stop = False
-        self._last = 0  # number of the last request whose save was brought
+        self._save = False
+        self._last = 0  # number of the last request whose save was taken up
 
     def __call__(self) -> frozenset[str]:
         """Which of "save" and "stop" this rank brings to the next vote. A save is brought once, a stop from then on."""
-        found: set[str] = set()
+        self._look()
+        found = {word for word, wanted in (("save", self._save), ("stop", self._stop)) if wanted}
+        self._save = False
+        return frozenset(found)
+
+    def stopping(self) -> bool:
+        """Whether a stop was asked for: what takes long and can wait is left off."""
+        self._look()
+        return self._stop
+
+    def _look(self) -> None:
         if self.looks and self._changed():
             told = requests.told(self.run)
             self._stop = self._stop or told.stop
             if told.save and told.number != self._last:
-                self._last = told.number
-                found.add("save")
-        if self._stop:
-            found.add("stop")
-        return frozenset(found)
+                self._save, self._last = True, told.number
 
     def _changed(self) -> bool:
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from argosy.optim.build import build
 from argosy.optim.schedule import rate
 from argosy.parallel import apply
 from argosy.parallel.execute import Plain
-from argosy.parallel.mesh import Meeting, Mesh, joined
+from argosy.parallel.mesh import Meeting, Mesh, join
 from argosy.points import point
 from argosy.quantities import interval
 from argosy.run.folder import Run, write_whole
@@ -103,25 +102,20 @@ class Worker:
         self.ledger = run.ledger()
         per_node = max(1, start.local_world)
         limit(start.threads)
+        if self.job.train.deterministic and start.device == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+            torch.use_deterministic_algorithms(True)
         self.device = Device.open(start.device, rank % per_node if start.device == "cuda" else 0)
 
     def live(self) -> None:
         """From joining the groups to the last checkpoint."""
         with self.recorder.during("groups", 0):
             meeting = meeting_of(self.run, self.start)
-            mesh = joined(self.layout, self.rank, meeting, backend=self.device.backend, kind=self.device.kind)
-            here = mesh.__enter__()
+            mesh = join(self.layout, self.rank, meeting, backend=self.device.backend, kind=self.device.kind)
         self.recorder.mark("joined")
         point("worker.group")
-        try:
-            self.train(here)
-        except BaseException as error:
-            # Leaving a group politely can wait for peers that are gone: only the way out without an error is polite.
-            if not isinstance(error, Refused):
-                raise
-            raise
-        else:
-            mesh.__exit__(None, None, None)
+        self.train(mesh)
+        mesh.close()  # not after an error: leaving politely can wait for peers that are gone
         point("worker.end")
 
     def train(self, mesh: Mesh) -> None:
@@ -250,7 +244,7 @@ class Worker:
             nodes=[self.start.local_world] * self.start.nodes,
             child=self.start.alone,
         )
-        wishes = Wishes(self.run, looks=self.rank == 0)
+        self.wishes = Wishes(self.run, looks=self.rank == 0)
         agree = Agree(mesh.world, device=self.device.torch, copies=self.layout.world // self.layout.data)
         micro, rows = int(job.batch.micro), int(job.batch.micro) * self.layout.data
 
@@ -283,7 +277,7 @@ class Worker:
             steps=self.steps,
             rank=self.rank,
             callbacks=callbacks,
-            asked=wishes,
+            asked=self.wishes,
             held=self.saver.held,
             after_first=self.after_first,
         )
@@ -325,10 +319,12 @@ class Worker:
             device=self.device.torch,
         )
         together = self.layout.dp_shard > 1
+        # A rank that samples alone leaves off when a stop is asked for; together none could leave off alone.
+        enough = (lambda: False) if together else self.wishes.stopping
 
         def sample(step: int) -> None:
             if self.rank == 0 or together:
-                texts = write(step)
+                texts = write(step, enough)
                 self.applied.data.settle()
                 if self.rank == 0:
                     samples.append(self.run.path, step, self.start.number, texts)

@@ -62,13 +62,13 @@ def find(source: str, base: Path) -> Source:
             return Source(source, where, [File(path, printable(path.name), path.stat().st_size)])
         exists = os.path.lexists(path)
     except OSError as error:
-        raise Refused("cannot be read", where=where, found=error.strerror or str(error)) from error
+        raise Refused("this cannot be read.", where=where, found=error.strerror or str(error)) from error
     if exists:
         raise Refused(
-            "is neither a file nor a folder", where=where, do=f"Name a text file or a folder of them. {READS}"
+            "this is neither a file nor a folder.", where=where, do=f"Name a text file or a folder of them. {READS}"
         )
     raise Refused(
-        "there is no such file or folder",
+        "there is no such file or folder.",
         where=where,
         found=f"nothing at {path}",
         do='Or "python" for the built-in text.',
@@ -86,7 +86,7 @@ def _folder(root: Path, source: str, where: str) -> Source:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             if folder is root:
-                raise Refused("cannot be read", where=where, found=error.strerror or str(error)) from error
+                raise Refused("this cannot be read.", where=where, found=error.strerror or str(error)) from error
             found.unread.append(f"{printable(prefix)} cannot be read: {error.strerror}")
             continue
         deeper = []
@@ -118,7 +118,7 @@ def nothing(source: Source) -> Refused:
     there = counts(source.passed_over) or ("nothing" if not source.unread else "")
     if source.unread:
         there += (", " if there else "") + f"{len(source.unread)} unreadable; the first: {source.unread[0]}"
-    return Refused("0 text files there", where=source.where, found=there, do=READS)
+    return Refused("0 text files there.", where=source.where, found=there, do=READS)
 
 
 def piece_size(files: list[File]) -> int:
