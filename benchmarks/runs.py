@@ -86,7 +86,7 @@ def text(folder: Path, sequence: int, vocabulary: int, sequences: int) -> list[s
     documents.mkdir(parents=True, exist_ok=True)
     made.save(str(folder / "tokenizer.json"))
     random = np.random.default_rng(0)
-    for number in range(-(-sequences // 8) + 4):
+    for number in range(max(-(-sequences // 8), 64) + 8):  # fewer than 64 files would be cut into pieces
         chosen = random.integers(0, vocabulary - 1, 8 * sequence - 1)  # the end mark is the last token
         (documents / f"{number:05d}.txt").write_text(" ".join(words[one] for one in chosen))
     return [f"data.source={documents}", f"data.tokenizer={folder / 'tokenizer.json'}", f"batch.sequence={sequence}"]

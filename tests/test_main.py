@@ -84,6 +84,13 @@ def test_a_bug_is_told_in_a_file_without_secrets(capsys, tmp_path, monkeypatch):
     assert "canary" not in text
 
 
+def test_closed_standard_streams_are_occupied(tmp_path):
+    code = "import os, sys; from argosy.__main__ import main; main(['runs']); os.open(sys.argv[1], os.O_CREAT | os.O_RDWR)\n"
+    code += "assert os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev"
+    command = ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-c", code, str(tmp_path / "file")]
+    assert subprocess.run(command, capture_output=True, check=False, cwd=tmp_path).returncode == 0
+
+
 def test_a_refusal_keeps_its_code():
     assert Refused("no.", code=3).code == 3
 

@@ -56,6 +56,7 @@ def program() -> typer.Typer:
 def main(arguments: list[str] | None = None) -> int:
     """Run the program with `arguments` (default: the command line's); gives the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
+    _occupy()
     if os.name != "posix":
         print("error: Argosy needs Linux or macOS; on Windows use WSL2.", file=sys.stderr)
         return 2
@@ -79,6 +80,15 @@ def main(arguments: list[str] | None = None) -> int:
         return _wrong(error, "--debug" in words)
     except Exception as error:
         return _wrong(error, "--debug" in words)
+
+
+def _occupy() -> None:
+    """Put something where a scheduler closed standard input or output: a file of ours would get that number otherwise."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _wrong(error: Exception, debug: bool) -> int:

@@ -48,6 +48,7 @@ def test_every_element_is_written_once_and_to_its_own_bytes(
             whole = node_file(specs, layout, nodes, node)
             offset = len(whole.header)
             for piece in whole.pieces:
+                assert piece.bytes > 0
                 assert piece.offset == offset, "pieces lie one after the other, without a gap"
                 offset += piece.bytes
                 assert piece.node == node == node_of(nodes, piece.rank)

@@ -26,15 +26,27 @@ def test_free_disk_of_a_folder_that_is_yet_to_be_made(tmp_path: Path) -> None:
 
 def test_devices_are_read_from_the_driver_s_rows() -> None:
     rows = ["0, GPU-aa11, NVIDIA H200, 143771", "1, GPU-bb22, NVIDIA H200, 143771"]
-    assert [one.memory_bytes for one in here._listed(rows, None)] == [143771 << 20] * 2
-    assert len(here._listed(rows, ["1"])) == 1
-    assert here._listed(rows, ["GPU-bb"]) == here._listed(rows[1:], None)
-    assert here._listed(["0, GPU-x, Odd, [N/A]"], None)[0].memory_bytes == 0
+    both, missing = here._listed(rows, None)
+    assert [one.memory_bytes for one in both] == [143771 << 20] * 2
+    assert missing == ()
+    assert here._listed(rows, ["1"]) == (both[1:], ())
+    assert here._listed(rows, ["GPU-bb"]) == (both[1:], ())
+    assert here._listed(rows, ["0", "7"]) == (both[:1], ("7",))
+    assert here._listed(["0, GPU-x, Odd, [N/A]"], None)[0][0].memory_bytes == 0
 
 
-def test_hidden_devices_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_devices_are_not_there_and_unknown_ones_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert here.machine().devices == ()
+    assert (here.machine().devices, here.machine().missing) == ((), ())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,7")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert (here.machine().devices, here.machine().missing) == ((), ("0", "7"))
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho '0, GPU-aa11, NVIDIA H200, 143771'\n", encoding="utf-8")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    found = here.machine()
+    assert ([one.name for one in found.devices], found.missing) == (["NVIDIA H200"], ("7",))
 
 
 def test_control_groups_limit_memory_and_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

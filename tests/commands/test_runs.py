@@ -45,7 +45,9 @@ def test_a_run_is_found_by_name_path_and_as_the_newest(root):
 
 def test_the_list_says_how_far_each_is(root):
     first = make(root / "a", state="running", steps=20, created="2026-01-02T00:00:00")
-    (first.path / "evaluations.jsonl").write_text('{"step": 1, "bits_per_byte": 2.5}\n{"step": 2, "bits_per_byte": 1.25}\n')
+    (first.path / "evaluations.jsonl").write_text(
+        '{"step": 1, "bits_per_byte": 2.5}\n{"step": 2, "bits_per_byte": 1.25}\n'
+    )
     second = make(root / "b", state="finished", steps=5, created="2026-01-01T00:00:00")
     (root / "no-run").mkdir()
     (root / "latest").symlink_to("a")

@@ -21,7 +21,6 @@ DEAD_TOGETHER = [
     (["observe.sample_every=never", "observe.sample_tokens=9"], "observe.sample_tokens does nothing"),
     (["observe.sample_every=never", "observe.temperature=1.0"], "observe.temperature does nothing"),
     (["evaluate.every=never", "evaluate.tokens=9999"], "evaluate.tokens does nothing with evaluate.every"),
-    (["data.held_out=0", "evaluate.every=9"], "evaluate.every does nothing with data.held_out"),
 ]
 CONTRADICTING = [
     (["batch.tokens=1000"], "no multiple of batch.sequence = 256. Nearest: batch.tokens=768"),

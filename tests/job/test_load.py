@@ -231,6 +231,7 @@ def test_a_loaded_job_as_text_is_the_same_job(tmp_path: Path) -> None:
 def test_jobs_from_python(tmp_path: Path) -> None:
     loaded = job_from({"extends": "smoke", "train": {"steps": 3}, "optim.lr": 1e-3, "model": {"layers": None}})
     assert (loaded.job.train.steps, loaded.job.optim.lr, loaded.job.model.layers) == (3, 1e-3, 2)
+    assert job_from({"train": {"steps": 3}}, ["--optim.lr", "3e-4", "train.time=90 s"]).job.train.steps is None
     assert job_from({"data": {"source": "texts"}}).job.data.source == str(tmp_path / "texts")
     with pytest.raises(Refused, match=r"Did you mean optim\.lr"):
         job_from({"optim": {"learning_rate": 1}})

@@ -86,6 +86,7 @@ def test_time_away_is_not_counted() -> None:
     ]
     found = divide([one, two], journal)
     assert (found.total, found.away) == (6, 97)
+    assert sum(found.seconds.values()) == 6
     assert found.seconds["recovery"] == 0 and found.seconds["start"] == 2 and found.seconds["training"] == 2
 
 

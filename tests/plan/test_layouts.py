@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from plan_machines import a_machine
 
@@ -21,6 +23,17 @@ def test_how_many_workers() -> None:
     for arguments in ({"asked": -1}, {"asked": 2, "world": 3}):
         with pytest.raises(Refused):
             layouts.workers(laptop, a_machine(), **arguments)
+
+
+def test_no_such_device() -> None:
+    laptop = load("laptop").job
+    with pytest.raises(Refused, match="no such device: 7") as caught:
+        layouts.workers(laptop, replace(a_machine(), missing=("7",)))
+    assert caught.value.where == "CUDA_VISIBLE_DEVICES"
+    with pytest.raises(Refused, match="--workers 9 needs 9 devices"):
+        layouts.workers(laptop, a_machine(devices=8), asked=9)
+    with pytest.raises(Refused, match="needs 4 devices"):
+        layouts.workers(load("laptop", ["layout.shape=dp4"]).job, a_machine(devices=2))
 
 
 def test_automatic_layouts() -> None:

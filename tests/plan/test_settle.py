@@ -144,10 +144,13 @@ def test_short_runs_are_not_compiled(settled: Any) -> None:
 
 
 def test_what_has_no_effect_on_this_machine_is_a_note(settled: Any) -> None:
-    assert "bit for bit anyway" in settled("train.deterministic=true").notes[0]
+    assert "repeat anyway" in settled("train.deterministic=true").notes[0]
     assert "4.4x slower here" in settled("train.precision=bfloat16").notes[0]
     assert settled("train.precision=bfloat16").job.train.precision == "bfloat16"
     assert "shards nothing" in settled("layout.zero=3").notes[0]
+    for words in (["train.deterministic=true"], ["layout.zero=3"]):
+        with pytest.raises(Refused, match="--strict refuses"):
+            settled(*words, strict=True)
     with pytest.raises(Refused, match=r"layout\.zero does nothing with layout\.shape"):
         settled("layout.zero=3", "layout.shape=replicate2")
 
@@ -158,18 +161,17 @@ def test_devices_shard(settled: Any) -> None:
 
 
 def test_not_enough_memory_names_overrides_that_suffice(settled: Any) -> None:
-    small = a_machine(memory=2300 << 20)
+    small = a_machine(memory=3500 << 20)
     with pytest.raises(Refused, match="not enough memory: a worker needs about") as caught:
         settled("batch.sequence=4096", "batch.tokens=8192", "model.layers=24", "memory.loss_chunk=4096", machine=small)
     assert "memory.loss_chunk=128" in caught.value.do
     assert caught.value.code == 2
-    sufficient = [
-        line.split("  ")[1].split() for line in caught.value.do.splitlines()[1:] if "not enough alone" not in line
-    ]
-    assert sufficient
+    lines = [line.split("  ")[1] for line in caught.value.do.splitlines()[1:] if "not enough alone" not in line]
+    assert {"--workers 1", "model.layers=12", "batch.sequence=2048"} <= set(lines)
     base = ["batch.sequence=4096", "batch.tokens=8192", "model.layers=24", "memory.loss_chunk=4096"]
-    for words in sufficient:
-        settled(*base, *words, machine=small)
+    for line in lines:
+        alone = line == "--workers 1"
+        settled(*base, *([] if alone else line.split()), machine=small, workers=1 if alone else 2)
 
 
 def test_a_written_limit_counts(settled: Any) -> None:

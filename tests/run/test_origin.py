@@ -70,6 +70,8 @@ def test_commit_and_uncommitted_changes(tmp_path):
     git("commit", "-qm", "one")
     commit, changed = origin.code(tmp_path)
     assert commit is not None and len(commit) == 40
+    (tmp_path / "installed").mkdir()
+    assert origin.code(tmp_path / "installed") == (None, "")
     assert changed == ""
     (tmp_path / "a.py").write_text(f'x = 2\nAPI_KEY = "{CANARY}"\n')
     commit_again, changed = origin.code(tmp_path)

@@ -24,7 +24,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 
 def test_torchrun_gives_the_same_bits(command: Command, undisturbed: Run) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     started = command.train("launched", workers=None, program=(*torchrun, "-m", "--", "argosy"))
     started.reach(9)
     assert started.stop() == DONE, started.text

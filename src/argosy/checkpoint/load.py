@@ -7,7 +7,9 @@ were saved with them. Every piece read is verified against its checksum. Nothing
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,9 @@ from argosy.checkpoint.save import TYPES, local_part
 from argosy.checkpoint.store import Checkpoint, at, newest, plan_of, search, sidecar_of
 from argosy.errors import MACHINE, Refused
 from argosy.layout.placement import Box, cut, inside, overlap, volume
-from argosy.run.folder import Run
+from argosy.run.folder import Run, append_line
 
-__all__ = ["at", "load", "newest", "search"]
+__all__ = ["at", "load", "newest", "search", "tell_skipped"]
 
 _DTYPES = {name: dtype for dtype, name in TYPES.items()}
 
@@ -48,6 +50,17 @@ def load(run: Run, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, par
             code=MACHINE,
         ) from None
     return dict(checkpoint.facts)
+
+
+def tell_skipped(run: Run, found: Checkpoint | None, reasons: Sequence[str]) -> None:
+    """Tell whoever leads `run` why newer checkpoints than `found` are not used: lines in saved.jsonl, which it shows."""
+    used = f"step {found.step} is used instead" if found is not None else "there is no other: training begins anew"
+    for reason in reasons:
+        sentence = f"{reason}; {used}"
+        print(sentence, file=sys.stderr)
+        append_line(
+            run.local / "saved.jsonl", {"ok": False, "error": "damaged", "sentence": sentence, "time": time.time()}
+        )
 
 
 def set_aside(checkpoint: Checkpoint) -> Path:

@@ -44,6 +44,7 @@ class Machine:
     platform: str = ""
     python: str = ""
     processor: str = ""
+    missing: tuple[str, ...] = ()  # what CUDA_VISIBLE_DEVICES names and nobody has
 
     def disk_free(self, path: Path) -> int:
         """Free bytes of the file system that `path`, or the nearest folder above it that exists, lies on."""
@@ -53,15 +54,17 @@ class Machine:
 def machine() -> Machine:
     """What is here now."""
     total, available = _memory()
+    devices, missing = _devices()
     return Machine(
         cores=cores(),
         memory_bytes=total,
         memory_available=available,
-        devices=_devices(),
+        devices=devices,
         compiler=_compiler(),
         platform=f"{platform.system()}-{platform.machine()}",
         python=platform.python_version(),
         processor=_processor(),
+        missing=missing,
     )
 
 
@@ -145,29 +148,34 @@ def _inactive(folder: Path) -> int:
     return int(known.get("total_inactive_file", known.get("inactive_file", 0)))
 
 
-def _devices() -> tuple[DeviceKind, ...]:
-    """NVIDIA devices that CUDA_VISIBLE_DEVICES leaves; none where their driver's program is missing."""
-    program = shutil.which("nvidia-smi")
+def _devices() -> tuple[tuple[DeviceKind, ...], tuple[str, ...]]:
+    """NVIDIA devices that CUDA_VISIBLE_DEVICES leaves, and what it names that is not there."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if program is None or visible in ("", "-1"):
-        return ()
+    wanted = None if visible is None else tuple(word.strip() for word in visible.split(",") if word.strip())
+    if wanted == () or (wanted and wanted[0] == "-1"):
+        return (), ()
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return (), wanted or ()
     ask = [program, "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
     try:
         rows = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
-        return ()
-    return _listed(rows, visible.split(",") if visible else None)
+        rows = []
+    return _listed(rows, wanted)
 
 
-def _listed(rows: Iterable[str], visible: list[str] | None) -> tuple[DeviceKind, ...]:
-    """The devices in nvidia-smi's rows "index, uuid, name, MiB", those in `visible` only."""
-    found = []
+def _listed(rows: Iterable[str], wanted: Sequence[str] | None) -> tuple[tuple[DeviceKind, ...], tuple[str, ...]]:
+    """The devices in nvidia-smi's rows "index, uuid, name, MiB", those in `wanted` only; and what of it is not there."""
+    found: list[DeviceKind] = []
+    matched: set[str] = set()
     for row in rows:
         index, uuid, name, mebibytes = (word.strip() for word in row.split(",", 3))
-        if visible is None or any(index == want.strip() or uuid.startswith(want.strip()) for want in visible):
-            memory = int(mebibytes) << 20 if mebibytes.isdigit() else 0
-            found.append(DeviceKind("cuda", name, memory))
-    return tuple(found)
+        named = [want for want in wanted or () if want == index or (not want.isdigit() and uuid.startswith(want))]
+        matched.update(named)
+        if wanted is None or named:
+            found.append(DeviceKind("cuda", name, int(mebibytes) << 20 if mebibytes.isdigit() else 0))
+    return tuple(found), tuple(want for want in wanted or () if want not in matched)
 
 
 def _compiler() -> str | None:
@@ -247,6 +255,6 @@ def _machine_key() -> str:
         torch = version("torch")
     except PackageNotFoundError:
         torch = "none"
-    devices = ",".join(device.name for device in _devices())
+    devices = ",".join(device.name for device in _devices()[0])
     words = (platform.node(), _processor(), str(cores()), torch, devices, os.environ.get("OMP_NUM_THREADS", ""))
     return "\0".join(words)

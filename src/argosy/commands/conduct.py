@@ -60,10 +60,7 @@ class Wanted:
         if self.job is None or isinstance(self.job, str):
             return load(self.job, self.overrides, strict=self.strict)
         values = self.job.model_dump(exclude_unset=True) if isinstance(self.job, Job) else dict(self.job)
-        for word in self.overrides:
-            key, _, value = word.removeprefix("--").partition("=")
-            values[key] = value
-        return job_from(values, strict=self.strict)
+        return job_from(values, self.overrides, strict=self.strict)
 
 
 @dataclass
@@ -135,7 +132,6 @@ def hold(stack: ExitStack, start: Start, asked: Asked) -> int:
     Somebody may have been faster: what lies there is judged again under the lock.
     """
     path = start.verdict.path
-    fresh = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = stack.enter_context(Run(path).lock(note=start.screen.note))
@@ -144,8 +140,6 @@ def hold(stack: ExitStack, start: Start, asked: Asked) -> int:
     if start.verdict.action != "continue":
         if rule.look(path).kind not in ("empty", "missing"):
             raise Refused("another start has just made a run here.", where=str(path), do="Give the same command again.")
-        if fresh:
-            start.verdict = replace(start.verdict, because=start.verdict.because)
         return lock
     start.verdict = rule.judge(asked, rule.look(path), rule.free_name(path))
     if start.verdict.action == "refuse":
@@ -184,10 +178,10 @@ def keep(start: Start) -> Run:
     assert start.settled is not None
     assert start.prepared is not None
     verdict, job, settled, prepared = start.verdict, start.loaded.job, start.settled, start.prepared
-    run, text = Run(verdict.path), origin.mask(start.loaded.text)
+    run, text, source = Run(verdict.path), origin.mask(start.loaded.text), origin.origin()
     if verdict.action != "continue":
         parents = [_parent(verdict)] if verdict.source else []
-        folder.create(run.path, asked=job, text=text, origin=origin.origin(), parents=parents)
+        folder.create(run.path, asked=job, text=text, origin=source, parents=parents)
         if verdict.source:
             _inherit(Run(verdict.source), run, verdict.step)
     elif verdict.renew:
@@ -199,8 +193,8 @@ def keep(start: Start) -> Run:
     _ledger(run, settled.job, verdict)
     folder.settle(run, job, start.loaded.written, settled.settings, prepared.folder, text)
     shutil.copyfile(prepared.tokenizer, run.path / "tokenizer.json")
-    run.update_info(**origin.origin(), **_facts(start))
-    Journal(run).note("begun", time=start.wanted.began, command=origin.origin()["command"], because=verdict.because)
+    run.update_info(**source, **_facts(start))
+    Journal(run).note("begun", time=start.wanted.began, command=source["command"], because=verdict.because)
     _latest(run.path)
     start.screen.log_to(run.path / "log.txt")
     return run

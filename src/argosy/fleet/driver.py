@@ -28,6 +28,7 @@ from argosy.run.incarnation import Incarnation
 BEAT = 0.1  # seconds between looks at record and requests; what ends is seen at once
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, a quota, a limit of file size say
 TAIL = 40  # lines of a failed process's log that crash.txt keeps
+SHOWN = 5  # of them that are shown where the process did not say itself why it left
 
 
 @dataclass(frozen=True)
@@ -153,12 +154,14 @@ class Driver:
     def _failed(self, event: Event, action: GiveUp, because: str) -> Outcome:
         followup = ""
         if isinstance(event, Broken):
-            log = self.agent.log_of(culprit(event.ends))
+            end = culprit(event.ends)
+            log = self.agent.log_of(end)
             tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:] if log.is_file() else []
             if action.code == BUG:
                 followup = f"A bug of Argosy, or of the machine: {self._crash(because, tail)} tells what is known."
             elif tail:
-                followup = f"Its last lines are in {log}."
+                said = [] if end.sentence else tail[-SHOWN:]  # what it told is in `because` already
+                followup = "\n".join([*said, f"Its log: {log}"])
             if self.debug:
                 followup = "\n".join([followup, *tail])
         if len(self.fleet.evidence) > 1:
@@ -203,7 +206,9 @@ class Driver:
     @contextmanager
     def _signals(self) -> Iterator[int]:
         """Turn signals into requests while inside; a second Ctrl-C raises KeyboardInterrupt wherever it arrives."""
-        reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        os.set_blocking(writing, False)
 
         def note(number: int, frame: FrameType | None) -> None:
             name = signal.Signals(number).name

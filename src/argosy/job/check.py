@@ -47,7 +47,6 @@ DEAD = (
     Dead(("faults.restarts",), "faults.recover", _is(False)),
     Dead(_SAMPLES, "observe.sample_every", _is("never")),
     Dead(("evaluate.tokens",), "evaluate.every", _is("never")),
-    Dead(("evaluate.every", "evaluate.tokens"), "data.held_out", lambda value: quantities.fraction(value) == 0),
 )
 
 

@@ -72,12 +72,14 @@ def load(name: str | None = None, overrides: Sequence[str] = (), *, strict: bool
     return _join([*levels, said] if said.values else levels, chain, base, strict)
 
 
-def job_from(values: Mapping[str, Any], *, strict: bool = False) -> Loaded:
-    """The job that a nested dict describes, as the Python API takes it; "extends" works as in a file."""
+def job_from(values: Mapping[str, Any], overrides: Sequence[str] = (), *, strict: bool = False) -> Loaded:
+    """The job that a nested dict describes, as the Python API takes it; "extends" and `overrides` work as in `load`."""
     text = _plain_table(values)
     level = _level(text, "job", Path.cwd(), {})
     parents, chain = ([], []) if text.get("extends") is None else _chain(str(text["extends"]))
-    return _join([*parents, level], [*chain, "job"], Path.cwd(), strict)
+    said = _overrides(overrides)
+    levels = [*parents, level, said] if said.values else [*parents, level]
+    return _join(levels, [*chain, "job"], Path.cwd(), strict)
 
 
 def _plain_table(values: Mapping[str, Any]) -> dict[str, Any]:

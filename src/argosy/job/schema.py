@@ -159,7 +159,7 @@ class DataSection(Section):
     tokenizer: str | Trained = Field("bytes", json_schema_extra={"path": "bytes"})
     """ "bytes", the path of a tokenizer.json, or { train = "bpe", vocabulary = 2048 }."""
     held_out: Share = 0.02
-    """Share of the documents never trained on, chosen by their hash."""
+    """Share of the documents never trained on, chosen by their hash; always at least one, and at least one left."""
     license: str = "unknown"
     """Licence of the text, shown in the report."""
     cache: str | None = Field(None, json_schema_extra={"change": "free", "path": ""})

@@ -17,7 +17,12 @@ BASE_CPU = 250 << 20  # Python, torch and its libraries
 BASE_CUDA = 900 << 20  # the same on the host side plus the CUDA context on the device
 COMPILER = 170 << 20  # what torch.compile leaves in a process that has used it
 WORKING = 110 << 20  # kernels' scratch memory and what the allocator does not give back
-WIDER = {True: 0.6, False: 3.3}  # bytes kept beside each activation, compiled or not: float32 copies in norms and rotations
+WIDER = {
+    True: 0.6,
+    False: 3.3,
+}  # bytes kept beside each activation, compiled or not: float32 copies in norms and rotations
+DENSE = 512  # longest sequence whose attention scores are held whole for a moment (model/kernels.py)
+SCORE = 6  # bytes each of them takes then
 ENDS = 56  # bytes per token and width at both ends of the model: embedding, last norm, their gradients
 
 
@@ -38,21 +43,29 @@ class Peak:
         return self.base + self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
-def _block_activations(model: ModelSection, block: BlockSection, width: float) -> float:
-    """Bytes kept for backward per token by one block, `width` bytes an element."""
+def kept(model: ModelSection, block: BlockSection) -> int:
+    """Elements per token that one block keeps for its backward pass."""
     heads = block.heads or 1
     size, kv_heads = flops.head_size(model, block), block.kv_heads or heads
     inner = (3 if block.activation == "swiglu" else 2) * flops.hidden(model, block)
     # Residual in and out, two normed inputs; queries, output of attention; keys, values; the feed-forward's inner values.
-    kept = 4 * (model.width or 0) + 2 * heads * size + 2 * kv_heads * size + inner
-    return width * kept + 4 * heads + 8 + (8 * (model.width or 0) if block.dropout else 0)
+    return 4 * (model.width or 0) + 2 * heads * size + 2 * kv_heads * size + inner
+
+
+def _block_activations(model: ModelSection, block: BlockSection, width: float) -> float:
+    """Bytes kept for backward per token by one block, `width` bytes an element."""
+    beside = 4 * (block.heads or 1) + 8 + (8 * (model.width or 0) if block.dropout else 0)
+    return width * kept(model, block) + beside
 
 
 def activations(job: Job, micro: int) -> int:
     """Bytes held for one micro-batch of `micro` sequences: what backward needs, and one block's gradients beside it."""
     width = WIDTH[str(job.train.precision)] + WIDER[job.train.compile is True]
-    kept = [_block_activations(job.model, block, width) for block in layers(job.model)]
-    return round(micro * job.batch.sequence * (sum(kept) + max(kept) + ENDS * (job.model.width or 0)))
+    each = [_block_activations(job.model, block, width) for block in layers(job.model)]
+    held = micro * job.batch.sequence * (sum(each) + max(each) + ENDS * (job.model.width or 0))
+    heads = max(block.heads or 1 for block in layers(job.model))
+    scores = micro * heads * job.batch.sequence**2 * SCORE if job.batch.sequence <= DENSE else 0
+    return round(held + scores)
 
 
 def logits(job: Job) -> int:
@@ -85,6 +98,11 @@ def peak(job: Job, layout: Layout, micro: int, device: str = "cpu") -> Peak:
         activations=activations(job, micro),
         logits=logits(job),
     )
+
+
+def beside(job: Job) -> int:
+    """Bytes that a node needs beside its workers: parent, reader and snapshot process, two slots of the state in /dev/shm."""
+    return (220 << 20) + 2 * checkpoint(job)
 
 
 def checkpoint(job: Job) -> int:

@@ -21,8 +21,8 @@ def settle_memory(draft: _Draft, layout: Layout, machine: Machine, world: int) -
     """Put the micro-batch in force; Refused, with overrides that would help, where no micro-batch fits."""
     asked = draft.loaded.job.batch.micro
     device = "cuda" if machine.devices else "cpu"
-    limit = _limit(draft, machine, world)
     job = draft.job()
+    limit = _limit(draft, job, machine, world)
     sequences = job.batch.tokens // job.batch.sequence
     mine = max(len(share(sequences, layout.data, part)) for part in range(layout.data))
     if asked != "auto":
@@ -43,14 +43,14 @@ def settle_memory(draft: _Draft, layout: Layout, machine: Machine, world: int) -
         raise _refusal(draft, job, layout, micro, limit, device, world, need)
 
 
-def _limit(draft: _Draft, machine: Machine, world: int) -> int:
+def _limit(draft: _Draft, job: Job, machine: Machine, world: int) -> int:
     """Bytes that one worker may take."""
     asked = draft.loaded.job.memory.limit
     if asked != "auto":
         return int(asked) // world
     if machine.devices:
         return min(device.memory_bytes for device in machine.devices)
-    return machine.memory_available // world
+    return max(0, machine.memory_available - memory.beside(job)) // world
 
 
 def largest(job: Job, layout: Layout, mine: int, limit: int, device: str) -> int:
@@ -66,13 +66,15 @@ def _refusal(
 ) -> Refused:
     """Which overrides bring the prediction down, those that suffice first."""
     remedies = []
+    if world > 1 and device == "cpu" and memory.peak(job, Layout(), micro, device).total <= limit * world:
+        remedies.append((memory.peak(job, Layout(), micro, device).total, "--workers 1"))
     for text, changed, at in _remedies(job, micro, world):
         found = memory.peak(changed, _relaid(layout, changed, world), at, device).total
         if found < need:
             remedies.append((found, text))
     lines = [
-        f"\n  {text:<34} {bytes_text(found):>9}{'' if found <= limit else ' (not enough alone)'}"
-        for found, text in sorted(remedies, key=lambda one: (one[0] > limit, one[0]))
+        f"\n  {text:<34} {bytes_text(found):>9}{'' if found <= limit or text[:2] == '--' else ' (not enough alone)'}"
+        for found, text in sorted(remedies, key=lambda one: (one[0] > limit and one[1][:2] != "--", one[0]))
     ]
     what = f"not enough memory: a worker needs about {bytes_text(need)}, it may take {bytes_text(limit)}"
     what += f" ({world} workers share it)." if world > 1 and device == "cpu" else "."

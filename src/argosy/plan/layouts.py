@@ -15,6 +15,14 @@ def workers(job: Job, machine: Machine, asked: int | None = None, world: int | N
 
     0 means one rank inside the calling process.
     """
+    if machine.missing:
+        there = f"{len(machine.devices)} of the devices it names" if machine.devices else "none of the devices it names"
+        raise Refused(
+            f"no such device: {', '.join(machine.missing)}.",
+            where="CUDA_VISIBLE_DEVICES",
+            found=f"{there} on this machine",
+            do="Correct the variable; empty (CUDA_VISIBLE_DEVICES=) trains on the CPU.",
+        )
     if world is not None:
         if asked is not None and asked != world:
             raise Refused(f"--workers {asked}, but the launcher started {world} ranks.", do="Leave --workers out.")
@@ -22,9 +30,21 @@ def workers(job: Job, machine: Machine, asked: int | None = None, world: int | N
     if asked is not None:
         if asked < 0:
             raise Refused(f"--workers {asked} is no number of workers.", do="Give 0 (inside this process) or more.")
-        return asked
+        return _seated(asked, machine, f"--workers {asked}")
     named = 1 if job.layout.shape == "auto" else _product(job.layout.shape)
-    return max(len(machine.devices) or min(2, machine.cores), named)
+    count = max(len(machine.devices) or min(2, machine.cores), named)
+    return _seated(count, machine, f'layout.shape = "{job.layout.shape}"')
+
+
+def _seated(count: int, machine: Machine, asked_by: str) -> int:
+    """`count`, where every worker has a device of its own, or none needs one."""
+    if machine.devices and count > len(machine.devices):
+        raise Refused(
+            f"{asked_by} needs {count} devices.",
+            found=f"{len(machine.devices)} ({machine.devices[0].name})",
+            do=f"Use --workers {len(machine.devices)}, or CUDA_VISIBLE_DEVICES= for the CPU.",
+        )
+    return count
 
 
 def _product(shape: str) -> int:

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-LIMIT = 120.0  # seconds that a call may take; machines that test are busy
+LIMIT = 240.0  # seconds that a call may take; machines that test are busy
 _LENGTH = struct.Struct("<I")
 
 
@@ -153,7 +153,11 @@ def _forked(address: str, rank: int) -> int:
         return child
     code = 1
     try:
-        os.close(0)  # the owner's end of it would otherwise stay open as long as a rank lives
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(
+            nothing, 0
+        )  # the server's input is the server's alone; a closed one would give its number to another file
+        os.close(nothing)
         _rank(address, rank)
         code = 0
     finally:

@@ -42,9 +42,10 @@ def enter(entry: str, role: str, run: str, incarnation: int, parent: int, rank: 
     What it prints, and the traceback of what it raises, goes to `log/`; its exit code and, where it failed, one sentence
     go to the run's local folder, for the parent.
     """
-    guardian.watch(parent)
     place = Run(run)
     _log(place.log / f"{role}.txt")
+    # After the log: where standard input came closed, the guardian's descriptor would be 0, and the log would replace it.
+    guardian.watch(parent)
     _signals(place.local)
     code, kind, sentence = 0, "", ""
     try:

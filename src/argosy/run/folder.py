@@ -27,6 +27,7 @@ from argosy.run.ledger import Ledger
 VERSION = 1
 PREPARED = "data.prepared"  # an extra setting, no key of a job: the folder of prepared text
 PATIENCE = 5.0  # seconds that a second start waits for the first to leave
+GLANCE = 0.15  # seconds that a lock may be held by somebody who only looks whether it is free
 
 
 class Run:
@@ -231,18 +232,18 @@ def append_line(path: Path, row: Mapping[str, object]) -> None:
 
 
 def _wait(descriptor: int, path: Path, patience: float, note: Callable[[str], None]) -> None:
-    end, told = time.monotonic() + patience, False
+    begin, told = time.monotonic(), False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
             pid = _holder(descriptor)
-        if time.monotonic() >= end:
+        if time.monotonic() - begin >= patience:
             what = f"the run is in use by process {pid}." if pid else "the run is in use by another process."
             do = f"Wait for it, stop it (argosy stop {path}), or give another folder: --run DIR."
             raise Refused(what, where=str(path), do=do)
-        if not told:
+        if not told and time.monotonic() - begin > GLANCE:
             note(f"{path} is in use by process {pid}: waiting up to {patience:.0f} s")
             told = True
         time.sleep(0.05)

@@ -79,9 +79,12 @@ def origin(arguments: Sequence[str] | None = None, source: Path | None = None) -
 
 
 def code(folder: Path) -> tuple[str | None, str]:
-    """(commit, uncommitted changes as a masked patch) of the checkout that `folder` lies in; (None, "") outside of one."""
+    """(commit, uncommitted changes as a masked patch) of the checkout that `folder` is part of; (None, "") outside of one.
+
+    A program installed into somebody's repository, but not kept by it, is none of that repository's code.
+    """
     commit = _git(folder, "rev-parse", "HEAD")
-    if not commit:
+    if not commit or not _git(folder, "ls-files", "."):
         return None, ""
     patch = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff")
     if len(patch) > DIFF_BYTES:

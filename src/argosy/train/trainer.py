@@ -5,12 +5,12 @@ Small methods that callbacks and tests call too. Knows a State, a feed, an execu
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from argosy.device.device import Device
+from argosy.device.memory import device_peak, peak
 from argosy.parallel.execute import Executor
 from argosy.points import point
 from argosy.run.record import Recorder
@@ -51,10 +51,12 @@ class Trainer:
         asked: Callable[[], frozenset[str]] = frozenset,
         held: Callable[[], tuple[float, ...]] = lambda: (0.0,) * GENERATIONS,
         after_first: Callable[[], None] = lambda: None,
+        device: Device | None = None,
     ):
         self.state, self.feed, self.execute, self.agree = state, feed, execute, agree
         self.steps, self.rank, self.callbacks = steps, rank, tuple(callbacks)
         self.asked, self.held, self.after_first = asked, held, after_first
+        self.device = device or Device("cpu")
         self.wants_save = False  # a callback of this rank wants a checkpoint: said in the next vote
         self.stopping = False  # a stop was agreed: this step is the last
         agree.asks = self.asks
@@ -121,7 +123,7 @@ class Trainer:
         recorder.step(number, entered, left)
 
     def record_memory(self) -> None:
-        """Write the largest memory this process has had, in bytes."""
-        unit = 1 if sys.platform == "darwin" else 1024  # getrusage speaks bytes on one, KiB on the other
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        self.recorder.scalar("memory_peak", self.state.step, peak)
+        """Write the most memory this process ever held, and its tensors on a device of their own, in bytes."""
+        self.recorder.scalar("memory_peak", self.state.step, peak())
+        if self.device.kind == "cuda":
+            self.recorder.scalar("memory_device", self.state.step, device_peak(self.device))

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from argosy.checkpoint.load import load
+from argosy.checkpoint.load import load, tell_skipped
 from argosy.checkpoint.save import Saver, specs_of
-from argosy.checkpoint.store import Checkpoint, at, newest
+from argosy.checkpoint.store import Checkpoint, at, search
 from argosy.data.batch import Batch, counted_bytes, held_out_batches
 from argosy.data.reader import LocalBatches, batches
 from argosy.data.shards import Shards
 from argosy.data.tokenizer import open_tokenizer
 from argosy.device.device import Device
+from argosy.device.memory import ran_out
 from argosy.device.precision import dtype
 from argosy.device.threads import limit
 from argosy.device.torch_versions import compile_strictly
@@ -79,7 +80,7 @@ def explained(error: BaseException, rank: int) -> tuple[str, Refused | None]:
     if isinstance(error, Refused):
         return "diverged" if error.code == NO else "refused", error
     text = str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in text:
+    if ran_out(error):
         do = "Use less: --batch.micro, --batch.sequence, or more workers."
         return "out_of_memory", Refused(f"rank {rank} is out of memory.", found=text[:200], do=do, code=MACHINE)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -211,7 +212,9 @@ class Worker:
 
     def agreed(self, run: Run, mesh: Mesh) -> Checkpoint | None:
         """The checkpoint that rank 0 finds newest. The others are told, since one may just be being committed."""
-        found = newest(run) if self.rank == 0 else None
+        found, reasons = search(run.checkpoints) if self.rank == 0 else (None, [])
+        if reasons and run is self.run:
+            tell_skipped(run, found, reasons)
         step = torch.tensor([-1 if found is None else found.step], dtype=torch.int64, device=self.device.torch)
         if mesh.world is not None:
             dist.broadcast(step, 0, group=mesh.world)
@@ -280,6 +283,7 @@ class Worker:
             asked=self.wishes,
             held=self.saver.held,
             after_first=self.after_first,
+            device=self.device,
         )
 
     def fed(self, step: int) -> Any:
