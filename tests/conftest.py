@@ -9,7 +9,6 @@ from hypothesis import settings
 
 from argosy.prove.pool import Pool
 
-
 # No deadline: a loaded machine is slow, not wrong. The same examples everywhere: a failure in CI is a failure here.
 settings.register_profile("argosy", deadline=None, derandomize=True, max_examples=40, database=None)
 settings.load_profile("argosy")

@@ -98,7 +98,7 @@ def train() -> Tally:
             [make, "train", f"ARGS={arguments}"] if make else [sys.executable, "bootstrap.py", "train", *SHORT_TRAIN]
         )
         code = run(command, environment)
-        pages = list(Path(folder).glob("*/report.html"))
+        pages = list({page.resolve() for page in Path(folder).glob("*/report.html")})  # runs/latest is a link
         good = code == 0 and len(pages) == 1 and 0 < pages[0].stat().st_size < 1_000_000
     if not good:
         print(f"FAILED: make train ended with {code} and left {len(pages)} pages", flush=True)

@@ -246,13 +246,19 @@ class Command:
         """End whatever a failed test left."""
         for made in self.started:
             made.pids()
-            for pid in {made.process.pid, *made.seen}:
+            for pid in {made.process.pid, *made.seen, *_named(made.run.path)}:
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
             made.process.wait()
         self.started.clear()
+
+
+def _named(run: Path) -> list[int]:
+    """Processes that name `run` in their command line: ranks that a killed launcher leaves behind."""
+    found = psutil.process_iter(["pid", "cmdline"])
+    return [process.info["pid"] for process in found if str(run) in (process.info["cmdline"] or ())]
 
 
 def write_text(folder: Path) -> None:

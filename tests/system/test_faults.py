@@ -43,9 +43,7 @@ INTERRUPTIONS: dict[str, tuple[Callable[[Started], object], int]] = {
         TERMINATED,
     ),
     "SIGTERM to a worker": (lambda started: started.kill("rank-0001", signal.SIGTERM), TERMINATED),
-    "SIGINT to a worker": (lambda started: started.kill("rank-0000", signal.SIGINT), INTERRUPTED),
     "SIGUSR1": (lambda started: started.process.send_signal(signal.SIGUSR1), SAVED),
-    "stop": (lambda started: (started.run.path / "stop").touch(), DONE),
 }
 
 
@@ -76,17 +74,16 @@ def test_the_command_killed_leaves_nothing_and_goes_on(command: Command, undistu
     same(again.run, undisturbed, 8)
 
 
-@pytest.mark.parametrize("role", ["reader", "snapshot", "server"])
-def test_what_stands_beside_the_workers_is_started_again(command: Command, undisturbed: Run, role: str) -> None:
-    started = command.train(f"without-{role}")
+def test_what_stands_beside_the_workers_is_started_again(command: Command, undisturbed: Run) -> None:
+    started = command.train("beside")
     started.reach(2)
-    killed = started.kill(role)
-    started.until(lambda: started.pids().get(role, killed) != killed, f"a new {role}")
-    reached = started.step
-    started.reach(reached + 4)
+    for role in ("reader", "snapshot", "server"):
+        killed = started.kill(role)
+        started.until(lambda role=role, killed=killed: started.pids().get(role, killed) != killed, f"a new {role}")
+        started.reach(started.step + 3)
     assert started.stop() == DONE, started.text
     assert {row["incarnation"] for row in rows(started.run.path / "metrics.jsonl")} == {1}, "no worker was restarted"
-    same(started.run, undisturbed, 6)
+    same(started.run, undisturbed, 8)
 
 
 def test_kills_in_a_row_at_random_moments(command: Command, undisturbed: Run) -> None:

@@ -99,6 +99,7 @@ def test_make_train_must_leave_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
             folder = Path(environment["ARGOSY_RUNS"], "laptop")
             folder.mkdir()
             (folder / "report.html").write_bytes(b"x" * size)
+            folder.with_name("latest").symlink_to(folder)
             return code
 
         return train
