@@ -8,6 +8,7 @@ busy machine says so itself. All samples are kept in `benchmarks/results/`, and 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,6 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 RESULTS = ROOT / "benchmarks" / "results"
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 GEMM = """
 import sys, time, torch
 threads, seconds, dtype = int(sys.argv[1]), float(sys.argv[2]), getattr(torch, sys.argv[3])
@@ -116,15 +118,35 @@ def _own() -> float:
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
+def adopt() -> None:
+    """Have orphaned descendants handed to this process, so that their CPU seconds can be counted (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap(seconds: float = 15.0) -> None:
+    """Wait until all descendants of a contestant have ended, and take their CPU seconds into our own count."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            time.sleep(0.02)
+
+
 @contextmanager
 def load() -> Iterator[dict[str, float]]:
     """Measures, over the block, "seconds" and "foreign": the share of all cores that went to other programs.
 
-    Descendants count as our own once they have ended and were waited for, so the block should end with them.
+    Descendants count as our own once they have ended and were waited for: the block's end waits for those left over.
     """
+    adopt()
     found: dict[str, float] = {}
     began, busy, own = time.monotonic(), _busy(), _own()
     yield found
+    reap()
     found["seconds"] = time.monotonic() - began
     other = (_busy() - busy) - (_own() - own)
     found["foreign"] = max(0.0, other / (found["seconds"] * (os.cpu_count() or 1)))

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import resource
 import subprocess
@@ -17,6 +18,16 @@ from argosy.errors import INPUT, MACHINE, Refused
 from argosy.job.schema import DataSection
 
 BPE = {"train": "bpe", "vocabulary": 300}
+
+
+def helpers() -> list[psutil.Process]:
+    """The living helpers of this process. Children of other tests may be ending at any moment."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one, too
+            if "argosy.data.encode" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def section(source: Path, **keys: Any) -> DataSection:
@@ -183,10 +194,9 @@ def test_killed_helpers_are_replaced(notes: Path, tmp_path: Path) -> None:
 
     def progress(what: str, done: int, total: int) -> None:
         if what == "tokens" and done and not killed:
-            for child in psutil.Process().children():
-                if "argosy.data.encode" in child.cmdline():
-                    child.kill()
-                    killed.append(child.pid)
+            for child in helpers():
+                child.kill()
+                killed.append(child.pid)
 
     prepared = made(notes, tmp_path / "cache", workers=2, progress=progress)
     assert killed
@@ -201,7 +211,7 @@ def test_ctrl_c_leaves_no_helper_and_goes_on_later(notes: Path, tmp_path: Path) 
 
     with pytest.raises(KeyboardInterrupt):
         made(notes, tmp_path / "cache", workers=2, progress=interrupt)
-    assert not [child for child in psutil.Process().children() if "argosy.data.encode" in child.cmdline()]
+    assert not helpers()
     assert text_of(made(notes, tmp_path / "cache")) == {path.name: path.read_text() for path in notes.iterdir()}
 
 

@@ -56,7 +56,7 @@ def probe(device: Device, shapes: Sequence[tuple[int, int, int]] = SHAPES, secon
         "devices": [torch.cuda.get_device_name(index) for index in range(counts()["cuda"])],
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "gemm": {name: round(gemm(device, kind, shapes, seconds), 1) for name, kind in kinds.items()},
+        "gemm": {name: float(f"{gemm(device, kind, shapes, seconds):.4g}") for name, kind in kinds.items()},
         "bandwidth": round(bandwidth(device, seconds)),
         "compiler": torch_versions.compiler_path(),
         "compile": compiles(),
