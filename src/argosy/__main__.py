@@ -5,7 +5,6 @@ Every file of `commands` that has `register(app)` is a command; `HELP` names its
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -16,10 +15,9 @@ from pkgutil import iter_modules
 import typer
 
 from argosy import commands
-from argosy.errors import BUG, INTERRUPTED, MACHINE, Refused
+from argosy.errors import BUG, FULL, INTERRUPTED, MACHINE, Refused
 
 SECTIONS = ("Start here", "Runs", "Data and models", "Plan", "Clusters", "Check and change")
-FULL = (errno.ENOSPC, errno.EDQUOT)
 PARTS = ("conduct", "launched")  # of `train`: no commands, and too heavy to load for a help text
 EPILOG = (
     "Any key of a job can be given to train: --optim.lr 3e-4 or optim.lr=3e-4. "
@@ -72,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     except OSError as error:
         if error.errno in FULL:
-            print(f"error: {error.filename or 'this machine'}: the disk is full ({error.strerror})", file=sys.stderr)
+            print(f"error: {error.filename or 'this machine'}: {FULL[error.errno]} ({error.strerror})", file=sys.stderr)
             return MACHINE
         if isinstance(error, BrokenPipeError):  # `argosy runs | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 DONE = 0  # also after `argosy stop`
 BUG = 1  # ours: crash.txt tells
 INPUT = 2  # yours, found before a step
@@ -10,6 +12,11 @@ MACHINE = 4  # disk or memory ran out during the run, device or node lost, retri
 SAVED = 75  # saved after SIGUSR1, or after SIGTERM where a scheduler asks again (EX_TEMPFAIL)
 INTERRUPTED = 130  # saved after SIGINT
 TERMINATED = 143  # saved after SIGTERM
+FULL = {  # the errors of a disk that takes no more, in words
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your quota is used up",
+    errno.EFBIG: "a file size limit is set",
+}
 
 
 class Refused(Exception):

@@ -17,6 +17,7 @@ POINTS: dict[str, str] = {
     "worker.group": "a worker has joined its process groups",
     "worker.built": "model and optimizer stand, nothing is loaded yet",
     "worker.loaded": "a checkpoint or first weights are in the model",
+    "worker.compile": "the first step of a worker that compiles: the compiler is about to work",
     "step.begin": "before the forward pass of a step",
     "step.vote.before": "gradients stand, the vote was not yet sent",
     "step.vote.after": "the vote is known, nothing was updated",

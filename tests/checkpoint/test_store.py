@@ -15,6 +15,7 @@ from argosy import points
 from argosy.checkpoint import store
 from argosy.checkpoint.manifest import MANIFEST, Damaged, read
 from argosy.checkpoint.store import Checkpoint, listed, newest, opened, problems, prune, search
+from argosy.errors import MACHINE, Refused
 
 W = {"w": torch.arange(50.0)}
 
@@ -78,6 +79,19 @@ def test_none_good_is_none_with_reasons(bench: Any) -> None:
     flip(bench.save(1, W), -1)
     found, reasons = search(bench.run.checkpoints)
     assert found is None and len(reasons) == 1
+
+
+def test_lost_checkpoints_are_refused_and_unfinished_ones_are_not(bench: Any) -> None:
+    store.refuse_lost(bench.run, [])
+    folder = bench.save(1, W)
+    os.replace(folder / MANIFEST, folder / f"{MANIFEST}.damaged")  # set aside by an earlier start
+    with pytest.raises(Refused, match="the only checkpoint of this run is damaged") as caught:
+        store.refuse_lost(bench.run, ["reason 1", "reason 2"])
+    assert caught.value.code == MACHINE
+    assert caught.value.found == "reason 1; reason 2"
+    (folder / f"{MANIFEST}.damaged").unlink()
+    (folder / f".{MANIFEST}.new").write_text("{")  # killed before its first commit
+    store.refuse_lost(bench.run, [])
 
 
 def test_a_good_one_has_no_problems(bench: Any) -> None:

@@ -99,7 +99,7 @@ def test_a_probe_is_kept_per_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     script = f"""
 import sys, json
 open({str(count)!r}, "a").write("x")
-print(json.dumps({{"gemm": {{}}, "said": sys.argv[3:]}}))
+print(json.dumps({{"gemm": {{}}, "said": sys.argv[4:]}}))
 """
     monkeypatch.setattr(sys, "executable", probing(tmp_path / "python", script))
     shapes = [(4096, 192, 576), (4096, 192, 512)]
@@ -114,6 +114,14 @@ print(json.dumps({{"gemm": {{}}, "said": sys.argv[3:]}}))
     for kept in (tmp_path / "probe").iterdir():
         kept.write_text("torn {", encoding="utf-8")
     assert here.probe(tmp_path, shapes) == first
+
+
+def test_a_file_of_the_working_folder_is_not_taken_for_a_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert here.probe(tmp_path / "cache", [(8, 8, 8)])["gemm"]
 
 
 def test_a_probe_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import io
 import shutil
+import signal
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from argosy.checkpoint import store
+from argosy.checkpoint.manifest import Grid, Manifest, Sidecar, checksum
+from argosy.checkpoint.plan import node_file
 from argosy.cluster.here import machine
 from argosy.commands import conduct
 from argosy.commands.conduct import Start, Wanted
-from argosy.errors import Refused
+from argosy.commands.train import interrupted
+from argosy.errors import MACHINE, Refused
+from argosy.fleet.clerk import SCHEDULERS, Clerk
+from argosy.fleet.driver import Outcome
 from argosy.job.load import load
 from argosy.job.schema import Job
-from argosy.observe import progress
-from argosy.run import folder
+from argosy.layout.layout import Layout
+from argosy.observe import progress, report
+from argosy.run import folder, requests, rule
 from argosy.run.folder import Run
 from argosy.run.ledger import Ledger
 
@@ -53,9 +62,20 @@ def begun(*overrides: str, out: io.StringIO | None = None, **options) -> Run:
 
 
 def save(run: Run, step: int) -> None:
+    """A whole checkpoint that holds no tensor."""
     place = run.checkpoints / f"step-{step:06d}"
     place.mkdir()
-    (place / "manifest.json").write_text("{}")
+    layout, name = node_file([], Layout(), [1], 0), "node-0000-inc-0001.safetensors"
+    (place / name).write_bytes(layout.header)
+    sidecar = Sidecar(step, 1, layout.bytes, checksum(layout.header), ())
+    (place / name).with_suffix(".json").write_bytes(sidecar.text())
+    facts = {"version": 1, "step": step, "incarnation": 1, "argosy": "", "torch": "", "created": 0.0, "facts": {}}
+    grid = Grid(degrees={}, nodes=(1,))
+    store.commit(place, Manifest(**facts, grid=grid, tensors=(), files=(store.file_of(name, sidecar),)))
+
+
+def damage(run: Run, step: int) -> None:
+    (run.checkpoints / f"step-{step:06d}/node-0000-inc-0001.safetensors").write_bytes(b"")
 
 
 def test_a_new_run_holds_what_everybody_needs(place):
@@ -86,7 +106,9 @@ def test_the_same_command_goes_on_and_keeps_what_was_measured(place):
     first = begun()
     save(first, 7)
     before = first.setting("train.compile")
-    second = begun()
+    out = io.StringIO()
+    second = begun(out=out)
+    assert "not as it was" not in out.getvalue()
     assert second.path == first.path
     assert second.setting("train.compile") == before
     assert second.info()["id"] == first.info()["id"]
@@ -102,6 +124,13 @@ def test_a_change_stands_in_the_ledger_once(place):
     assert run.job().batch.tokens == 512
 
 
+def test_a_changed_batch_leaves_the_length_in_tokens(place):
+    save(begun("train.tokens=20480"), 7)
+    for _ in range(2):
+        run = begun("train.tokens=20480", "batch.tokens=512", change=True)
+        assert (run.job().train.steps, run.job().train.tokens) == (7 + (20480 - 7 * 1024) // 512, 20480)
+
+
 def test_a_fork_has_its_parents_checkpoint_ledger_and_name(place):
     parent = begun()
     save(parent, 7)
@@ -112,6 +141,109 @@ def test_a_fork_has_its_parents_checkpoint_ledger_and_name(place):
     assert fork.ledger().at(7, "batch.tokens") == 1024
     assert fork.ledger().at(8, "batch.tokens") == 512
     assert Ledger.read(parent.path / "ledger.jsonl").at(8, "batch.tokens") == 1024
+
+
+TRAINED = "data.tokenizer={ train = 'bpe', vocabulary = 280 }"
+
+
+def test_a_run_goes_on_with_the_text_it_began_with(place):
+    first = begun(TRAINED)
+    save(first, 7)
+    prepared, pieces = first.prepared(), (first.path / "tokenizer.json").read_bytes()
+    (place / "text/0.txt").write_text("something else altogether\n" * 50)
+    out = io.StringIO()
+    second = begun(TRAINED, out=out)
+    assert "text is not as it was: the run keeps to the text that it began with" in " ".join(out.getvalue().split())
+    assert second.prepared() == prepared
+    assert second.info()["data"]["digest"] == prepared.name
+    assert (second.path / "tokenizer.json").read_bytes() == pieces
+    begun(TRAINED, run=Path("new"))  # a new run takes the text as it is now
+    assert Run("new").prepared() != prepared
+    shutil.rmtree(prepared)
+    with pytest.raises(Refused, match="not the one that this run was trained on") as caught:
+        begun(TRAINED)
+    assert prepared.name in caught.value.found
+
+
+def test_text_that_is_gone_is_prepared_again_where_it_is_the_same(place):
+    first = begun(TRAINED)
+    save(first, 7)
+    shutil.rmtree("cache")
+    assert begun(TRAINED).prepared() == first.prepared()
+    assert first.prepared().is_dir()
+
+
+def test_weights_keep_the_tokenizer_they_were_trained_with(place):
+    parent = begun(TRAINED)
+    save(parent, 7)
+    pieces = (parent.path / "tokenizer.json").read_bytes()
+    (place / "other").mkdir()
+    for number in range(30):
+        (place / f"other/{number}.txt").write_text(f"quite different words {number}\n" * 50)
+    fork = begun(TRAINED, "data.source=other", fork=True)
+    assert (fork.path / "tokenizer.json").read_bytes() == pieces
+    assert fork.prepared() != parent.prepared()
+    save(fork, 8)
+    out = io.StringIO()
+    begun(TRAINED, "data.source=other", run=fork.path, out=out)
+    assert "not as it was" not in out.getvalue()
+    shutil.rmtree("cache")  # and it is prepared again with them
+    assert begun(TRAINED, "data.source=other", run=fork.path).prepared() == fork.prepared()
+    started = begun(TRAINED, "data.source=other", f"model.init={parent.path.resolve()}", run=Path("started"))
+    assert (started.path / "tokenizer.json").read_bytes() == pieces
+    alone = begun(TRAINED, "data.source=other", run=Path("alone"))
+    assert (alone.path / "tokenizer.json").read_bytes() != pieces
+
+
+def test_a_fork_begins_at_the_newest_checkpoint_that_is_whole(place):
+    parent = begun()
+    save(parent, 7)
+    save(parent, 9)
+    damage(parent, 9)
+    out = io.StringIO()
+    fork = begun("batch.tokens=512", fork=True, out=out)
+    assert fork.newest_step() == 7
+    assert fork.info()["parents"][0]["step"] == 7
+    assert fork.ledger().at(8, "batch.tokens") == 512
+    assert "from step 7 of" in out.getvalue() and "step 7 is used instead" in " ".join(out.getvalue().split())
+    damage(parent, 7)
+    with pytest.raises(Refused, match="none of the 2 checkpoints") as caught:
+        begun(fork=True, run=parent.path)
+    assert caught.value.code == MACHINE
+
+
+def test_a_fork_that_was_killed_while_it_was_made_is_no_run(place, monkeypatch):
+    parent = begun()
+    save(parent, 7)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(folder, "settle", killed)
+        begun(fork=True)
+    assert (Path("runs/smoke-2/checkpoints/step-000007/manifest.json")).is_file()
+    assert rule.look(Path("runs/smoke-2")).kind == "foreign"
+    assert begun().path == parent.path  # nothing goes on with half a fork
+    assert begun(fork=True).path == Path("runs/smoke-3")
+
+
+def test_wishes_count_from_the_moment_the_run_is_busy(place):
+    run = begun()
+    requests.ask(run, "save")  # of an earlier start
+    wanted = Wanted("smoke", ["data.source=text", "data.cache=cache", "train.precision=float32"])
+    screen = progress.screen("plain", io.StringIO())
+    with ExitStack() as stack:
+        loaded = wanted.loaded()
+        asked, verdict = conduct.judged(wanted, loaded, 2)
+        start = Start(wanted, loaded, verdict, machine(), 2, screen)
+        conduct.hold(stack, start, asked)
+        assert requests.asked(run) == set()
+        requests.ask(run, "stop")  # while it is being prepared
+        conduct.ready(start)
+        Clerk(conduct.keep(start), screen).tick()
+    assert requests.asked(run) == {"stop"}
+    assert requests.told(run).stop
 
 
 def test_a_copy_gets_an_id_of_its_own_and_a_moved_run_keeps_it(place):
@@ -154,3 +286,37 @@ def test_somebody_was_faster(place):
     folder.create(verdict.path, asked=loaded.job, text=loaded.text, origin={})
     with ExitStack() as stack, pytest.raises(Refused, match="just made a run"):
         conduct.hold(stack, start, asked)
+
+
+def test_a_page_that_fails_leaves_a_finished_training_finished(monkeypatch):
+    run, out = begun(), io.StringIO()
+
+    def fails(*arguments):
+        raise ValueError(f"no number; HF_TOKEN={CANARY}")
+
+    monkeypatch.setattr(report, "write", fails)
+    monkeypatch.setattr(conduct.words, "end", fails)
+    outcome = Outcome(0, "finished", 20)
+    start = SimpleNamespace(screen=progress.screen("plain", out))
+    assert conduct.last_words(start, run, outcome) is outcome
+    assert "note: the page was not written: ValueError: no number" in out.getvalue()
+    kept = (run.path / "crash.txt").read_text()
+    assert kept.count("Traceback") == 2
+    assert CANARY not in kept
+
+
+@pytest.mark.parametrize(
+    "name, requeue, code",
+    [("SIGINT", False, 130), ("SIGTERM", False, 143), ("SIGTERM", True, 75), ("SIGUSR1", False, 75)],
+)
+def test_a_signal_before_the_first_worker_leaves_with_its_own_code(name, requeue, code, monkeypatch, capsys):
+    for scheduler in SCHEDULERS:
+        monkeypatch.delenv(scheduler, raising=False)
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as left, interrupted(requeue):
+        signal.raise_signal(number)
+    assert left.value.code == code
+    assert signal.getsignal(number) == before
+    said = capsys.readouterr().err
+    assert f"stopped by {'Ctrl-C' if name == 'SIGINT' else name} while nothing was being trained" in said

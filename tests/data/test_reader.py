@@ -1,6 +1,9 @@
+import fcntl
 import json
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -125,6 +128,8 @@ def test_nothing_is_removed_that_a_living_worker_wants(tmp_path: Path, shards: S
     with serving(ring, shards), subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         assert same(fast.get(1), 1, shards)
         (ring / ".new").write_bytes(np.int64(1).tobytes())
+        held = os.open(ring / ".new", os.O_RDWR)
+        fcntl.flock(held, fcntl.LOCK_SH)  # as a worker does; here the test holds it, and only the process's end tells
         (ring / ".new").rename(ring / f"wanted-{other.pid}")
         for step in range(1, AHEAD + 2):
             assert same(fast.get(step), step, shards)
@@ -133,7 +138,37 @@ def test_nothing_is_removed_that_a_living_worker_wants(tmp_path: Path, shards: S
         for step in range(AHEAD + 2, 30):
             assert same(fast.get(step), step, shards)
         assert until(lambda: not (ring / f"wanted-{other.pid}").exists())
+        os.close(held)
     fast.close()
+
+
+def test_a_number_that_another_process_has_by_now_holds_nothing_up(tmp_path: Path, shards: Shards) -> None:
+    """A worker died while no reader ran; its number belongs to a process that lives and wants nothing."""
+    ring = tmp_path / "ring"
+    ring.mkdir()
+    stale = ring / f"wanted-{os.getppid()}"
+    stale.write_bytes(np.int64(1).tobytes())
+    batches = RingBatches([ring], lambda: None)
+    with serving(ring, shards):
+        assert same(batches.get(30), 30, shards)
+        assert not stale.exists()
+    batches.close()
+
+
+def test_the_ring_is_this_users_alone(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MEMORY", tmp_path)
+    memory, disk = reader.places(run, 0)
+    assert f"-{os.getuid()}-" in memory.name
+    assert reader._choose([memory, disk], LEDGER) == memory
+    Reader(memory, lambda step: global_batch(step, 5, LEDGER, Shards(run.prepared()))).close()
+    assert stat.S_IMODE(memory.stat().st_mode) == 0o700
+    shutil.rmtree(memory)
+    memory.symlink_to(tmp_path / "elsewhere", target_is_directory=True)  # somebody was faster
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/bell").touch()
+    assert reader._choose([memory, disk], LEDGER) == disk
+    assert not RingBatches([memory, disk], lambda: None)._want(1)
+    assert not list((tmp_path / "elsewhere").glob("wanted-*"))
 
 
 def test_a_worker_that_comes_late_gets_what_was_removed(tmp_path: Path, shards: Shards) -> None:

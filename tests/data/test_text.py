@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from argosy.data.document import File
+from argosy.data.prepare import notes
 from argosy.data.scan import scan
 from argosy.data.sources import find, text
 from argosy.errors import INPUT, Refused
@@ -47,6 +48,25 @@ def test_a_folder_is_read_with_everything_below_it(tmp_path: Path) -> None:
         ["b.txt", "a/x.md", "a/deep/y.rst", "z.py", "UPPER.TXT", "packed.txt.gz", "packed.md.zst"]
     )
     assert found.passed_over == {".pdf": 2, ".jpg": 1, "": 1, "empty": 1}
+
+
+def test_runs_among_the_text_are_passed_over_and_told(tmp_path: Path) -> None:
+    for name in (
+        "a.txt",
+        "runs/one/run.json",
+        "runs/one/job.toml",
+        "runs/one/log.txt",
+        "runs/one/log/worker.txt",
+        "mine/run.json",
+        "mine/b.md",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("text")
+    found = find(str(tmp_path), Path("/"))
+    assert [file.name for file in found.files] == ["a.txt", "mine/b.md"]
+    assert f"run folders of Argosy in {tmp_path}: 1 passed over" in notes(found)
+    assert find(str(tmp_path / "runs/one"), Path("/")).files, "a run that is named itself is read"
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from argosy.device import capability, memory, threads, timing
 from argosy.device.device import Device, counts
-from argosy.device.precision import Precision, dtype
+from argosy.device.precision import dtype
 from argosy.errors import Refused
 
 
@@ -25,7 +25,8 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 
 def test_types_by_name() -> None:
-    assert Precision.of("bfloat16", "float32", "float64") == Precision(torch.bfloat16, torch.float32, torch.float64)
+    names = ("bfloat16", "float32", "float64")
+    assert [dtype(name) for name in names] == [torch.bfloat16, torch.float32, torch.float64]
     with pytest.raises(Refused, match="float8 is no type"):
         dtype("float8")
 
@@ -45,16 +46,7 @@ def test_peak_memory_sees_what_was_held() -> None:
     before = memory.peak()
     held = torch.ones(64 << 20, dtype=torch.uint8)
     assert memory.peak() >= before and memory.peak() >= held.numel()
-    assert memory.free(Device("cpu")) > 0 and memory.device_peak(Device("cpu")) == 0
-
-
-def test_threads_are_a_share_of_the_cores_or_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert [threads.share(8, workers) for workers in (1, 2, 3, 8, 16, 0)] == [8, 4, 2, 1, 1, 8]
-    monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
-    assert threads.share(8, 8) == 3
-    monkeypatch.setenv("OMP_NUM_THREADS", "0")
-    assert threads.share(8, 8) == 1
+    assert memory.device_peak(Device("cpu")) == 0
 
 
 def test_limited_threads_are_in_force() -> None:
@@ -69,10 +61,6 @@ def test_limited_threads_are_in_force() -> None:
 
 
 def test_timing_gives_seconds() -> None:
-    end = timing.begin(Device("cpu"))
-    torch.ones(1000).sum()
-    seconds = end()
-    assert 0 < seconds() == seconds()
     calls: list[int] = []
     assert timing.best(lambda: calls.append(1), Device("cpu"), 0.0) >= 0
     assert len(calls) == 4

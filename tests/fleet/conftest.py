@@ -14,7 +14,7 @@ from argosy.fleet.workers import WarmServer
 from argosy.job import leaves
 from argosy.job.load import load
 from argosy.job.setting import Setting
-from argosy.run import folder
+from argosy.run import folder, requests
 from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
 
@@ -88,6 +88,7 @@ def lead(tmp_path, monkeypatch):
         run = run or make(tmp_path / "run", script, *overrides)
         screen = Heard()
         with run.lock(60) as lock:
+            requests.clear(run)  # as every start does as soon as it holds the run
             first = Incarnation(Incarnation.next(run), world, f"dp{world}", 1, parent=os.getpid())
             outcome = Driver(run, first, screen, Agent(run, lock, server, ENTRIES), **options).run()
         return Led(run, outcome, screen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argosy.fleet.clerk import Clerk
 from argosy.run import requests
 from argosy.run.folder import append_line
+from argosy.run.record import Recorder
 
 
 def test_a_wish_to_save_is_told_and_answered_by_the_next_checkpoint(made):
@@ -47,11 +48,54 @@ def test_a_full_disk_is_heard_and_half_a_line_is_not(made):
     assert screen.notes == []
 
 
-def test_what_an_earlier_start_was_asked_is_forgotten(made):
+def test_what_an_earlier_start_saved_is_no_news(made):
+    run, screen = made
+    append_line(run.local / "saved.jsonl", {"step": 3, "ok": True})
+    Clerk(run, screen).tick()
+    assert screen.notes == []
+
+
+def test_who_asked_before_the_clerk_came_is_heard(made):
     run, screen = made
     requests.ask(run, "stop")
-    append_line(run.local / "saved.jsonl", {"step": 3, "ok": True})
+    Clerk(run, screen).tick()
+    assert requests.told(run).stop
+
+
+def recorded(run, steps):
+    """What rank 0 of incarnation 1 records."""
+    recorder = Recorder(run, 0, 1)
+    for step in range(1, steps + 1):
+        recorder.scalar("loss", step, 1.0)
+        recorder.step(step, step * 10**9, (step + 1) * 10**9)
+    recorder.finish()
+
+
+def test_a_checkpoint_of_before_the_wish_does_not_answer_it(made):
+    run, screen = made
     clerk = Clerk(run, screen)
+    clerk.begin(1)
+    recorded(run, 3)
+    requests.ask(run, "save")
     clerk.tick()
-    assert screen.reasons == []
-    assert screen.notes == []
+    assert screen.steps == [1, 2, 3]
+    append_line(run.local / "saved.jsonl", {"step": 3, "ok": True, "incarnation": 1})  # begun before anybody asked
+    clerk.tick()
+    assert requests.asked(run) == {"save"}
+    append_line(run.local / "saved.jsonl", {"step": 4, "ok": True, "incarnation": 1})
+    clerk.tick()
+    assert requests.answer(run, "save") == 4
+    assert requests.asked(run) == set()
+
+
+def test_after_a_restart_an_earlier_step_answers_too(made):
+    run, screen = made
+    clerk = Clerk(run, screen)
+    clerk.begin(1)
+    recorded(run, 3)
+    requests.ask(run, "save")
+    clerk.tick()
+    clerk.begin(2)
+    append_line(run.local / "saved.jsonl", {"step": 2, "ok": True, "incarnation": 2})
+    clerk.tick()
+    assert requests.answer(run, "save") == 2

@@ -85,6 +85,7 @@ def test_a_bug_ends_the_run_with_its_traceback(lead):
     crash = (led.run.path / "crash.txt").read_text()
     for words in ("ValueError: two and two is five", "Traceback", "argosy 0"):
         assert words in crash
+    assert "canary" not in crash
     assert "crash.txt" in led.screen.faults[0]
     assert led.run.info()["state"] == "failed"
 

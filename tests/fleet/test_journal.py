@@ -23,3 +23,10 @@ def test_there_and_back(tmp_path):
     assert decided["seen"]["ends"][0]["rank"] == 1
     assert decided["actions"] == [{"action": "Restart", "incarnation": 2}]
     assert read(tmp_path / "nothing") == []
+
+
+def test_half_a_line_of_a_full_disk_costs_that_line_alone(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"what": "begun"}\n{"what": "sav{"what": "asked"}\n{"what": "ended"}\n{"wh')
+    assert [row["what"] for row in read(path)] == ["begun", "ended"]
+    assert read(tmp_path / "none.jsonl") == []

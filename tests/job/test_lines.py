@@ -38,3 +38,8 @@ def test_a_key_inside_a_value_is_on_the_value_s_line() -> None:
     found = lines(TEXT)
     assert line(found, ("model", "pattern", "window")) == 8
     assert line(found, ("optim", "lr")) is None
+
+
+def test_only_what_toml_calls_a_line_end_is_one() -> None:
+    text = "# a\u2028b\x85c\r\nname = 'x\u2028y'\r\n[model]\r\nlayers = [\r\n 1,\r\n]\r\nheads = 2\r\n"
+    assert lines(text) == {("name",): 2, ("model",): 3, ("model", "layers"): 4, ("model", "heads"): 7}

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from argosy.errors import Refused
-from argosy.layout.layout import AXES, Layout, fillers, share
+from argosy.layout.layout import AXES, Layout, share
 
 degrees = st.integers(1, 3)
 layouts = st.builds(Layout, pp=degrees, dp_replicate=degrees, dp_shard=degrees, cp=degrees, tp=degrees)
@@ -45,7 +45,6 @@ def test_shares_are_whole_disjoint_and_even(total: int, parts: int) -> None:
     assert [index for part in shares for index in part] == list(range(total))
     lengths = [len(part) for part in shares]
     assert max(lengths) - min(lengths) <= 1
-    assert {length + extra for length, extra in zip(lengths, fillers(lengths), strict=True)} == {max(lengths)}
 
 
 def test_tensor_parallel_is_innermost() -> None:

@@ -44,6 +44,21 @@ def test_without_gradients_none_is_computed(monkeypatch: pytest.MonkeyPatch) -> 
         loss_sum(hidden, weight, torch.arange(6) % 5, torch.ones(6), 4)
 
 
+def test_all_chunks_are_of_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    from argosy.model import loss
+
+    shapes, compute = [], loss._loss_and_gradients
+
+    def watched(hidden: torch.Tensor, *rest: torch.Tensor) -> object:
+        shapes.append(tuple(hidden.shape))
+        return compute(hidden, *rest)
+
+    monkeypatch.setattr(loss, "_loss_and_gradients", watched)
+    hidden, weight = torch.randn(20, 4), torch.randn(5, 4, requires_grad=True)
+    loss_sum(hidden, weight, torch.arange(20) % 5, torch.ones(20), 7)
+    assert shapes == [(7, 4)] * 3
+
+
 def test_logits_are_never_whole() -> None:
     """The largest tensor that the loss makes: a chunk of logits, not all."""
     from torch.utils._python_dispatch import TorchDispatchMode  # allowed: only this sees every tensor that is made

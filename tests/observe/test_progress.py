@@ -204,3 +204,18 @@ def test_time_left() -> None:
     later = pace.left(2, 10, 1)
     assert later is not None and later >= 0
     assert pace.left(10, 10, 1) == 0
+
+
+@pytest.mark.parametrize("mode", ["terminal", "plain", "json"])
+def test_a_terminal_that_is_gone_stops_nothing(mode: Mode, tmp_path: Path) -> None:
+    """As after `& disown` and closing the window: every write to it fails, not with a broken pipe."""
+    terminal = os.open(tmp_path / "terminal", os.O_RDONLY | os.O_CREAT)
+    with os.fdopen(terminal, "w", encoding="utf-8") as out:
+        screen = progress.screen(mode, out, log=tmp_path / "log.txt")
+        with pytest.raises(OSError):
+            os.write(terminal, b"!")
+        screen.note("early")
+        screen.note("late")
+        screen.fault("nobody sees this")
+        screen.close()
+    assert (tmp_path / "log.txt").read_text().count("note: ") == 2  # and closing `out` has raised nothing

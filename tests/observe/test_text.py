@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from argosy.observe.text import WIDTH, block, clock, harmless, live, pairs
+from argosy.observe.text import WIDTH, block, clock, harmless, live, pairs, shown
 
 ROW = {
     "step": 198,
@@ -69,3 +70,13 @@ def test_blocks_are_wrapped_and_aligned() -> None:
 def test_times() -> None:
     assert [clock(s) for s in (4, 64, 3723, 200_000)] == ["0:04", "1:04", "1:02:03", "2 d 7 h"]
     assert not math.isnan(float(ROW["loss"]))
+
+
+def test_only_on_a_terminal_is_text_changed() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    text = "\x1b]52;c;aGE=\x07red\nnext"
+    assert shown(text, io.StringIO()) == text
+    assert shown(text, Terminal()) == "\\x1b]52;c;aGE=\\x07red\nnext"

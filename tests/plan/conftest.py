@@ -33,8 +33,9 @@ def settled() -> Settle:
         kept: Mapping[str, Setting] | None = None,
         strict: bool = False,
         job: str = "laptop",
+        read: tuple[int, int] = (0, 0),
     ) -> Settled:
         loaded = load(job, overrides, strict=strict)
-        return settle(loaded, machine or a_machine(), probed, facts, workers, kept)
+        return settle(loaded, machine or a_machine(), probed, facts, workers, kept, read=read)
 
     return make

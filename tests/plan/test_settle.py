@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from plan_machines import FACTS, a_machine, setting
+from plan_machines import FACTS, SLOW_HALF, a_machine, setting
 
 from argosy.errors import Refused
 from argosy.job.leaves import fields, plain
+from argosy.job.load import load
 from argosy.job.schema import Job
+from argosy.plan.settle import Settled, settle
 
 NOT_IN_FORCE = {"extends", "model.context", "data.cache", "train.time", "checkpoint.bandwidth"}
 
@@ -88,6 +91,19 @@ def test_lengths(settled: Any) -> None:
     assert setting(found, "train.steps").origin == "measured"
     silent = settled(job="smoke").job.train
     assert (silent.steps, silent.tokens) == (20, 20 * 1024)
+
+
+def test_a_length_in_tokens_stays_when_the_batch_changes_on_the_way(settled: Any) -> None:
+    read = 200, 200 * 4096
+    for tokens, steps in ((8192, 200 + 60), (2048, 200 + 240)):
+        found = settled("train.tokens=1310720", f"batch.tokens={tokens}", read=read).job.train
+        assert (found.steps, found.tokens) == (steps, 1310720)
+    timed = settled("train.time=3 min")
+    kept = {one.key: one for one in timed.settings}
+    changed = settled("train.time=3 min", "batch.tokens=2048", kept=kept, read=(10, 10 * 4096)).job.train
+    assert changed.tokens == timed.job.train.tokens
+    assert changed.steps == 10 + 2 * (timed.job.train.steps - 10)
+    assert settled("train.tokens=409600", "batch.tokens=8192", read=read).job.train.steps == 200  # read long ago
 
 
 def test_a_job_that_says_no_length_gets_one(settled: Any, tmp_path: Any) -> None:
@@ -188,6 +204,25 @@ def test_not_enough_disk(settled: Any) -> None:
         settled(machine=machine)
     assert "checkpoint.keep=1" in caught.value.do
     settled("checkpoint.keep=1", machine=machine)
+
+
+def test_checkpoints_that_lie_there_need_no_room_again(tmp_path: Path) -> None:
+    machine, loaded = a_machine(), load("laptop", ())
+
+    def settled() -> Settled:
+        return settle(loaded, machine, SLOW_HALF, FACTS, 2, folder=tmp_path)
+
+    need = settled().plan.disk_bytes
+    object.__setattr__(machine, "disk", need // 2)
+    folder = tmp_path / "checkpoints/step-000010"
+    folder.mkdir(parents=True)
+    with (folder / "data").open("wb") as file:
+        file.truncate(need - need // 2)
+    assert settled().plan.disk_bytes == need
+    with (folder / "data").open("wb") as file:
+        file.truncate(need // 4)
+    with pytest.raises(Refused, match=r"not enough disk.* are free beside .* of its own checkpoints"):
+        settled()
 
 
 def test_settings_are_plain_json(settled: Any) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from argosy.policy.events import Broken, End, GiveUp, Mend, Progress, Restart
-from argosy.policy.rules import RULES, culprit, decide, give_up, restart
+from argosy.policy.rules import MENDS, RULES, culprit, decide, give_up, restart
 from argosy.policy.state import Fleet
 
 FLEET = Fleet(world=2, limit=3, step=7, reached=0)
@@ -68,6 +68,20 @@ def test_starts_without_progress_are_counted_and_spent():
     assert decision.actions == (GiveUp(4, "spent"),)
     assert "3 starts in a row brought no new step" in decision.because
     assert len(decision.fleet.evidence) == 4
+
+
+def test_only_starts_of_the_workers_are_counted_by_faults_restarts():
+    reader = Broken((End("reader", 5, "killed", signal=SIGKILL),))
+    decision = decide(replace(FLEET, limit=0), reader)
+    assert decision.actions == (Mend("reader"),)
+    fleet = decide(replace(FLEET, restarts=3), reader).fleet
+    assert (fleet.restarts, fleet.mends, fleet.faults) == (3, 1, 1)
+    for _ in range(MENDS - 1):
+        decision = decide(fleet, reader)
+        assert decision.actions == (Mend("reader"),)
+        fleet = decision.fleet
+    assert decide(fleet, reader).actions == (GiveUp(4, "spent"),)
+    assert decide(decide(fleet, Progress(8)).fleet, reader).actions == (Mend("reader"),)
 
 
 def test_a_new_step_makes_the_count_begin_again_and_an_old_one_does_not():

@@ -112,11 +112,13 @@ def test_a_step_done_twice_keeps_the_later(run: Run) -> None:
     assert entries[entries["kind"] == record.STEP]["step"].tolist() == [1, 2, 3, 4, 5], "replaced entries stay"
 
 
-def test_lines_behind_the_loaded_step_go_at_once(run: Run) -> None:
+def test_lines_behind_the_loaded_step_go_before_a_new_one_comes(run: Run) -> None:
     archive = Archive(run)
     archive.begin(1)
     train(run, 1, 1, 5)
-    archive.begin(2, from_step=3)
+    archive.begin(2)
+    record.Recorder(run, 0, 2).mark("loaded", 3)
+    archive.poll()
     assert read(run) == [(1, 1), (2, 1), (3, 1)]
 
 
@@ -217,7 +219,9 @@ def test_evaluations_are_merged(run: Run) -> None:
     Archive(run)
     assert [row["loss"] for row in rows(run.path / "evaluations.jsonl")] == [4.5, 4.0]
     (run.path / "evaluations.jsonl").write_bytes(whole)
-    archive.begin(2, from_step=2)
+    archive.begin(2)
+    record.Recorder(run, 0, 2).mark("loaded", 2)
+    archive.poll()
     assert [row["step"] for row in rows(run.path / "evaluations.jsonl")] == [2]
 
 

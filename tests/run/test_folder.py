@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -14,7 +16,8 @@ from argosy.job import leaves
 from argosy.job.load import load
 from argosy.job.setting import Setting
 from argosy.run import folder
-from argosy.run.folder import Run
+from argosy.run.folder import Run, append_line
+from argosy.run.lines import rows
 
 
 @pytest.fixture
@@ -95,11 +98,37 @@ def test_journal_and_metrics_are_tables(made):
     assert run.metrics().column("loss").to_pylist() == [2.5, 2.25]
 
 
+def test_a_line_that_has_no_room_is_left_out_as_a_whole(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    append_line(path, {"step": 1})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
+    try:
+        with pytest.raises(OSError) as full:
+            append_line(path, {"sentence": "long" * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert full.value.errno == errno.EFBIG
+    assert path.read_bytes() == before
+    append_line(path, {"step": 2})
+    assert [row["step"] for row in rows(path)] == [1, 2]
+
+
 def test_live_files_go_where_they_are_told_to(made, tmp_path, monkeypatch):
     run, _ = made
     assert run.local == run.path / "local"
     monkeypatch.setenv("ARGOSY_LOCAL", str(tmp_path / "fast"))
     assert run.local == tmp_path / "fast" / run.info()["id"]
+
+
+@pytest.mark.parametrize("name", ["/home/me", "../..", "..", ".", "", "a/b", "a" * 65, 7, None])
+def test_an_id_of_a_stranger_leads_nowhere_else(made, tmp_path, monkeypatch, name):
+    run, _ = made
+    run.update_info(id=name)
+    monkeypatch.setenv("ARGOSY_LOCAL", str(tmp_path / "fast"))
+    with pytest.raises(Refused, match="no id that names a folder"):
+        _ = run.local
 
 
 def test_a_locked_run_names_its_holder_and_is_free_again(made):

@@ -73,6 +73,35 @@ def test_unreadable_run(place):
     assert verdict.action == "refuse" and "settings.json" in verdict.because
 
 
+@pytest.mark.parametrize(
+    "file, text",
+    [
+        ("run.json", '{"version": 1}'),
+        ("run.json", '{"version": 1, "id": "x"}'),
+        ("run.json", '{"version": 1, "id": "x", "state": "stopped", "steps": "many"}'),
+        ("run.json", '{"version": 1, "id": "x", "state": "stopped", "workers": [2]}'),
+        ("settings.json", '{"version": 1}'),
+    ],
+)
+def test_a_run_whose_files_lack_what_belongs_there(place, file, text):
+    run = make(place)
+    (place / file).write_text(text)
+    (run.checkpoints / "step-last").mkdir()
+    (run.checkpoints / "step-last/manifest.json").touch()
+    verdict = judge(place)
+    assert verdict.action == "refuse" and "cannot be read" in verdict.because
+    assert run.newest_step() == 10
+
+
+def test_a_twin_without_an_id_is_no_twin(place):
+    make(place)
+    there = place.with_name("twin")
+    shutil.copytree(place, there)
+    (place / "run.json").write_text('{"version": 1}')
+    assert not judge(there, explicit=True).renew
+    assert rule.newest_of(place) == place
+
+
 def test_unfinished_run_of_the_same_job_goes_on(place):
     make(place)
     verdict = judge(place)
@@ -134,6 +163,8 @@ def test_finished_run_of_another_job_named_explicitly(place):
         ("train.precision", "float32"),
         ("train.compile", "true"),
         ("train.deterministic", "true"),
+        ("train.master", "float64"),
+        ("train.reduce", "float64"),
     ],
 )
 def test_changed_key_is_refused_with_three_ways_on(place, key, value):
@@ -142,7 +173,9 @@ def test_changed_key_is_refused_with_three_ways_on(place, key, value):
     assert verdict.action == "refuse"
     for words in (key, "--run", "--fork (new run from its step 10)", "take back"):
         assert words in verdict.because
-    assert ("--change" in verdict.because) == (key.split(".")[0] not in ("model", "data") and key != "train.seed")
+    assert ("--change" in verdict.because) == (
+        key.split(".")[0] not in ("model", "data") and key not in ("train.seed", "train.master")
+    )
     assert isinstance(verdict.refused, Refused)
 
 
@@ -162,6 +195,13 @@ def test_changed_key_is_refused_with_three_ways_on(place, key, value):
 def test_what_never_blocks(place, words):
     make(place)
     assert judge(place, *words).action == "continue"
+
+
+def test_what_is_compared_is_what_the_schema_says():
+    free = {key for key, field in leaves.fields().items() if (field.json_schema_extra or {}).get("change") == "free"}
+    assert {"name", "train.steps", "layout.shape", "data.cache"} <= free
+    assert {key for key in leaves.fields() if not rule._compared(key)} == free
+    assert {key.split(".")[0] for key in free} & {"model", "optim", "batch"} == set()
 
 
 def test_a_default_written_out_is_no_change(place):
@@ -206,7 +246,8 @@ def test_fork(place):
     verdict = judge(place, "optim.lr=0.1", fork=True)
     assert (verdict.action, verdict.path.name, verdict.source, verdict.step) == ("fork", "smoke-2", place, 10)
     assert verdict.changes == (("optim.lr", None, 0.1),)
-    assert judge(place, "model.width=128", fork=True).action == "refuse"
+    for change in ("model.width=128", "train.master=float64"):
+        assert judge(place, change, fork=True).action == "refuse"
 
 
 def test_fork_without_a_checkpoint_or_a_run(place):

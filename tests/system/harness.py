@@ -122,6 +122,7 @@ class Started:
     run: Run
     process: subprocess.Popen[bytes]
     output: Path
+    before: int = 0  # the last incarnation of an earlier command
     seen: set[int] = field(default_factory=set)
 
     @property
@@ -131,9 +132,12 @@ class Started:
 
     @property
     def step(self) -> int:
-        """The newest step in metrics.jsonl, 0 before the first."""
+        """The newest step that this command took, 0 before its first: what an earlier one left is not its work.
+
+        Once it is above 0 the command holds the run, and hears whoever asks it to stop.
+        """
         found = rows(self.run.path / "metrics.jsonl")
-        return int(found[-1]["step"]) if found else 0
+        return int(found[-1]["step"]) if found and found[-1]["incarnation"] > self.before else 0
 
     def pids(self) -> dict[str, int]:
         """The processes by role, as the parent lists them; those of the latest start of the workers."""
@@ -151,7 +155,7 @@ class Started:
         return wait_for(lambda: self._living(self.pids().get(role)), f"a process in role {role}\n{self.text}")
 
     def reach(self, step: int) -> None:
-        """Wait until `step` stands in metrics.jsonl."""
+        """Wait until this command took `step`, or began after it."""
         self.until(lambda: self.step >= step, f"step {step}")
 
     def until(self, condition: Callable[[], object], what: str) -> None:
@@ -185,9 +189,14 @@ class Started:
         return code
 
     def gone(self) -> None:
-        """Wait until no process is left that worked for this run: each holds the lock of its folder."""
+        """Wait until no process is left that worked for this run: each holds the lock of its folder.
+
+        How long that took after the command's own end is printed, and checked by nobody: it is a matter of load.
+        """
         self.pids()
+        begin = time.monotonic()
         wait_for(lambda: self.run.busy() is None and not any(map(self._living, self.seen)), "processes to leave")
+        print(f"{self.run.path.name}: the last process left {time.monotonic() - begin:.1f} s after the command")
 
     @staticmethod
     def _living(pid: int | None) -> int | None:
@@ -217,6 +226,7 @@ class Command:
     ) -> Started:
         """Start it for the run called `name`."""
         path = self.folder / "runs" / name
+        before = max((int(row["incarnation"]) for row in rows(path / "metrics.jsonl")), default=0)
         self.count += 1
         output = self.folder / f"{name}-{self.count}.txt"
         how = [] if workers is None else ["--workers", str(workers)]
@@ -232,7 +242,7 @@ class Command:
                 env={**self.environment, **(environment or {})},
                 **{"start_new_session": True, **options},
             )
-        made = Started(Run(path), process, output)
+        made = Started(Run(path), process, output, before)
         self.started.append(made)
         return made
 

@@ -248,6 +248,7 @@ def engine(run: folder.Run) -> dict[str, Any]:
     with joined(one.layout, 0, worker.meeting_of(run, number), backend="gloo", kind="cpu") as mesh:
         one.build(mesh)
         first = {name: digest(value.detach().numpy()) for name, value in one.applied.named().items()}
+        one.saver = one.keeper()
         one.load(mesh)
         trainer = one.trainer(mesh)
         part = cut(batches[0], 1, 0, int(one.job.batch.micro))

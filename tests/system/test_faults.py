@@ -19,7 +19,7 @@ from argosy.run.folder import Run
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
-KILLS = int(os.environ.get("ARGOSY_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("ARGOSY_TEST_KILLS", "20"))
 
 
 def saved_step(run: Run) -> int:
@@ -105,7 +105,8 @@ def test_kills_in_a_row_at_random_moments(command: Command, undisturbed: Run) ->
         killed = victims[-1]
         started.until(lambda role=role, killed=killed: started.pids().get(role, killed) != killed, "a new worker")
     (started.run.path / "stop").touch()
-    wait_for(lambda: rows(started.run.path / "journal.jsonl")[-1]["what"] in ("asked", "saved", "ended"))
+    journal = started.run.path / "journal.jsonl"
+    wait_for(lambda: any(row["what"] == "asked" and row["stop"] for row in rows(journal)), "the stop to be passed on")
     last = started.pids().get("rank-0001")  # killed while it saves for the last time, if it has not left by then
     if last is not None and started.process.poll() is None:
         try:
@@ -114,10 +115,28 @@ def test_kills_in_a_row_at_random_moments(command: Command, undisturbed: Run) ->
             last = None
     assert started.ended() == DONE, started.text
     assert len(set(victims)) == KILLS
-    decided = [row for row in rows(started.run.path / "journal.jsonl") if row["what"] == "decided"]
+    decided = [row for row in rows(journal) if row["what"] == "decided"]
     assert len(decided) >= KILLS
     assert saved_step(started.run) == last_step(started.run)
     same(started.run, undisturbed, 1)
+
+
+def test_no_step_waits_for_a_slow_writer(command: Command, undisturbed: Run) -> None:
+    """A checkpoint that takes minutes to write: the steps beside it are taken, and a kill in the midst of it harms nothing."""
+    never = "checkpoint.every=never"
+    started = command.train("slowed", never, "checkpoint.bandwidth=1 KB/s")
+    started.reach(3)
+    (started.run.path / "save").touch()
+    started.until(lambda: list(started.run.checkpoints.glob("step-*/*.safetensors")), "the writer to begin")
+    started.reach(started.step + 20)
+    assert started.run.newest_step() == 0, "it is still being written"
+    started.process.kill()
+    assert started.ended() == -signal.SIGKILL
+    (started.run.path / "save").unlink(missing_ok=True)
+    again = command.train("slowed", never)
+    again.reach(6)
+    assert again.stop() == DONE, again.text
+    same(again.run, undisturbed, 6)
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_the_reason(command: Command, undisturbed: Run) -> None:
@@ -190,7 +209,7 @@ def test_a_full_disk_is_named_and_the_last_good_state_kept(command: Command, und
     import resource
 
     started = command.train("full")
-    started.reach(3)
+    started.until(lambda: started.run.newest_step() > 0, "a checkpoint")
     resource.prlimit(started.pid("snapshot"), resource.RLIMIT_FSIZE, (65_536, 65_536))
     assert started.ended() == MACHINE, started.text
     assert "cannot be saved" in started.text and "Make room and give the same command again" in started.text

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from argosy.errors import Refused
+from argosy.errors import MACHINE, Refused
 from argosy.prove.pool import Failed, Pool
 
 HERE = Path(__file__)
@@ -92,12 +92,36 @@ def test_data_that_end_are_told(tmp_path: Path) -> None:
     assert refused.value.code == 3
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(tmp_path: Path) -> None:
+    import torch
+
+    assert small(tmp_path, [torch.ones(4, 1)], steps=3).finished
+    for file in (tmp_path / "run/checkpoints").glob("*/*.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(Refused, match="the only checkpoint of this run is damaged") as caught:
+        small(tmp_path, [torch.ones(4, 1)], steps=5)
+    assert caught.value.code == MACHINE
+
+
 def test_another_module_is_refused(tmp_path: Path) -> None:
     import torch
 
     small(tmp_path, [torch.ones(2, 1)], steps=1)
     with pytest.raises(Refused, match="another module or optimizer"):
         small(tmp_path, [torch.ones(2, 3)], width=3)
+
+
+def test_a_call_that_finds_the_run_busy_changes_nothing_in_it(tmp_path: Path) -> None:
+    import torch
+
+    from argosy.run.folder import Run
+
+    small(tmp_path, [torch.ones(2, 1)], steps=1)
+    run = Run(tmp_path / "run")
+    before = run.info(), run.settings()
+    with run.lock(), pytest.raises(Refused):
+        small(tmp_path, [torch.ones(2, 1)], steps=9, seed=2)
+    assert (run.info(), run.settings()) == before
 
 
 def test_a_parameter_that_takes_no_part_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from argosy.errors import Refused
+from argosy.errors import MACHINE, Refused
 from argosy.prove.pool import Failed, Pool
 from argosy.run import requests
 from argosy.run.folder import Run
@@ -152,6 +152,74 @@ def test_killed_anywhere_a_run_goes_on_bit_for_bit(
         ]
 
 
+def announced(run: Run, step: int) -> None:
+    """Turn the checkpoint of `step` back into what a rank has announced and nobody has written yet."""
+    import torch
+
+    from argosy.checkpoint.load import at, load
+    from argosy.checkpoint.save import TYPES, Saver
+    from argosy.layout.layout import Layout
+
+    found = at(run, step)
+    types = {name: dtype for dtype, name in TYPES.items()}
+    values = {spec.name: torch.empty(spec.shape, dtype=types[spec.dtype]) for spec in found.manifest.specs}
+    facts = load(run, found, values)
+    saver = Saver(run, 0, 1, found.manifest.incarnation, Layout(), found.manifest.specs)
+    saver.begin(step, values, facts)
+    saver.close()
+    found.close()
+    shutil.rmtree(found.folder)
+
+
+def test_what_a_killed_start_announced_is_written_before_the_next_one_chooses(
+    make_run: Any, work: Any, losses_of: Any, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run")
+    assert work(run) == 0
+    assert losses_of(run)[-1][0] == 8
+    announced(run, 8)
+    assert run.newest_step() == 6
+    assert work(run) == 0
+    assert run.newest_step() == 8
+    losses_of(run)
+    assert {row["incarnation"] for row in rows(run, "metrics.jsonl")} == {1}, "no step was done twice"
+
+
+def test_every_kind_of_full_disk_is_one() -> None:
+    import errno
+
+    from argosy.train.worker import explained
+
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        kind, refused = explained(OSError(number, "no", "file"), 0)
+        assert kind == "out_of_disk" and refused is not None and refused.code == 4
+
+
+def test_the_loss_is_computed_in_few_equal_chunks() -> None:
+    from argosy.train.worker import chunk
+
+    found = [chunk(tokens, 1024) for tokens in (600, 1024, 1536, 2048, 2039, 2 * 2039)]
+    assert found == [600, 1024, 768, 1024, 1020, 1020]  # 2,039 is prime: the last chunk is filled up
+
+
+def test_the_rate_is_keyed_by_tokens_also_where_the_batch_changed() -> None:
+    from argosy.job.schema import OptimSection
+    from argosy.optim.schedule import rate
+    from argosy.run.ledger import Ledger
+    from argosy.train.worker import scheduled
+
+    section = OptimSection(schedule="cosine", warmup=10_000, final=0.1)
+    plain = Ledger.start(batch__sequence=64, batch__tokens=4096)
+    before = scheduled(section, plain, 320)
+    for step in (1, 2, 3, 200, 319, 320):
+        assert before(step) == rate(section, (step - 0.5) * 4096, 320 * 4096)
+    for tokens, steps in ((8192, 260), (2048, 440)):
+        after = scheduled(section, plain.changed(201, "batch.tokens", tokens, "--change"), steps)
+        assert after(200) == before(200)
+        assert after(201) == rate(section, 200 * 4096 + tokens / 2, 320 * 4096)
+        assert after(steps) == rate(section, 320 * 4096 - tokens / 2, 320 * 4096)
+
+
 def test_a_ledger_that_is_not_the_checkpoints_is_refused(undisturbed: Run, work: Any, tmp_path: Path) -> None:
     run = Run(shutil.copytree(undisturbed.path, tmp_path / "run"))
     ledger = run.path / "ledger.jsonl"
@@ -160,6 +228,24 @@ def test_a_ledger_that_is_not_the_checkpoints_is_refused(undisturbed: Run, work:
         work(run)
     [failed] = run.local.glob("failed-rank-0000-*.json")
     assert json.loads(failed.read_text())["kind"] == "refused"
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(
+    undisturbed: Run, work: Any, losses_of: Any, tmp_path: Path
+) -> None:
+    run = Run(shutil.copytree(undisturbed.path, tmp_path / "run"))
+    before = losses_of(run)
+    for file in run.checkpoints.glob("*/*.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(Refused, match="none of the 2 checkpoints of this run is whole") as caught:
+        work(run)
+    assert caught.value.code == MACHINE
+    assert "has 0 bytes" in caught.value.found and "--run NEW" in caught.value.do
+    assert losses_of(run) == before, "what was measured is still there"
+    for manifest in run.checkpoints.glob("*/manifest.json"):
+        manifest.unlink()  # as where a start was killed while it saved for the first time: nothing is lost
+    assert work(run) == 0
+    assert run.newest_step() == undisturbed.newest_step()
 
 
 def test_first_weights_of_another_run(

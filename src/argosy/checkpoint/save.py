@@ -80,6 +80,7 @@ class _Slot:
     path: Path
     memory: Tensor  # uint8
     taken: Path | None = None  # the announcement that names it
+    generation: int | None = None  # of this incarnation, counted from 0; None before a copy is whole
 
 
 class Saver:
@@ -132,6 +133,7 @@ class Saver:
         begin = time.perf_counter()
         point("save.copy.before")
         slot = self._free()
+        slot.generation = None
         for piece, offset in zip(self.pieces, self.begins, strict=True):
             self._copy(piece, slot.memory[offset : offset + piece.bytes], tensors[piece.tensor])
         point("save.copy.after")
@@ -140,12 +142,23 @@ class Saver:
             Ready(self.incarnation, step, self.rank, str(slot.path), waited, {**facts, "step": step})
         )
         point("save.announce.after")
+        slot.generation = self.generations
         self.generations += 1
         return time.perf_counter() - begin
 
     def held(self) -> tuple[float, ...]:
-        """For the vote: whether this rank holds each of the last eight generations, by generation modulo eight."""
-        return tuple(float(index < self.generations) for index in range(8))
+        """For the vote: which generations lie whole in this rank's slots, written or not; 1.0 at generation modulo eight."""
+        there = {slot.generation % 8 for slot in self.slots if slot.generation is not None}
+        return tuple(float(index in there) for index in range(8))
+
+    def settle(self) -> None:
+        """Wait until the snapshot process has taken, or given up, all that earlier incarnations announced on this node.
+
+        Rank 0 does this before it chooses the newest checkpoint: one that is committed after the choice would be newest for
+        the start that follows, though this incarnation never did the steps before it.
+        """
+        while any(incarnation < self.incarnation for incarnation, _ in self.files.ready()):
+            self._wait()
 
     def flush(self) -> float:
         """Wait until everything announced is on disk and verified. Returns the seconds; Refused where it cannot be."""

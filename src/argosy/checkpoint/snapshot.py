@@ -8,7 +8,6 @@ for each.
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import sys
@@ -21,18 +20,13 @@ from argosy.checkpoint.manifest import MANIFEST, Damaged, DataFile, Grid, Manife
 from argosy.checkpoint.manifest import VERSION as FORMAT
 from argosy.checkpoint.plan import NodeFile, node_file, ranks_of
 from argosy.checkpoint.slots import FINISH, Ready, SavePlan, Slots, places
-from argosy.errors import MACHINE, Refused
+from argosy.errors import FULL, MACHINE, Refused
 from argosy.points import point
 from argosy.quantities import bytes_text
 from argosy.run.folder import Run, append_line
 
 CHUNK = 4 << 20  # bytes between two looks at the limit of bandwidth
 PAUSE = 0.05  # seconds between two looks at the slots
-FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "your quota is used up",
-    errno.EFBIG: "a file size limit is set",
-}
 
 Generation = Mapping[int, Ready]  # the announcements of one (incarnation, step), by rank
 

@@ -11,12 +11,13 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from argosy.checkpoint.manifest import MANIFEST, Damaged, DataFile, Manifest, Sidecar, checksum, read, text
 from argosy.checkpoint.plan import NodeFile, node_file
+from argosy.errors import MACHINE, Refused
 from argosy.points import point
 from argosy.run.folder import Run
 
@@ -127,6 +128,25 @@ def search(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
     if chosen is not None:
         chosen.skipped = tuple(reasons)
     return chosen, reasons
+
+
+def refuse_lost(run: Run, reasons: Sequence[str]) -> None:
+    """Refused (code 4) where `run` had checkpoints and none is good; to be called where `search` found none, for `reasons`.
+
+    Beginning anew would throw away all that was trained and look as if all were well. Folders that nobody has committed yet,
+    of a start that was killed while it saved for the first time, are no loss.
+    """
+    committed = [entry for entry in folders(run.checkpoints) if any(entry.glob(f"{MANIFEST}*"))]
+    if committed:
+        raise Refused(
+            f"none of the {len(committed)} checkpoints of this run is whole."
+            if len(committed) > 1
+            else "the only checkpoint of this run is damaged.",
+            where=str(run.checkpoints),
+            found="; ".join(reasons),
+            do="Put a good copy there, or begin a new run: --run NEW.",
+            code=MACHINE,
+        )
 
 
 def at(run: Run, step: int) -> Checkpoint:
@@ -261,6 +281,3 @@ def remove(folder: Path) -> bool:
 def file_of(name: str, sidecar: Sidecar) -> DataFile:
     """The manifest's line for a data file."""
     return DataFile(name=name, bytes=sidecar.size, digest=sidecar.digest)
-
-
-Progress = Callable[[int], None]  # told how many bytes were written since the last time

@@ -227,7 +227,8 @@ def probe(cache: Path | None = None, shapes: Shapes = (), *, fresh: bool = False
     if not fresh and (kept := probed(cache, shapes)):
         return kept
     said = ["--shapes", *(f"{m},{k},{n}" for m, k, n in shapes)] if shapes else []
-    command = [sys.executable, "-m", "argosy.device.probe", *said]
+    # -P: a file named like a module in the working folder must not be imported instead of it.
+    command = [sys.executable, "-P", "-m", "argosy.device.probe", *said]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         found: dict[str, Any] = json.loads(done.stdout)
@@ -236,7 +237,7 @@ def probe(cache: Path | None = None, shapes: Shapes = (), *, fresh: bool = False
         raise Refused(
             "measuring this machine failed.",
             found=last,
-            do="`python -m argosy.device.probe` shows all of it.",
+            do="`python -P -m argosy.device.probe` shows all of it.",
             code=BUG,
         ) from None
     try:

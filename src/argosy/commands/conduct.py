@@ -10,15 +10,18 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from argosy.cluster.here import Machine, cores, machine, probe
-from argosy.commands import runs
-from argosy.data.prepare import Prepared, cache_folder, prepare
+from argosy.cluster.here import Machine, machine, probe
+from argosy.commands import inherit, runs
+from argosy.data.order import tokens_before
+from argosy.data.prepare import Prepared
+from argosy.data.tokenizer import FILE as TOKENIZER
 from argosy.errors import DONE, Refused
 from argosy.fleet.agent import Agent
 from argosy.fleet.driver import Driver, Outcome
@@ -31,7 +34,7 @@ from argosy.observe import progress, words
 from argosy.plan.layouts import workers as workers_of
 from argosy.plan.seconds import shapes
 from argosy.plan.settle import Settled, settle
-from argosy.run import folder, origin, rule
+from argosy.run import folder, origin, requests, rule
 from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
 from argosy.run.ledger import Entry, Ledger, append
@@ -146,6 +149,7 @@ def hold(stack: ExitStack, start: Start, asked: Asked) -> int:
         raise start.verdict.refused
     if start.verdict.path != path or start.verdict.action == "finished":
         raise Refused("the run was finished by another start.", where=str(path), do="Give the same command again.")
+    requests.clear(Run(path))  # not later: from now on it counts as busy, and whoever asks must be heard
     return lock
 
 
@@ -153,15 +157,9 @@ def ready(start: Start) -> None:
     """Prepare the text and settle every value."""
     job, screen = start.loaded.job, start.screen
     screen.log_every = job.observe.log_every
-    cache = cache_folder(job.data, start.loaded.base)
-    told: list[str] = []
-
-    def preparing(what: str, done: int, total: int) -> None:
-        told.append(what)
-        screen.preparing(what, done, total)
-
-    start.prepared = prepare(job.data, base=start.loaded.base, cache=cache, progress=preparing, workers=cores())
-    start.cached = not told
+    if start.verdict.source is not None:
+        start.verdict = inherit.whole(start.verdict)
+    start.prepared, start.cached = inherit.text(start.loaded, start.verdict, screen.preparing)
     start.probed = probe(shapes=shapes(job))
     run = Run(start.verdict.path)
     source = Run(start.verdict.source) if start.verdict.source else run
@@ -169,7 +167,14 @@ def ready(start: Start) -> None:
     if start.verdict.action in ("continue", "fork") and (source.path / "settings.json").is_file():
         kept = {setting.key: setting for setting in source.settings()}
     start.settled = settle(
-        start.loaded, start.machine, start.probed, start.prepared.facts, start.workers, kept, folder=run.path
+        start.loaded,
+        start.machine,
+        start.probed,
+        start.prepared.facts,
+        start.workers,
+        kept,
+        folder=run.path,
+        read=_read(start.verdict, source),
     )
 
 
@@ -179,20 +184,21 @@ def keep(start: Start) -> Run:
     assert start.prepared is not None
     verdict, job, settled, prepared = start.verdict, start.loaded.job, start.settled, start.prepared
     run, text, source = Run(verdict.path), origin.mask(start.loaded.text), origin.origin()
-    if verdict.action != "continue":
-        parents = [_parent(verdict)] if verdict.source else []
-        folder.create(run.path, asked=job, text=text, origin=source, parents=parents)
-        if verdict.source:
-            _inherit(Run(verdict.source), run, verdict.step)
+    if verdict.source:
+        inherit.checkpoint(Run(verdict.source), run, verdict.step)
+    elif verdict.action == "create":
+        folder.create(run.path, asked=job, text=text, origin=source)
     elif verdict.renew:
         run.update_info(
             parents=[*run.info()["parents"], _parent(replace(verdict, source=run.path))], id=folder.new_id()
         )
-    run.local.mkdir(parents=True, exist_ok=True)
     origin.keep_patch(run.path)
     _ledger(run, settled.job, verdict)
     folder.settle(run, job, start.loaded.written, settled.settings, prepared.folder, text)
-    shutil.copyfile(prepared.tokenizer, run.path / "tokenizer.json")
+    shutil.copyfile(prepared.tokenizer, run.path / TOKENIZER)
+    if verdict.source:  # run.json last: a fork that is killed before is no run, and nothing goes on with it
+        folder.create(run.path, asked=job, text=text, origin=source, parents=[_parent(verdict)])
+    run.local.mkdir(parents=True, exist_ok=True)
     run.update_info(**source, **_facts(start))
     Journal(run).note("begun", time=start.wanted.began, command=source["command"], because=verdict.because)
     _latest(run.path)
@@ -233,16 +239,29 @@ def parent(start: Start, run: Run, lock: int, server: WarmServer) -> Outcome:
 
 
 def last_words(start: Start, run: Run, outcome: Outcome) -> Outcome:
-    """Write the page and print how it ended."""
+    """Write the page and print how it ended. Whatever goes wrong with either changes nothing of what was trained."""
     from argosy.observe import report
 
     try:
         report.write(run)
-    except OSError as error:
-        start.screen.note(f"the page was not written: {error}")
+    except Exception as error:
+        start.screen.note(_unwritten("the page was not written", run, error))
     if outcome.state != "failed":
-        start.screen.done(words.end(run))
+        try:
+            start.screen.done(words.end(run))
+        except Exception as error:
+            start.screen.note(_unwritten(f"{run.path}: {outcome.state}; its figures cannot be read", run, error))
     return outcome
+
+
+def _unwritten(what: str, run: Run, error: Exception) -> str:
+    """The note about what failed after the training; crash.txt holds the rest where it is no matter of the disk."""
+    told = f"{what}: {type(error).__name__}: {error}"
+    if isinstance(error, OSError):
+        return told
+    with suppress(OSError), (run.path / "crash.txt").open("a", encoding="utf-8") as file:
+        file.write(origin.mask("".join(traceback.format_exception(error))))
+    return f"{told}; {run.path / 'crash.txt'} tells more"
 
 
 def incarnation(start: Start, run: Run, owner: int | None, master: str | None = None) -> Incarnation:
@@ -275,11 +294,15 @@ def _parent(verdict: Verdict) -> dict[str, object]:
     return {"id": source.info()["id"], "path": str(source.path), "step": verdict.step}
 
 
-def _inherit(source: Run, run: Run, step: int) -> None:
-    """Give a fork its parent's checkpoint and ledger."""
-    name = f"step-{step:06d}"
-    shutil.copytree(source.checkpoints / name, run.checkpoints / name)
-    shutil.copyfile(source.path / "ledger.jsonl", run.path / "ledger.jsonl")
+def _read(verdict: Verdict, source: Run) -> tuple[int, int]:
+    """(steps, tokens) before the batch last changes its number of tokens; nothing where it never does."""
+    if not (source.path / "ledger.jsonl").is_file():
+        return 0, 0
+    ledger = source.ledger()
+    steps = max(0, ledger.changes(["batch.tokens"])[-1] - 1)
+    if any(key == "batch.tokens" for key, *_ in verdict.changes):
+        steps = verdict.step
+    return steps, tokens_before(steps + 1, ledger)
 
 
 def _ledger(run: Run, job: Job, verdict: Verdict) -> None:

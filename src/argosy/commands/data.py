@@ -95,4 +95,6 @@ def register(app: typer.Typer) -> None:
             typer.Option("--json", help="[{source, document, begin, end}], begin and end in tokens of the document."),
         ] = False,
     ) -> None:
-        print(show(run, step, as_json=as_json))
+        from argosy.observe.text import shown
+
+        print(shown(show(run, step, as_json=as_json), sys.stdout))

@@ -21,11 +21,11 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from argosy.commands import runs
-from argosy.errors import BUG, INTERRUPTED, SAVED, Refused
-from argosy.fleet.clerk import Clerk
+from argosy.errors import BUG, DONE, INTERRUPTED, SAVED, Refused
+from argosy.fleet.clerk import Clerk, leaving
 from argosy.fleet.driver import BEAT, Outcome
 from argosy.layout.world import World, world
-from argosy.run import guardian, requests
+from argosy.run import guardian, origin, requests
 from argosy.run.folder import Run, write_whole
 
 if TYPE_CHECKING:
@@ -73,6 +73,10 @@ def follow(where: World, root: Path) -> tuple[Outcome, Run]:
     run = Run(str(told["run"]))
     with _signals(lambda name: requests.forward(run.local, signal.Signals[name])):
         outcome = _work(run, where.rank, int(str(told["incarnation"])))
+    if outcome.state == "stopped" and outcome.code == DONE:  # as rank 0 does: the launcher looks at every rank
+        request = requests.told(run)
+        code = DONE if request.reason == "argosy stop" else leaving(request.reason, True)
+        outcome = replace(outcome, code=code, because=request.reason)
     return outcome, run
 
 
@@ -84,12 +88,20 @@ def lead(start: Start, run: Run, number: int) -> Outcome:
     run.update_info(state="running", incarnation=number, pid=os.getpid(), place=str(run.path.resolve()))
     asked: list[str] = []
     done = threading.Event()
+    broken: list[Exception] = []
 
     def pump() -> None:
-        while not done.wait(BEAT):
-            while asked:
-                clerk.stop(asked.pop(0))
-            clerk.tick()
+        try:
+            while not done.wait(BEAT):
+                while asked:
+                    clerk.stop(asked.pop(0))
+                clerk.tick()
+        except Exception as error:  # nobody would hear a signal or write a figure any more: save, stop, and tell
+            broken.append(error)
+            while not done.wait(BEAT):
+                with suppress(OSError):
+                    requests.tell(run, replace(clerk.request, stop=True, number=clerk.request.number + 1))
+                    break
 
     thread = threading.Thread(target=pump, name="clerk", daemon=True)
     thread.start()
@@ -99,7 +111,10 @@ def lead(start: Start, run: Run, number: int) -> Outcome:
     finally:
         done.set()
         thread.join()
-        clerk.tick()
+        if not broken:
+            clerk.tick()
+    if broken:
+        raise broken[0]
     step = run.newest_step()
     if outcome.state != "failed":
         state = clerk.outcome or ("stopped" if clerk.request.stop else "finished")
@@ -119,16 +134,16 @@ def _work(run: Run, rank: int, number: int) -> Outcome:
     from argosy.train import worker
 
     try:
-        code = int(worker.main(str(run.path.absolute()), rank, number) or 0)
+        end = worker.live(str(run.path.absolute()), rank, number)
     except KeyboardInterrupt:
         return Outcome(INTERRUPTED, "stopped", run.newest_step(), "left at once")
     except Refused as refused:
         return Outcome(refused.code, "failed", run.newest_step(), refused.text)
     except Exception as error:
         text = traceback.format_exc()
-        (run.path / "crash.txt").write_text(text, encoding="utf-8")
+        (run.path / "crash.txt").write_text(origin.mask(text), encoding="utf-8")
         return Outcome(BUG, "failed", run.newest_step(), f"{type(error).__name__}: {error}".splitlines()[0])
-    return Outcome(code, "finished" if code == 0 else "failed", run.newest_step())
+    return Outcome(DONE, end, run.newest_step())
 
 
 def _note(where: World, root: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -112,12 +111,10 @@ def text(rows: list[Row]) -> str:
 
 def _best(run: Run) -> float | None:
     """The best held-out bits per byte so far."""
-    file = run.path / "evaluations.jsonl"
-    if not file.is_file():
-        return None
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    values = [json.loads(line).get("bits_per_byte") for line in lines if line.endswith("\n")]
-    return min((float(value) for value in values if value is not None), default=None)
+    from argosy.run.lines import rows
+
+    values = [row.get("bits_per_byte") for row in rows(run.path / "evaluations.jsonl")]
+    return min((float(value) for value in values if isinstance(value, int | float)), default=None)
 
 
 def register(app: typer.Typer) -> None:

@@ -66,9 +66,10 @@ def register(app: typer.Typer) -> None:
         seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
     ) -> None:
         from argosy.evaluate.trained import Trained
+        from argosy.observe.text import shown
 
         def show(piece: str) -> None:
-            sys.stdout.write(piece)
+            sys.stdout.write(shown(piece, sys.stdout))
             sys.stdout.flush()
 
         model = Trained.open(find(run))

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from argosy.errors import INTERRUPTED, Refused
+from argosy.errors import Refused
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from argosy.fleet.workers import WarmServer
     from argosy.job.schema import Job
     from argosy.run.folder import Run
@@ -68,14 +70,32 @@ def early(job: str | None, overrides: list[str], workers: int | None) -> Iterato
         server.stop()
 
 
+class Left(KeyboardInterrupt):
+    """A signal other than Ctrl-C, taken like it; str() is its name."""
+
+
 @contextmanager
-def interrupted() -> Iterator[None]:
-    """Ctrl-C before a worker was started ends with its exit code and no traceback."""
+def interrupted(requeue: bool = False) -> Iterator[None]:
+    """Ctrl-C, SIGTERM or SIGUSR1 while nothing is trained ends with its exit code, one sentence and no traceback."""
+    import signal
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not disturb the leaving
+        raise Left(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
-    except KeyboardInterrupt:
-        print("\ninterrupted before training began; nothing was lost", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+    except KeyboardInterrupt as left:
+        from argosy.fleet.clerk import leaving
+
+        reason = str(left) if isinstance(left, Left) else "SIGINT"
+        name = "Ctrl-C" if reason == "SIGINT" else reason
+        print(f"\nstopped by {name} while nothing was being trained; nothing was lost", file=sys.stderr)
+        raise SystemExit(leaving(reason, requeue)) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def register(app: typer.Typer) -> None:
@@ -109,10 +129,9 @@ def register(app: typer.Typer) -> None:
 
         began = time.time()
         job, overrides = split(context.args)
-        with early(job, overrides, workers) as server:
+        with interrupted(requeue), early(job, overrides, workers) as server:
             from argosy.commands.conduct import Wanted, lead
 
             wanted = Wanted(job, overrides, run, fork, change, workers, strict, quiet, json, debug, requeue, began)
-            with interrupted():
-                outcome, _ = lead(wanted, server)
+            outcome, _ = lead(wanted, server)
         raise typer.Exit(outcome.code)

@@ -35,6 +35,7 @@ class Source:
     version: str = ""  # "CPython 3.11.7" for the built-in corpus
     license: str = ""  # "" = what the job says
     passed_over: Counter[str] = field(default_factory=Counter)  # suffix -> files that are no text by their suffix
+    runs: int = 0  # folders passed over because each holds a run of Argosy
     unread: list[str] = field(
         default_factory=list
     )  # a sentence for each file that looked like text and could not be read

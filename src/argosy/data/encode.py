@@ -6,7 +6,6 @@ a line of JSON: {"part", "tokens"} when the shard stands, or {"refused"|"disk"}.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -23,14 +22,13 @@ from argosy.data import shard_file
 from argosy.data.document import File
 from argosy.data.scan import read_documents
 from argosy.data.tokenizer import FILE, Tokenizer, open_tokenizer
-from argosy.errors import Refused
+from argosy.errors import FULL, Refused
 from argosy.run import guardian
 
 PLAN = "plan.json"
 DOCUMENTS = "documents.bin"
 AT_ONCE = 64  # documents given to the tokenizer together
 BYTES_AT_ONCE = 2 * 1024 * 1024
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass

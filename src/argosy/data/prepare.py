@@ -24,13 +24,13 @@ import numpy as np
 from argosy.cluster import here
 from argosy.data import shards, tokenizer
 from argosy.data.document import Source, counts
-from argosy.data.encode import DOCUMENTS, FULL, PLAN, Plan, shard_name
+from argosy.data.encode import DOCUMENTS, PLAN, Plan, shard_name
 from argosy.data.pool import encode_all
 from argosy.data.scan import Progress, Scan, fingerprint, scan, texts
 from argosy.data.shard_file import REMEDY, ShardFile
 from argosy.data.sources import find
 from argosy.data.sources.text import READS, nothing, packed
-from argosy.errors import MACHINE, Refused
+from argosy.errors import FULL, MACHINE, Refused
 from argosy.job import paths
 from argosy.job.schema import DataSection, Trained
 from argosy.plan.prepared import PreparedFacts
@@ -128,8 +128,7 @@ def prepare(
     source = find(section.source, base)
     if not source.files:
         raise nothing(source)
-    words, content = _tokenizer_key(section, base)
-    key = f"{RULES}; {words}; held out {section.held_out!r}"
+    key, content = _key(section, base)
     home = cache / "prepared"
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -157,6 +156,16 @@ def prepare(
         ) from error
 
 
+def changed(section: DataSection, base: Path, folder: Path) -> bool:
+    """Whether the files of `section` are others than those that `folder` was made of; they are not read for it."""
+    try:
+        source = find(section.source, base)
+        seen = folder.parent / f"{_hash(_key(section, base)[0], source.name, fingerprint(source))}.seen"
+        return seen.read_text(encoding="utf-8") != folder.name
+    except (OSError, UnicodeDecodeError, Refused):
+        return True
+
+
 def full(folder: Path) -> Refused:
     """The error of a disk that filled up on the way."""
     free = bytes_text(shutil.disk_usage(folder).free) if folder.exists() else "nothing"
@@ -167,6 +176,12 @@ def full(folder: Path) -> Refused:
         do="Free some space and start again, it goes on from here; or --data.cache FOLDER on another disk.",
         code=MACHINE,
     )
+
+
+def _key(section: DataSection, base: Path) -> tuple[str, str | None]:
+    """What names everything but the text in the cache, and the content of the tokenizer's file (see below)."""
+    words, content = _tokenizer_key(section, base)
+    return f"{RULES}; {words}; held out {section.held_out!r}", content
 
 
 def _tokenizer_key(section: DataSection, base: Path) -> tuple[str, str | None]:
@@ -331,6 +346,8 @@ def notes(source: Source) -> list[str]:
     found = []
     if source.passed_over:
         found.append(f"not read in {source.name}: {counts(source.passed_over)}. {READS}")
+    if source.runs:
+        found.append(f"run folders of Argosy in {source.name}: {source.runs:,} passed over")
     if source.unread:
         more = f", and {len(source.unread) - 1} more files" if len(source.unread) > 1 else ""
         found.append(f"{source.unread[0]}{more}: passed over")

@@ -7,11 +7,13 @@ killed while writing leaves nothing that is half there, and a new one goes on fr
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
 import os
 import select
 import shutil
+import stat
 import struct
 import time
 from collections.abc import Callable
@@ -93,7 +95,7 @@ class RingBatches:
         self._places, self._failed = places, failed
         self._ring: Path | None = None
         self._wanted: NDArray[np.int64] | None = None
-        self._bell = -1
+        self._bell = self._alive = -1
 
     def get(self, step: int) -> Batch:
         """See Batches. Waits for as long as the parent lives: it replaces a reader that died."""
@@ -113,23 +115,28 @@ class RingBatches:
 
     def close(self) -> None:
         """See Batches."""
-        if self._bell >= 0:
-            os.close(self._bell)
-            self._bell = -1
+        for descriptor in (self._bell, self._alive):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._bell = self._alive = -1
 
     def _want(self, step: int) -> bool:
         """Tell the reader which step this process needs; False while there is no ring."""
         name = f"wanted-{os.getpid()}"
         if self._ring is None or not (self._ring / name).exists():
-            self._ring = next((place for place in self._places if (place / "bell").exists()), None)
+            self._ring = next((place for place in self._places if (place / "bell").exists() and own(place)), None)
             if self._ring is None:
                 return False
             try:
                 temporary = self._ring / f".{name}"
                 temporary.write_bytes(struct.pack("<q", step))
+                self.close()
+                # Locked until this process ends: a number alone may be another process's by the time it is looked at.
+                self._alive = os.open(temporary, os.O_RDWR)
+                with suppress(OSError):  # a file system without locks: the number has to do
+                    fcntl.flock(self._alive, fcntl.LOCK_SH)
                 temporary.rename(self._ring / name)
                 self._wanted = np.memmap(self._ring / name, "<i8", "r+", shape=(1,))
-                self.close()
                 # Opened for both directions, so that neither opening nor ringing fails while there is no reader.
                 self._bell = os.open(self._ring / "bell", os.O_RDWR | os.O_NONBLOCK)
             except FileNotFoundError:  # removed at this moment
@@ -182,6 +189,7 @@ class _Worker:
     def __init__(self, path: Path):
         self.path, self.pid = path, int(path.name.rpartition("-")[2])
         self._wanted = np.memmap(path, "<i8", "r", shape=(1,))
+        self._lock = os.open(path, os.O_RDWR)
         self.descriptor: int | None = None
         with suppress(OSError, AttributeError):  # AttributeError: not Linux
             self.descriptor = os.pidfd_open(self.pid)
@@ -193,13 +201,17 @@ class _Worker:
 
     def gone(self) -> bool:
         """Whether it ended; a process that nobody has waited for yet is gone too."""
-        if self.descriptor is None:
-            return not guardian.alive(self.pid)
-        return bool(select.select([self.descriptor], [], [], 0)[0])
+        if self.descriptor is not None and select.select([self.descriptor], [], [], 0)[0]:
+            return True
+        with suppress(OSError):  # held, or a file system without locks
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True  # whoever has that number now, it is not the one who asked
+        return not guardian.alive(self.pid)
 
     def forget(self) -> None:
         """Remove its file."""
         self.path.unlink(missing_ok=True)
+        os.close(self._lock)
         if self.descriptor is not None:
             os.close(self.descriptor)
 
@@ -209,7 +221,10 @@ class Reader:
 
     def __init__(self, ring: Path, make: Callable[[int], Batch]):
         self.ring, self.make = ring, make
-        ring.mkdir(parents=True, exist_ok=True)
+        ring.parent.mkdir(parents=True, exist_ok=True)
+        ring.mkdir(mode=0o700, exist_ok=True)  # what is read is nobody else's business
+        if not own(ring):
+            raise Refused("the folder for batches belongs to somebody else.", where=str(ring), code=MACHINE)
         for path in ring.glob(".batch-*"):
             path.unlink()  # of a reader that was killed while writing it
         bell = ring / "bell"
@@ -285,8 +300,17 @@ def remove(run: Run, node: int = 0, but: Path | None = None) -> None:
 
 
 def _name(run: Run, node: int) -> str:
-    owner = blake2b(str(run.local.resolve()).encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
-    return f"argosy-ring-{owner}-{node}-"
+    place = blake2b(str(run.local.resolve()).encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
+    return f"argosy-ring-{os.getuid()}-{place}-{node}-"
+
+
+def own(ring: Path) -> bool:
+    """Whether `ring` is a folder of this user's: anybody may make one of that name where all share the memory."""
+    try:
+        status = ring.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and (ring.parent != MEMORY or status.st_uid == os.getuid())
 
 
 def batches(run: Run, incarnation: int) -> Batches:
@@ -359,9 +383,11 @@ def _stamp(run: Run) -> tuple[int, int]:
 def _choose(folders: list[Path], ledger: Ledger) -> Path:
     """The ring that an earlier reader began, else memory where it has room."""
     for folder in folders:
-        if folder.is_dir():
+        if own(folder):
             return folder
     most = max(int(str(entry.new)) for entry in ledger.entries if entry.key == "batch.tokens")
     need = 32 * most * (AHEAD + 3)
     memory, disk = folders
-    return memory if memory.parent.is_dir() and shutil.disk_usage(memory.parent).free > 2 * need else disk
+    if not memory.parent.is_dir() or os.path.lexists(memory):  # no memory, or somebody else's folder of that name
+        return disk
+    return memory if shutil.disk_usage(memory.parent).free > 2 * need else disk

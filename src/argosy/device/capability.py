@@ -28,7 +28,6 @@ CAPABILITIES = (
     Capability("attention by documents (flash)", "model/kernels.py", "an NVIDIA GPU from Ampere on, bfloat16"),
     Capability("attention, dense, on a GPU", "model/kernels.py", "CUDA, ROCm or MPS"),
     Capability("fused AdamW and Muon on a GPU", "optim/build.py", "CUDA, ROCm or MPS"),
-    Capability("timing by events", "device/timing.py", "CUDA or ROCm"),
     Capability("collectives over NCCL", "device/device.py", "CUDA or ROCm"),
     Capability("a process on MPS", "device/device.py", "macOS on arm64"),
 )

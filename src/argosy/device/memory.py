@@ -1,4 +1,4 @@
-"""Memory of a process and its device: free, peak, and how running out of it looks. Bytes throughout."""
+"""Memory of a process and its device: peak, and how running out of it looks. Bytes throughout."""
 
 from __future__ import annotations
 
@@ -7,19 +7,11 @@ import resource
 import sys
 from pathlib import Path
 
-import psutil
 import torch
 
 from argosy.device.device import Device
 
 _SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc")
-
-
-def free(device: Device) -> int:
-    """Bytes that could be taken now: of the device, or of the machine (control groups are `cluster.here`'s affair)."""
-    if device.kind == "cuda":
-        return int(torch.cuda.mem_get_info(device.index)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def peak() -> int:
@@ -33,14 +25,8 @@ def peak() -> int:
 
 
 def device_peak(device: Device) -> int:
-    """The most memory that tensors held on the device since `forget_device_peak`; 0 on a CPU, where `peak` tells."""
+    """The most memory that tensors ever held on the device; 0 on a CPU, where `peak` tells."""
     return int(torch.cuda.max_memory_allocated(device.index)) if device.kind == "cuda" else 0
-
-
-def forget_device_peak(device: Device) -> None:
-    """Begin counting `device_peak` anew."""
-    if device.kind == "cuda":
-        torch.cuda.reset_peak_memory_stats(device.index)
 
 
 def ran_out(error: BaseException) -> bool:

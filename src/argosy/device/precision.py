@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from argosy.errors import Refused
@@ -16,17 +14,3 @@ def dtype(name: str) -> torch.dtype:
     if name not in TYPES:
         raise Refused(f"{name} is no type to train in.", do=f"Choose one of {', '.join(TYPES)}.")
     return TYPES[name]
-
-
-@dataclass(frozen=True)
-class Precision:
-    """compute: products and activations. master: weights and optimizer state. reduce: gradients summed over ranks."""
-
-    compute: torch.dtype
-    master: torch.dtype
-    reduce: torch.dtype
-
-    @staticmethod
-    def of(precision: str, master: str, reduce: str) -> Precision:
-        """From the names in force (train.precision, train.master, train.reduce)."""
-        return Precision(dtype(precision), dtype(master), dtype(reduce))

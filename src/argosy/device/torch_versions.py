@@ -6,8 +6,6 @@ Written for 2.11 to 2.13.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch._dynamo
 import torch._inductor.config
@@ -120,18 +118,3 @@ def compiler_path() -> str | None:
         return str(builder.get_cpp_compiler())
     except Exception:  # torch raises several kinds, all of which mean: none
         return None
-
-
-def inductor_cache() -> str:
-    """The folder in which compiled code is kept between processes."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    return str(cache_dir())
-
-
-def private(name: str) -> Any:
-    """A private attribute of torch by dotted name ("_C._foo"), for probes and messages; AttributeError where it is gone."""
-    found: Any = torch
-    for word in name.split("."):
-        found = getattr(found, word)
-    return found

@@ -5,7 +5,6 @@ Shared by the parent of worker processes and by a process that is the worker its
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +15,7 @@ from argosy.fleet.journal import Journal
 from argosy.run import requests
 from argosy.run.archive import Archive, Line
 from argosy.run.folder import Run
+from argosy.run.lines import whole
 from argosy.run.requests import Request
 
 SCHEDULERS = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")  # who asks again after SIGTERM
@@ -43,26 +43,36 @@ class Screen(Protocol):
         """The run was asked to save and stop."""
 
 
+def leaving(reason: str, requeue: bool) -> int:
+    """The exit code after the signal `reason`; requeue: whether who sent SIGTERM asks again, as schedulers do."""
+    again = requeue or any(name in os.environ for name in SCHEDULERS)
+    if reason == "SIGUSR1" or (reason == "SIGTERM" and again):
+        return SAVED
+    return INTERRUPTED if reason == "SIGINT" else TERMINATED
+
+
 class Clerk:
     """Keeps requests and news of one run."""
 
     def __init__(self, run: Run, screen: Screen, requeue: bool = False):
         self.run, self.screen = run, screen
-        self.requeue = requeue or any(name in os.environ for name in SCHEDULERS)
+        self.requeue = requeue
         self.journal = Journal(run)
         self.archive = Archive(run)
         self.request = Request()
         self.steps = int(run.job().train.steps or 0)
         self.step = 0
+        self._now = (0, 0)  # incarnation, and its furthest step that was recorded
+        self._wished = (0, 0)  # the same when a save was asked for: only a later state answers
         self.outcome = ""  # "finished" or "stopped", as rank 0 marked it
         self.lost = ""  # a sentence, once the disk could not take a checkpoint
         self._saved = run.local / "saved.jsonl"
         self._saved_at = self._saved.stat().st_size if self._saved.exists() else 0
-        requests.clear(run)
 
     def begin(self, incarnation: int) -> None:
         """Follow the workers of `incarnation` from now on."""
         self.outcome = ""
+        self._now = (incarnation, 0)
         self.archive.begin(incarnation)
 
     def stop(self, reason: str) -> None:
@@ -74,8 +84,7 @@ class Clerk:
     def tick(self) -> None:
         """Pass on what came since the last call."""
         self._asked()
-        for line in self.archive.poll():
-            self._show(line)
+        self._news()
         self._saves()
         self.screen.tick()
 
@@ -96,9 +105,7 @@ class Clerk:
         reason = self.request.reason
         if self.outcome == "finished" or not self.request.stop or reason == "argosy stop":
             return DONE
-        if reason == "SIGUSR1" or (reason == "SIGTERM" and self.requeue):
-            return SAVED
-        return INTERRUPTED if reason == "SIGINT" else TERMINATED
+        return leaving(reason, self.requeue)
 
     def _asked(self) -> None:
         name = requests.forwarded(self.run)
@@ -108,6 +115,8 @@ class Clerk:
         if "stop" in wishes:
             self.stop("argosy stop")
         if ("save" in wishes) != self.request.save:
+            self._news()  # what was recorded until now lies before the wish
+            self._wished = self._now
             self._ask(replace(self.request, save="save" in wishes))
 
     def _ask(self, request: Request) -> None:
@@ -115,9 +124,14 @@ class Clerk:
         requests.tell(self.run, self.request)
         self.journal.note("asked", stop=request.stop, save=request.save, reason=request.reason)
 
+    def _news(self) -> None:
+        for line in self.archive.poll():
+            self._show(line)
+
     def _show(self, line: Line) -> None:
         if line.kind == "step":
             self.step = max(self.step, int(line.row["step"]))
+            self._now = max(self._now, (int(line.row["incarnation"]), int(line.row["step"])))
         elif line.kind == "mark" and line.row["name"] in ("finished", "stopped"):
             self.outcome = line.row["name"]
         self.screen.news(line, self.steps)
@@ -132,11 +146,14 @@ class Clerk:
             if not line.endswith(b"\n"):
                 break
             self._saved_at += len(line)
-            row = json.loads(line)
+            row = whole(line, "ok")
+            if row is None:  # of a disk that was full
+                continue
             if row.get("ok"):
                 self.screen.saved(row)
                 self.journal.note("saved", **row)
-                if "save" in requests.asked(self.run) and self.request.save:
+                later = (int(row.get("incarnation", self._now[0])), int(row["step"])) > self._wished
+                if later and self.request.save and "save" in requests.asked(self.run):
                     requests.answered(self.run, "save", int(row["step"]))
             elif row.get("error") == "disk":
                 self.lost = str(row.get("sentence", "the disk is full"))

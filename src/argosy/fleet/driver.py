@@ -6,7 +6,6 @@ the journal, with the sentence that the screen shows.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import time
@@ -15,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from argosy.errors import BUG, INTERRUPTED, MACHINE
+from argosy.errors import BUG, FULL, INTERRUPTED, MACHINE
 from argosy.fleet.agent import Agent
 from argosy.fleet.clerk import Clerk, Screen
 from argosy.fleet.journal import read
@@ -24,9 +23,9 @@ from argosy.policy.rules import culprit, decide
 from argosy.policy.state import Fleet
 from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
+from argosy.run.origin import mask
 
 BEAT = 0.1  # seconds between looks at record and requests; what ends is seen at once
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, a quota, a limit of file size say
 TAIL = 40  # lines of a failed process's log that crash.txt keeps
 SHOWN = 5  # of them that are shown where the process did not say itself why it left
 
@@ -85,7 +84,7 @@ class Driver:
             raise error
         step = self.run_folder.newest_step()
         kept = f"The last good checkpoint is step {step:,}." if step else "There is no checkpoint yet."
-        because = f"{self.run_folder.path}: the disk is full ({error.strerror}). {kept}"
+        because = f"{self.run_folder.path}: {FULL[error.errno]} ({error.strerror}). {kept}"
         self.screen.fault(because, "Make room and give the same command again.")
         return Outcome(MACHINE, "failed", step, because, self.fleet.faults)
 
@@ -182,7 +181,8 @@ class Driver:
             "",
             "Last lines of its log:",
         ]
-        path.write_text("\n".join([*parts, *tail, "", "Last events:", *events]) + "\n", encoding="utf-8")
+        text = "\n".join([*parts, *tail, "", "Last events:", *events]) + "\n"
+        path.write_text(mask(text), encoding="utf-8")
         return str(path)
 
     def _done(self) -> Outcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from argosy.policy.events import Event
 from argosy.policy.rules import Decision
 from argosy.run.folder import Run
+from argosy.run.lines import rows
 
 
 class Journal:
@@ -42,7 +42,4 @@ class Journal:
 
 def read(path: Path) -> list[Mapping[str, Any]]:
     """The lines of a journal, oldest first; a torn last one is left out, a missing file is empty."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return list(rows(path))

@@ -14,7 +14,7 @@ def lines(text: str) -> dict[tuple[str, ...], int]:
     """Path of each key and table header -> the line, counted from 1, on which it begins."""
     found: dict[tuple[str, ...], int] = {}
     table: tuple[str, ...] = ()
-    rows = text.splitlines()
+    rows = text.replace("\r\n", "\n").split("\n")  # TOML's line ends, no others: U+2028 may stand in a comment
     index = 0
     while index < len(rows):
         row, number = rows[index].strip(), index + 1

@@ -302,11 +302,11 @@ class EvaluateSection(Section):
 class Job(Section):
     """What was asked: the whole job file."""
 
-    version: Literal[1] = 1
+    version: Literal[1] = Field(1, json_schema_extra={"change": "free"})
     """Version of this format."""
-    extends: str | None = None
+    extends: str | None = Field(None, json_schema_extra={"change": "free"})
     """One parent: the name of a shipped job or a path; what this file says replaces what the parent says."""
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", json_schema_extra={"change": "free"})
     """Names the run folder."""
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()

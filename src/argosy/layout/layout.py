@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -128,8 +127,3 @@ def share(total: int, parts: int, part: int) -> range:
     """The indices of `total` things that `part` of `parts` holds, contiguous, sizes differing by one at most."""
     begin = total * part // parts
     return range(begin, total * (part + 1) // parts)
-
-
-def fillers(shares: Sequence[int]) -> list[int]:
-    """How many zero-weight micro-batches each share needs so that all have the same number."""
-    return [max(shares) - mine for mine in shares]

@@ -30,6 +30,11 @@ def _loss_and_gradients(
     return (weights * (total - chosen)).sum(), torch.mm(wrong, weight), torch.mm(wrong.t(), hidden)
 
 
+def _filled(rows: Tensor, count: int) -> Tensor:
+    """`rows` with zeros after them, `count` rows in all."""
+    return torch.cat([rows, rows.new_zeros(count - rows.shape[0], *rows.shape[1:])])
+
+
 _compiled_loss = torch.compile(_only_loss, dynamic=False, fullgraph=True)
 _compiled_both = torch.compile(_loss_and_gradients, dynamic=False, fullgraph=True)
 
@@ -56,11 +61,16 @@ class _Summed(torch.autograd.Function):
         d_weight = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device) if wanted else None
         for begin in range(0, hidden.shape[0], chunk):
             part = slice(begin, begin + chunk)
-            given = (hidden[part], near, labels[part], weights[part].to(wide))
+            size = min(chunk, hidden.shape[0] - begin)
+            rows = (hidden[part], labels[part], weights[part].to(wide))
+            if begin and size < chunk:  # filled up with tokens of weight zero: another shape would be compiled anew
+                rows = (_filled(rows[0], chunk), _filled(rows[1], chunk), _filled(rows[2], chunk))
+            given = (rows[0], near, rows[1], rows[2])
             if d_hidden is None or d_weight is None:
                 total += (_compiled_loss if compiled else _only_loss)(*given)
                 continue
-            loss, d_hidden[part], d_near = (_compiled_both if compiled else _loss_and_gradients)(*given)
+            loss, d_part, d_near = (_compiled_both if compiled else _loss_and_gradients)(*given)
+            d_hidden[part] = d_part[:size]
             total += loss
             d_weight += d_near
         if wanted:

@@ -72,6 +72,7 @@ class Screen:
         self._early: list[str] = []  # before there was a folder to log to
         self._pace = Pace()
         self._best: float | None = None
+        self._deaf = False  # `out` takes no more
         self._told = time.monotonic()
         self._compiling_since = 0.0
         self._shown = (-1.0e9, -1)  # time and step of the last plain line
@@ -227,6 +228,8 @@ class Screen:
 
     def _write(self, text: str) -> None:
         """Write to `out`; signs that its encoding lacks are spelled out, a reader that left is no reason to stop."""
+        if self._deaf:
+            return
         encoding = getattr(self.out, "encoding", None) or "utf-8"
         try:
             text.encode(encoding)
@@ -235,8 +238,16 @@ class Screen:
         try:
             self.out.write(text)
             self.out.flush()
-        except (BrokenPipeError, ValueError):
-            pass
+        except (OSError, ValueError):
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Write no more: who read is gone, or what it goes to is full. Training goes on, and the log goes on telling."""
+        self._deaf = True
+        with suppress(OSError, ValueError):  # what is still buffered must not fail again when the process ends
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.out.fileno())
+            os.close(nowhere)
 
 
 _ASCII = {ord("━"): "#", ord("╸"): "#", ord("…"): "...", ord("→"): "->", ord("·"): "-", ord("≈"): "~", ord("±"): "+-"}

@@ -9,7 +9,7 @@ import time
 import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 WIDTH = 100  # columns at most
 
@@ -26,6 +26,11 @@ def harmless(text: str, *, lines: bool = False) -> str:
         else:  # control, format (also what turns the direction of writing), surrogate, unassigned, line separators
             found.append({"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(letter, f"\\x{ord(letter):02x}"))
     return "".join(found)
+
+
+def shown(text: str, out: TextIO) -> str:
+    """`text` as it may be written to `out`: harmless on a terminal, untouched for a file or another program."""
+    return harmless(text, lines=True) if out.isatty() else text
 
 
 def live(row: Mapping[str, Any], steps: int, left: float | None, width: int = WIDTH) -> str:

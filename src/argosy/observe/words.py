@@ -91,7 +91,7 @@ def start(
     back. backend: "gloo" or "nccl".
     """
     why = {setting.key: setting.why for setting in settings}
-    steps, all_tokens = int(job.train.steps or 0), int(job.train.steps or 0) * job.batch.tokens
+    steps, all_tokens = int(job.train.steps or 0), int(job.train.tokens or 0)
     lines = [
         ("Run", f"{run}\nCtrl-C saves and stops; the same command goes on"),
         ("Model", _model(job, prediction.parameters)),

@@ -80,11 +80,6 @@ class Optimizer:
         """All parameters, AdamW's first."""
         return [*self.adamw.values(), *(self.muon.parameters.values() if self.muon else ())]
 
-    def zero_grad(self) -> None:
-        """Drop every gradient."""
-        for parameter in self.parameters:
-            parameter.grad = None
-
     def named_state(self) -> dict[str, Tensor]:
         """The state tensors themselves, sharded as their parameters: "optim.<parameter>.<slot>".
 

@@ -1,7 +1,9 @@
-"""Whether a run fits into memory and onto the disk, the micro-batch that does, and what to say where nothing does. Pure."""
+"""Whether a run fits into memory and onto the disk, the micro-batch that does, what to say where none does."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from argosy.cluster.here import Machine
@@ -117,17 +119,27 @@ def _remedies(job: Job, micro: int, world: int) -> list[tuple[str, Job, int]]:
     return found
 
 
-def check_disk(job: Job, need: int, free: int) -> None:
-    """Refused where the run's files would not fit onto their disk."""
-    if need <= free:
+def check_disk(job: Job, need: int, free: int, own: int = 0) -> None:
+    """Refused where the run's files would not fit onto their disk: `free` bytes, and `own` which its checkpoints hold."""
+    if need <= free + own:
         return
     lines = []
     if job.checkpoint.keep > 1:
         smaller = need - (job.checkpoint.keep - 1) * memory.checkpoint(job)
-        note = "" if smaller <= free else " (not enough alone)"
+        note = "" if smaller <= free + own else " (not enough alone)"
         lines.append(f"\n  {'checkpoint.keep=1':<34} {bytes_text(smaller):>9}{note}")
     raise Refused(
-        f"not enough disk: the run needs about {bytes_text(need)}, {bytes_text(free)} are free.",
+        f"not enough disk: the run needs about {bytes_text(need)}, {bytes_text(free)} are free"
+        + (f" beside {bytes_text(own)} of its own checkpoints." if own else "."),
         do="Give --run a folder on a larger disk, or free some."
         + (" Overrides that help:" + "".join(lines) if lines else ""),
     )
+
+
+def kept(folder: Path) -> int:
+    """Bytes of the checkpoints that lie in the run folder `folder` already: room that the run needs only once."""
+    sizes = 0
+    for file in (folder / "checkpoints").glob("step-*/*"):
+        with suppress(OSError):  # one may just be going
+            sizes += file.stat().st_size
+    return sizes

@@ -60,6 +60,7 @@ class _Draft:
     origins: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    read: tuple[int, int] = (0, 0)
 
     def put(self, key: str, value: object, origin: str, why: str = "") -> None:
         self.values[key] = value
@@ -114,13 +115,15 @@ def settle(
     workers: int,
     kept: Mapping[str, Setting] | None = None,
     folder: Path | None = None,
+    read: tuple[int, int] = (0, 0),
 ) -> Settled:
     """The job in force over `workers` ranks (0 = one, in this process), its settings, notes and prediction.
 
     kept: settings of the unfinished run that is continued. folder: where the run will lie, for the disk's free space.
+    read: (steps, tokens) of this run before its batch.tokens last changed.
     Refused where the data does not fit the model, the workers not the layout, or memory or disk would not suffice.
     """
-    draft = _Draft(loaded, kept or {}, dict(leaves.leaves(loaded.job)))
+    draft = _Draft(loaded, kept or {}, dict(leaves.leaves(loaded.job)), read=read)
     world = max(1, workers)
     accelerated = bool(machine.devices)
     _model(draft, prepared)
@@ -133,7 +136,8 @@ def settle(
     fit.settle_memory(draft, layout, machine, world)
     job = draft.job()
     plan = _prediction(job, layout, probed, machine, world)
-    fit.check_disk(job, plan.disk_bytes, machine.disk_free(folder or Path.cwd()))
+    place = folder or Path.cwd()
+    fit.check_disk(job, plan.disk_bytes, machine.disk_free(place), fit.kept(place))
     return Settled(job, _settings(draft, job), draft.notes, plan)
 
 
@@ -275,30 +279,32 @@ def _precision(probed: Mapping[str, Any], accelerated: bool) -> tuple[str, str, 
 
 
 def _length(draft: _Draft, probed: Mapping[str, Any], world: int, accelerated: bool) -> None:
-    """Exactly one way of saying the length becomes steps; tokens are what those steps read."""
+    """Exactly one way of saying the length becomes steps; tokens are what all of those read, also before a change."""
     train, batch = draft.loaded.job.train, draft.loaded.job.batch
+    done, read = draft.read
+
+    def steps_of(tokens: int) -> int:
+        return max(1, done + max(0, -(-(tokens - read) // batch.tokens)))
+
     if train.tokens is not None:
-        steps = -(-train.tokens // batch.tokens)
-        draft.put(
-            "train.steps", steps, "derived", f"{quantities.count_text(train.tokens)} tokens of {batch.tokens} a step"
-        )
+        each = f"{quantities.count_text(train.tokens)} tokens of {batch.tokens} a step"
+        why = f"{each}, after {done:,} steps of another size" if done else each
+        draft.put("train.steps", steps_of(train.tokens), "derived", why)
     elif train.time is not None:
-        if not (
-            draft.kept.get("train.time") is not None
-            and draft.kept["train.time"].asked == train.time
-            and draft.measured("train.steps")
-        ):
-            job = _for_speed(draft)
-            one = seconds.step_seconds(job, probed, world, int(accelerated))
+        old = draft.kept.get("train.time")
+        if old is not None and old.asked == train.time and draft.measured("train.steps"):
+            known = int(str(draft.kept["train.tokens"].used))  # a change of the batch leaves the length in tokens
+            draft.put("train.steps", steps_of(known), "measured")
+        else:
+            one = seconds.step_seconds(_for_speed(draft), probed, world, int(accelerated))
             steps = max(1, round(train.time / one))
             draft.put("train.steps", steps, "measured", f"{quantities.seconds_text(train.time)} at {one:.3g} s a step")
     elif train.steps is None:
         parameters = flops.parameters(_for_speed(draft).model)
-        steps = max(1, derive.tokens(parameters) // batch.tokens)
-        draft.put(
-            "train.steps", steps, "derived", f"20 tokens for each of {quantities.count_text(parameters)} parameters"
-        )
-    draft.put("train.tokens", draft.values["train.steps"] * batch.tokens, "" if train.tokens else "derived")
+        why = f"20 tokens for each of {quantities.count_text(parameters)} parameters"
+        draft.put("train.steps", steps_of(derive.tokens(parameters) - batch.tokens + 1), "derived", why)
+    after = max(0, draft.values["train.steps"] - done)
+    draft.put("train.tokens", read + after * batch.tokens, "" if train.tokens else "derived")
     draft.values["train.time"] = None
 
 

@@ -16,6 +16,7 @@ from argosy.policy.state import Fleet
 
 # Failures that another try would only repeat: the exit code says whose they are.
 _FINAL = {BUG: "bug", INPUT: "refused", NO: "no", MACHINE: "machine"}
+MENDS = 20  # times in a row without a new step that a process which only serves the workers is started again
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def noted(fleet: Fleet, event: Event) -> Fleet:
     match event:
         case Progress(step):
             fleet = replace(fleet, step=max(fleet.step, step))
-            return replace(fleet, restarts=0, evidence=()) if fleet.progress else fleet
+            return replace(fleet, restarts=0, mends=0, evidence=()) if fleet.progress else fleet
         case Broken(ends):
             return replace(fleet, evidence=(*fleet.evidence, story(culprit(ends), fleet.step)))
 
@@ -60,7 +61,10 @@ def give_up(fleet: Fleet, event: Event) -> Decision | None:
         return _leave(fleet, end.code, kind, told)
     if not fleet.recover:
         return _leave(fleet, MACHINE, "lost", f"{told}; faults.recover = false leaves it so")
-    if fleet.restarts >= fleet.limit:
+    if not _workers(event):
+        if fleet.mends >= MENDS:
+            return _leave(fleet, MACHINE, "spent", f"{told}; {MENDS} new ones in a row brought no new step, giving up")
+    elif fleet.restarts >= fleet.limit:
         tries = f"{fleet.restarts} starts in a row brought no new step" if fleet.limit else "faults.restarts = 0"
         return _leave(fleet, MACHINE, "spent", f"{told}; {tries}, giving up")
     return None
@@ -72,12 +76,14 @@ def restart(fleet: Fleet, event: Event) -> Decision | None:
         return None
     end = culprit(event.ends)
     told = fleet.evidence[-1]
-    fleet = replace(fleet, faults=fleet.faults + 1, restarts=fleet.restarts + 1)
-    if not any(one.trade == "worker" for one in event.ends):
+    fleet = replace(fleet, faults=fleet.faults + 1)
+    if not _workers(event):
+        fleet = replace(fleet, mends=fleet.mends + 1)
         trades = tuple(dict.fromkeys(one.trade for one in event.ends))
         return Decision(fleet, tuple(Mend(trade) for trade in trades), f"{told}; {end.name} is started again")
     following = fleet.incarnation + 1
-    fleet = replace(fleet, incarnation=following, reached=max(fleet.reached, fleet.step))
+    reached = max(fleet.reached, fleet.step)
+    fleet = replace(fleet, incarnation=following, reached=reached, restarts=fleet.restarts + 1)
     whom = {1: "the worker", 2: "both workers"}.get(fleet.world, f"all {fleet.world} workers")
     because = f"{told}; {whom} start{'s' if fleet.world == 1 else ''} again from the newest checkpoint"
     return Decision(fleet, (Restart(following),), because)
@@ -104,6 +110,11 @@ def story(end: End, step: int) -> str:
         return f"{end.name} was killed ({number}){where}{seen}"
     told = f": {end.sentence}" if end.sentence else ""
     return f"{end.name} left with code {end.code}{where}{told}"
+
+
+def _workers(event: Broken) -> bool:
+    """Whether workers are among what broke: they are started again all together, and `faults.restarts` counts that."""
+    return any(end.trade == "worker" for end in event.ends)
 
 
 def _guilt(end: End) -> tuple[int, int, int]:

@@ -15,7 +15,8 @@ class Fleet:
     incarnation: int = 1
     step: int = 0  # the furthest step that the record shows
     reached: int = 0  # the furthest step before the newest start; progress is what lies beyond
-    restarts: int = 0  # starts in a row without progress
+    restarts: int = 0  # starts of the workers in a row without progress
+    mends: int = 0  # starts of what serves them in a row without a new step
     faults: int = 0  # faults repaired in all
     evidence: tuple[str, ...] = ()  # a sentence for each fault since the last progress
 

@@ -41,18 +41,15 @@ class Archive:
         self._merge: Merge | None = None
         self._rebuild()
 
-    def begin(self, incarnation: int, from_step: int | None = None) -> None:
+    def begin(self, incarnation: int) -> None:
         """Follow `incarnation` from now on; what is left of the one before is merged first.
 
-        from_step: the step whose state it starts from, where that is known: lines of later steps are dropped at once. Else
-        they are dropped when rank 0 marks what it loaded.
+        Lines of steps behind the one that rank 0 marks as loaded are dropped then.
         """
         self.poll()
         self.close()
         self._samples_at = self._samples.stat().st_size if self._samples.exists() else 0
         self._follower, self._merge = record.follow(self.run, 0, incarnation), Merge(incarnation)
-        if from_step is not None:
-            self._cut(from_step)
 
     def poll(self) -> list[Line]:
         """Merge what rank 0 wrote since the last call; the news, in order."""

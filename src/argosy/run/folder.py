@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +28,7 @@ from argosy.run.ledger import Ledger
 VERSION = 1
 PREPARED = "data.prepared"  # an extra setting, no key of a job: the folder of prepared text
 PATIENCE = 5.0  # seconds that a second start waits for the first to leave
+_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 GLANCE = 0.15  # seconds that a lock may be held by somebody who only looks whether it is free
 
 
@@ -53,7 +55,12 @@ class Run:
     def local(self) -> Path:
         """Where what lives only while a run goes lies: records, stores, requests; `$ARGOSY_LOCAL/<id>`, else inside."""
         place = os.environ.get("ARGOSY_LOCAL")
-        return Path(place) / str(self.info()["id"]) if place else self.path / "local"
+        if not place:
+            return self.path / "local"
+        name = self.info().get("id")
+        if not isinstance(name, str) or not _ID.fullmatch(name):  # of a stranger: it must not lead anywhere else
+            raise Refused("run.json has no id that names a folder.", where=str(self.path), found=repr(name)[:80])
+        return Path(place) / name
 
     @property
     def exists(self) -> bool:
@@ -105,8 +112,8 @@ class Run:
 
     def newest_step(self) -> int:
         """The step of the newest checkpoint that was committed; 0 where there is none. Says nothing about its health."""
-        found = (folder for folder in self.checkpoints.glob("step-*") if (folder / "manifest.json").is_file())
-        return max((int(folder.name.removeprefix("step-")) for folder in found), default=0)
+        found = (entry.parent.name.removeprefix("step-") for entry in self.checkpoints.glob("step-*/manifest.json"))
+        return max((int(step) for step in found if step.isdecimal()), default=0)
 
     def metrics(self) -> Any:
         """The table of metrics.jsonl as a pyarrow.Table, one row a step; empty before the first."""
@@ -223,10 +230,18 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, row: Mapping[str, object]) -> None:
-    """Append one JSON line in a single write, so that lines of several processes never mix."""
+    """Append one JSON line, whole or not at all; lines of several processes never mix. OSError where there is no room."""
+    line = memoryview((json.dumps(row, default=_plain) + "\n").encode())
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, (json.dumps(row, default=_plain) + "\n").encode())
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        before = os.fstat(descriptor).st_size
+        try:
+            while len(line):  # a disk that is nearly full takes a part first, and fails the next time
+                line = line[os.write(descriptor, line) :]
+        except OSError:
+            os.ftruncate(descriptor, before)
+            raise
     finally:
         os.close(descriptor)
 

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from argosy.errors import Refused
+from argosy.job.leaves import fields
 from argosy.job.schema import Job
 from argosy.run.folder import Run
 
 Action = Literal["create", "continue", "finished", "fork", "refuse"]
 Kind = Literal["missing", "empty", "foreign", "file", "broken", "unfinished", "finished"]
 
-_SECTIONS = ("model", "data", "batch", "optim")
-_KEYS = ("train.seed", "train.precision", "train.compile", "train.deterministic")
+_FIELDS = fields()
 _LENGTH = ("train.tokens", "train.steps", "train.time")
 # What a run may change on the way when it is said aloud (--change): everything that leaves shapes, data and draws as they are.
-_FIXED = ("model.", "data.", "optim.name", "train.seed")
+_FIXED = ("model.", "data.", "optim.name", "train.seed", "train.master")
 # What a fork may not change: the last checkpoint would not fit.
-_SHAPES = ("model.", "data.tokenizer", "optim.name")
+_SHAPES = ("model.", "data.tokenizer", "optim.name", "train.master")
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,25 @@ def look(path: Path) -> Found:
         info = run.info()
         settled = (path / "settings.json").is_file()
         job = run.asked() if settled else None
+        identity, state = str(info["id"]), str(info["state"])
+        steps, workers = int(info.get("steps") or 0), int(info.get("workers") or 0)
     except Refused as refused:
         return Found(path, "broken", sentence=refused.text)
+    except KeyError as error:
+        return Found(path, "broken", sentence=f"its files lack {error}.")
+    except (TypeError, ValueError) as error:
+        return Found(path, "broken", sentence=f"its files hold what does not belong there: {error}.")
     place = Path(str(info.get("place", path)))
     elsewhere = place.resolve() != path.resolve()
-    twin = elsewhere and Run(place).exists and _id(place) == info["id"]
+    twin = elsewhere and Run(place).exists and _id(place) == identity
     return Found(
         path,
-        "finished" if info["state"] == "finished" else "unfinished",
+        "finished" if state == "finished" else "unfinished",
         job=job,
         step=run.newest_step(),
-        steps=int(info.get("steps") or 0),
-        state=str(info["state"]),
-        workers=int(info.get("workers") or 0),
+        steps=steps,
+        state=state,
+        workers=workers,
         moved=str(place) if elsewhere and not twin else "",
         copied=str(place) if twin else "",
     )
@@ -229,7 +235,7 @@ def newest_of(path: Path) -> Path:
     """The newest of path, path-2, path-3, ... of one name: the one that the same command goes on with."""
     number, newest = 2, path
     while (candidate := path.with_name(f"{path.name}-{number}")).exists():
-        if look(candidate).kind in ("finished", "unfinished") and Run(candidate).info()["name"] == path.name:
+        if look(candidate).kind in ("finished", "unfinished") and Run(candidate).info().get("name") == path.name:
             newest = candidate
         number += 1
     return newest
@@ -240,7 +246,8 @@ def _refuse(found: Found, what: str) -> Verdict:
 
 
 def _compared(key: str) -> bool:
-    return (key.split(".")[0] in _SECTIONS and key != "data.cache") or key in _KEYS
+    extra = _FIELDS[key].json_schema_extra if key in _FIELDS else None
+    return not (isinstance(extra, dict) and extra.get("change") == "free")
 
 
 def _changeable(key: str) -> bool:
@@ -286,6 +293,6 @@ def _leaves(job: Job) -> Iterator[tuple[str, Any]]:
 
 def _id(path: Path) -> object:
     try:
-        return Run(path).info()["id"]
+        return Run(path).info().get("id")
     except Refused:
         return None

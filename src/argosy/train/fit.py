@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from argosy.checkpoint.load import load
 from argosy.checkpoint.save import TYPES, Saver, specs_of
-from argosy.checkpoint.store import newest
+from argosy.checkpoint.slots import Slots
+from argosy.checkpoint.store import refuse_lost, search
 from argosy.errors import NO, Refused
 from argosy.job.schema import CheckpointSection, Job, TrainSection
 from argosy.job.setting import Setting
@@ -92,8 +93,9 @@ def fit(
         raise Refused(f"steps = {steps} and batches = {batches} must be at least 1.")
     module.train()
     chosen = optimizer or torch.optim.AdamW(module.parameters(), lr=lr)
-    place = _opened(Path(run), _fingerprint(module, chosen), steps=steps, save_every=save_every, keep=keep, seed=seed)
+    place = _folder(Path(run))
     with place.lock() as _, _stoppable() as stop:
+        _open(place, _fingerprint(module, chosen), steps=steps, save_every=save_every, keep=keep, seed=seed)
         number = Incarnation.next(place)
         Incarnation(number, 1, "dp1", torch.get_num_threads(), parent=os.getpid()).write(place)
         recorder = Recorder(place, 0, number)
@@ -138,8 +140,11 @@ def _trained(
     update = AnyOptimizer(optimizer, applied.named())
     state = State(module, update, applied.data, recorder, rate=rate, clip=clip)
     facts: dict[str, Any] = {}
-    found = newest(place)
-    if found is not None:
+    taker.settle()
+    found, reasons = search(place.checkpoints)
+    if found is None:
+        refuse_lost(place, reasons)
+    else:
         types = {name: dtype for dtype, name in TYPES.items()}
         update.make_room({spec.name: (spec.shape, types[spec.dtype]) for spec in found.manifest.specs})
         facts = load(place, found, state.tensors())
@@ -216,6 +221,14 @@ class _Taker:
         self.state: State | None = None
         self.saver: Saver | None = None
 
+    def settle(self) -> None:
+        """Bring to the disk what a killed call left in the slots, before the newest checkpoint is chosen; see Saver."""
+        slots = Slots(self.run.path, self.run.local)
+        left = slots.ready()
+        slots.close()
+        if left:
+            Saver(self.run, 0, 1, self.incarnation, Layout(), (), child=True).close()
+
     def begin(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> float:
         """See Saver."""
         if self.saver is None:
@@ -253,9 +266,18 @@ class _Last(Callback):
         self.loss = vote.loss / trainer.state.counted
 
 
-def _opened(path: Path, fingerprint: str, *, steps: int, save_every: int | str, keep: int, seed: int) -> Run:
-    """The run folder, made where there is none. Refused where it holds a run of something else."""
-    run = Run(path)
+def _folder(path: Path) -> Run:
+    """The run folder, with nothing in it where there was none: whoever holds its lock writes there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused("a run cannot be made there.", where=str(path), found=error.strerror or str(error)) from None
+    return Run(path)
+
+
+def _open(run: Run, fingerprint: str, *, steps: int, save_every: int | str, keep: int, seed: int) -> None:
+    """Write what this call asks for into the locked folder. Refused where it holds a run of something else."""
+    path = run.path
     job = Job(
         name="".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in path.name) or "run",
         train=TrainSection(steps=steps, seed=seed),
@@ -275,7 +297,6 @@ def _opened(path: Path, fingerprint: str, *, steps: int, save_every: int | str, 
     settings = [Setting(name, value, value, "argosy.fit") for name, value in values.items()]
     folder.settle(run, job, written, settings, path, _TEXT)
     run.update_info(steps=steps)
-    return run
 
 
 def _fingerprint(module: nn.Module, optimizer: torch.optim.Optimizer) -> str:

@@ -7,6 +7,7 @@ imports are done. Afterwards this process has one thread and has not touched a G
 from __future__ import annotations
 
 import os
+import sys
 import threading
 
 # Before torch is imported: the compiler must not start helpers of its own, which would not survive the fork.
@@ -35,4 +36,7 @@ def ready() -> bool:
 WORKER = argosy.train.worker.main
 
 if os.environ.get("ARGOSY_WARM") == "compile":
-    compiled_pass()
+    try:
+        compiled_pass()
+    except Exception as error:  # no compiler here: the workers are told not to compile, and can be forked all the same
+        print(f"the warm server cannot compile: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr)

@@ -6,9 +6,9 @@ the run is finished or a stop was agreed, and raises Refused, with the exit code
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import torch.distributed as dist
 
 from argosy.checkpoint.load import load, tell_skipped
 from argosy.checkpoint.save import Saver, specs_of
-from argosy.checkpoint.store import Checkpoint, at, search
+from argosy.checkpoint.store import Checkpoint, at, refuse_lost, search
 from argosy.data.batch import Batch, counted_bytes, held_out_batches
+from argosy.data.order import read_at, tokens_before
 from argosy.data.reader import LocalBatches, batches
 from argosy.data.shards import Shards
 from argosy.data.tokenizer import open_tokenizer
@@ -27,9 +28,9 @@ from argosy.device.memory import ran_out
 from argosy.device.precision import dtype
 from argosy.device.threads import limit
 from argosy.device.torch_versions import compile_strictly
-from argosy.errors import MACHINE, NO, Refused
+from argosy.errors import FULL, MACHINE, NO, Refused
 from argosy.evaluate.held_out import held_out
-from argosy.job.schema import Job
+from argosy.job.schema import Job, OptimSection
 from argosy.layout.layout import Layout
 from argosy.model.decoder import Decoder
 from argosy.model.weights import initialise
@@ -48,20 +49,26 @@ from argosy.train import samples
 from argosy.train.callbacks import Callback, Evaluate, Garbage, Sample, Save
 from argosy.train.feed import Feed, cut, tensors
 from argosy.train.state import State
-from argosy.train.trainer import FINISHED, Trainer
+from argosy.train.trainer import Trainer
 from argosy.train.vote import Agree
 from argosy.train.wishes import Wishes
 
 
 def main(run: str, rank: int, incarnation: int) -> int:
     """Live as `rank` of `incarnation` of the run in the folder `run`; 0 when all is done that was asked."""
+    live(run, rank, incarnation)
+    return 0
+
+
+def live(run: str, rank: int, incarnation: int) -> str:
+    """What `main` does, for whoever must know how it ended: FINISHED, or STOPPED by a vote."""
     place = Run(run)
     start = Incarnation.read(place, incarnation)
     recorder = Recorder(place, rank, incarnation)
     recorder.mark("born")
     point("worker.start")
     try:
-        Worker(place, start, rank, recorder).live()
+        return Worker(place, start, rank, recorder).live()
     except BaseException as error:
         recorder.mark("failed")
         kind, refused = explained(error, rank)
@@ -72,7 +79,6 @@ def main(run: str, rank: int, incarnation: int) -> int:
         raise refused from error
     finally:
         recorder.finish()
-    return 0
 
 
 def explained(error: BaseException, rank: int) -> tuple[str, Refused | None]:
@@ -83,8 +89,8 @@ def explained(error: BaseException, rank: int) -> tuple[str, Refused | None]:
     if ran_out(error):
         do = "Use less: --batch.micro, --batch.sequence, or more workers."
         return "out_of_memory", Refused(f"rank {rank} is out of memory.", found=text[:200], do=do, code=MACHINE)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "out_of_disk", Refused("the disk is full.", where=str(error.filename or ""), code=MACHINE)
+    if isinstance(error, OSError) and error.errno in FULL:
+        return "out_of_disk", Refused(f"{FULL[error.errno]}.", where=str(error.filename or ""), code=MACHINE)
     gone = isinstance(error, dist.DistError) or ("gloo" in text.lower() and isinstance(error, RuntimeError))
     if gone or isinstance(error, ConnectionError):
         return "peer", Refused(
@@ -108,32 +114,37 @@ class Worker:
             torch.use_deterministic_algorithms(True)
         self.device = Device.open(start.device, rank % per_node if start.device == "cuda" else 0)
 
-    def live(self) -> None:
-        """From joining the groups to the last checkpoint."""
+    def live(self) -> str:
+        """From joining the groups to the last checkpoint: FINISHED or STOPPED."""
         with self.recorder.during("groups", 0):
             meeting = meeting_of(self.run, self.start)
             mesh = join(self.layout, self.rank, meeting, backend=self.device.backend, kind=self.device.kind)
         self.recorder.mark("joined")
         point("worker.group")
-        self.train(mesh)
+        end = self.train(mesh)
         mesh.close()  # not after an error: leaving politely can wait for peers that are gone
         point("worker.end")
+        return end
 
-    def train(self, mesh: Mesh) -> None:
-        """Build, load, train, leave."""
+    def train(self, mesh: Mesh) -> str:
+        """Build, load, train, leave: FINISHED or STOPPED."""
         with self.recorder.during("build", 0):
             self.build(mesh)
         point("worker.built")
-        with self.recorder.during("load", 0):
-            facts = self.load(mesh)
-        self.recorder.mark("loaded", self.state.step)
-        point("worker.loaded")
-        trainer = self.trainer(mesh)
+        self.saver = self.keeper()
         try:
-            end = trainer.run(facts)
-            self.recorder.mark("finished" if end == FINISHED else "stopped", self.state.step)
+            with self.recorder.during("load", 0):
+                facts = self.load(mesh)
+            self.recorder.mark("loaded", self.state.step)
+            point("worker.loaded")
+            trainer = self.trainer(mesh)
+            try:
+                end = trainer.run(facts)
+                self.recorder.mark(end, self.state.step)
+                return end
+            finally:
+                self.feed.close()
         finally:
-            self.feed.close()
             self.saver.close()
 
     def build(self, mesh: Mesh) -> None:
@@ -154,14 +165,12 @@ class Worker:
         apply.materialise(self.applied, device)
         initialise(self.decoder, job.train.seed)
         self.optimizer = build(self.applied.named().items(), job.optim, self.device.kind, group=mesh.data, kind=compute)
-        tokens, steps = job.batch.tokens, self.steps
         self.state = State(
             self.decoder,
             self.optimizer,
             self.applied.data,
             self.recorder,
-            # The middle of a step stands for it: neither the first nor the last one has a rate of zero.
-            rate=lambda step: rate(job.optim, (step - 0.5) * tokens, steps * tokens),
+            rate=scheduled(job.optim, self.ledger, self.steps),
             clip=job.optim.clip,
             world=self.layout.world,
         )
@@ -177,8 +186,23 @@ class Worker:
             raise Refused("train.steps is not settled.", where=str(self.run.path))
         return self.job.train.steps
 
+    def keeper(self) -> Saver:
+        """Who takes this rank's share of every checkpoint; where it has no parent, the snapshot process runs from here on."""
+        return Saver(
+            self.run,
+            self.rank,
+            self.start.world,
+            self.start.number,
+            self.layout,
+            specs_of(self.state.tensors()),
+            nodes=[self.start.local_world] * self.start.nodes,
+            child=self.start.alone,
+        )
+
     def load(self, mesh: Mesh) -> dict[str, Any]:
         """The newest good checkpoint, the same on all ranks; its facts, empty where the run begins."""
+        if self.rank == 0:
+            self.saver.settle()
         found = self.agreed(self.run, mesh)
         if found is None:
             if self.job.model.init != "random":
@@ -214,6 +238,8 @@ class Worker:
         """The checkpoint that rank 0 finds newest. The others are told, since one may just be being committed."""
         found, reasons = search(run.checkpoints) if self.rank == 0 else (None, [])
         if reasons and run is self.run:
+            if found is None:
+                refuse_lost(run, reasons)
             tell_skipped(run, found, reasons)
         step = torch.tensor([-1 if found is None else found.step], dtype=torch.int64, device=self.device.torch)
         if mesh.world is not None:
@@ -237,16 +263,6 @@ class Worker:
             (lambda batch: counted_bytes(batch, shards.bytes_of)) if self.rank == 0 else None,
         )
         execute = Plain(self.applied.whole, self.loss, self.applied.data)
-        self.saver = Saver(
-            self.run,
-            self.rank,
-            self.start.world,
-            self.start.number,
-            self.layout,
-            specs_of(state.tensors()),
-            nodes=[self.start.local_world] * self.start.nodes,
-            child=self.start.alone,
-        )
         self.wishes = Wishes(self.run, looks=self.rank == 0)
         agree = Agree(mesh.world, device=self.device.torch, copies=self.layout.world // self.layout.data)
         micro, rows = int(job.batch.micro), int(job.batch.micro) * self.layout.data
@@ -290,6 +306,7 @@ class Worker:
         """The part of `step`; the first of this process is where the compiler works."""
         if self.compiled and self.state.computing != "compile" and not self.warm:
             self.recorder.mark("compiling", step)
+            point("worker.compile")
             self.state.computing = "compile"
         part = self.feed(step)
         self.number.fill_(step)
@@ -350,9 +367,21 @@ class Keep(Save):
         facts["ledger"] = {"length": len(self.ledger.entries), "digest": self.ledger.digest}
 
 
+def scheduled(section: OptimSection, ledger: Ledger, steps: int) -> Callable[[int], float]:
+    """The share of the peak learning rate by step, keyed by tokens: what all steps before it read, over what `steps` read."""
+    total = tokens_before(steps + 1, ledger)
+
+    def at(step: int) -> float:
+        read = read_at(step, ledger)
+        # The middle of a step stands for it: neither the first nor the last one has a rate of zero.
+        return rate(section, read.first_token + read.tokens / 2, total)
+
+    return at
+
+
 def chunk(tokens: int, most: int) -> int:
-    """Tokens of each chunk of the loss: the largest divisor of a micro-batch's `tokens` up to `most`, so that all are alike."""
-    return max(size for size in range(1, min(tokens, most) + 1) if tokens % size == 0)
+    """Tokens of each chunk of the loss: a micro-batch's `tokens` in as few equal chunks of up to `most` as hold them."""
+    return -(-tokens // -(-tokens // most))
 
 
 def meeting_of(run: Run, start: Incarnation) -> Meeting:

@@ -59,7 +59,7 @@ def act(action: str, place: Run, start: Incarnation) -> None:
         os.kill(os.getpid(), signal.Signals[rest])
         time.sleep(600)  # a stopped one goes on only if somebody continues it
     elif word == "bug":
-        raise ValueError("two and two is five")
+        raise ValueError("two and two is five, HF_TOKEN=canary-0123456789")
     elif word == "refuse":
         raise Refused("no.", code=int(rest))
     elif word == "peer":

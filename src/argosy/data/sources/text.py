@@ -27,6 +27,7 @@ SUFFIXES = frozenset(f"{PROSE} {CODE}".split())
 PACKED = {".gz": "gzip", ".zst": "zstd"}
 READS = "Argosy reads .txt .md .rst .tex .html .py and other source code, plain or .gz/.zst."
 PASSED_OVER = ("__pycache__", "node_modules")  # besides hidden folders and Python environments
+RUN = ("run.json", "job.toml")  # a folder with both is a run of Argosy
 
 FEW = 64  # a source of fewer files is cut into documents about so many
 LARGEST = MIB  # a longer document is cut anyway, so that memory stays bounded
@@ -98,7 +99,9 @@ def _folder(root: Path, source: str, where: str) -> Source:
                     continue
                 seen.add((status.st_dev, status.st_ino))
                 if entry.is_dir():
-                    if entry.name not in PASSED_OVER and not os.path.exists(os.path.join(entry.path, "pyvenv.cfg")):
+                    if all(os.path.isfile(os.path.join(entry.path, file)) for file in RUN):
+                        found.runs += 1  # its logs and pages grow with every start: the model would learn them
+                    elif entry.name not in PASSED_OVER and not os.path.exists(os.path.join(entry.path, "pyvenv.cfg")):
                         deeper.append((Path(entry.path), name + "/"))
                 elif suffix(entry.name) not in SUFFIXES or not entry.is_file():
                     found.passed_over[suffix(entry.name)] += 1
