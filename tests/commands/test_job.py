@@ -28,7 +28,7 @@ def run(*words: str) -> tuple[int, str]:
 
 
 def test_show_tells_value_origin_and_reason() -> None:
-    code, text = run("show", "laptop", "--optim.lr", "3e-4", "--workers", "1")
+    code, text = run("show", "laptop", "--optim.lr", "3e-4", "--train.tokens", "1.3M", "--workers", "1")
     assert code == 0
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "lr = 0.0003 # command line" in lines
