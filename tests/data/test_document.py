@@ -11,7 +11,7 @@ HASHES = some.lists(some.integers(0, 2**64 - 1), min_size=2, max_size=50, unique
 )
 
 
-@given(HASHES, some.floats(0, 1))
+@given(HASHES, some.floats(0, 1, allow_subnormal=False))
 def test_both_sides_always_have_a_document(hashes: np.ndarray, share: float) -> None:
     held = held_out(hashes, share)
     assert 1 <= held.sum() < len(hashes)

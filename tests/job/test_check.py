@@ -33,7 +33,7 @@ CONTRADICTING = [
     (["model.pattern=[{}, {}, {}]"], "3 blocks, which do not divide model.layers = 4"),
     (["model.pattern=[{ heads = 5 }, {}]"], "does not divide into model.block.heads = 5"),
     (["train.master=bfloat16", "train.precision=float32"], "holds less than"),
-    (["optim.warmup=2M"], "is longer than the run"),
+    (["optim.warmup=20M"], "is longer than the run"),
 ]
 
 

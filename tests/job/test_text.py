@@ -10,7 +10,7 @@ from argosy.job.text import job_text, toml
 scalars = st.one_of(
     st.booleans(),
     st.integers(-(2**62), 2**62),
-    st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False),
     st.text(st.characters(exclude_categories=("Cs",))),
 )
 

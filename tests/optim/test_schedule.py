@@ -38,7 +38,12 @@ def test_a_run_shorter_than_its_warmup_only_rises() -> None:
     assert [rate(section("wsd"), tokens, 50) for tokens in (0, 25)] == [0, 0.5]
 
 
-@given(st.sampled_from(["wsd", "cosine"]), st.integers(0, 900), st.floats(0, 1), st.floats(0, 1))
+@given(
+    st.sampled_from(["wsd", "cosine"]),
+    st.integers(0, 900),
+    st.floats(0, 1, allow_subnormal=False),
+    st.floats(0, 1, allow_subnormal=False),
+)
 def test_rises_then_falls_within_bounds(schedule: str, warmup: int, decay: float, final: float) -> None:
     asked = section(schedule, warmup, decay, final)
     rates = [rate(asked, tokens, 1000) for tokens in range(0, 1001, 10)]
