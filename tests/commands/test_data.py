@@ -62,10 +62,11 @@ def test_show_tells_every_token_of_the_global_batch(run: Run, book: Path, capsys
 def test_show_is_readable(run: Run) -> None:
     shown = command.show(run.path, 2)
     assert shown.startswith(
-        "Step 2 reads 128 tokens as 8 sequences of 16: numbers 128 to 256 of the run, in epoch 1.\n\n"
+        "Step 2 reads 128 tokens as 8 sequences of 16, after 128 of the run, in epoch 1.\n\n"
         "── sequence 1, place 0: book.txt"
     )
-    assert "A night of größe" in shown
+    assert "A night of gr" in shown
+    assert "größe" in shown
 
 
 def test_show_needs_the_run_folder_and_the_cache_wherever_it_moved(

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from argosy.data.batch import Batch, counted_bytes, filler, global_batch, held_out_batches
-from argosy.data.order import read_at, spans
+from argosy.data.order import read_at, spans_at
 from argosy.data.shards import Shards
 from argosy.run.ledger import Ledger
 
@@ -56,7 +56,7 @@ def test_a_batch_is_what_its_documents_say(shards: Shards, step: int, seed: int,
     reads = read_at(step, ledger)
     places = [
         (document, token)
-        for _, document, begin, end in spans(reads.first_token, tokens, seed, shards)
+        for _, document, begin, end in spans_at(step, seed, ledger, shards)
         for token in range(begin, end)
     ]
     rows = [places[at : at + sequence] for at in range(0, tokens, sequence)]
@@ -73,6 +73,13 @@ def test_a_batch_is_the_same_for_ever(shards: Shards) -> None:
     ledger = Ledger.start(batch__sequence=32, batch__tokens=256).changed(3, "batch.sequence", 64, "x")
     found = [digest(global_batch(step, 1, ledger, shards)) for step in (1, 2, 3, 50)]
     assert found == ["d01b2f0f0bb78ede", "c45300ffcef98d3e", "3dbbf7d58e41fdd1", "5b794418006e926d"]
+
+
+def test_a_batch_of_many_lanes_is_the_same_for_ever(make_shards: MakeShards) -> None:
+    shards = make_shards([10, 9000, *range(1, 200)])
+    ledger = Ledger.start(batch__sequence=16, batch__tokens=256).changed(30, "batch.sequence", 64, "x")
+    found = [digest(global_batch(step, 1, ledger, shards)) for step in (1, 29, 31, 500)]
+    assert found == ["da4157a0dc74088a", "c67c5f3a5d3657d0", "7a86000b8e659355", "49ed089095af07a6"]
 
 
 def test_masks_and_kinds_of_a_shard_are_honoured() -> None:

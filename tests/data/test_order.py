@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -6,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from argosy.data.order import epoch, read_at, spans, tokens_before
+from argosy.data import order
+from argosy.data.order import epoch, read_at, spans, spans_at, tokens_before
 from argosy.data.shards import Shards
 from argosy.errors import Refused
 from argosy.run.ledger import Ledger
@@ -35,10 +37,17 @@ def ledger_of(changes: list[tuple[int, tuple[int, int]]]) -> Ledger:
     return ledger
 
 
+@pytest.fixture(params=[1, 4, 32], ids="rows-{}".format)
+def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Sequences in a lane at least: so few that a small text has many lanes, down to those of one sequence."""
+    monkeypatch.setattr(order, "ROWS", request.param)
+    return int(request.param)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=CHANGES, seed=some.integers(0, 2**63 - 1), resumes=some.sets(some.integers(1, 60)))
 def test_two_epochs_read_every_token_of_every_document_exactly_twice(
-    shards: Shards, changes: list[tuple[int, tuple[int, int]]], seed: int, resumes: set[int]
+    rows: int, shards: Shards, changes: list[tuple[int, tuple[int, int]]], seed: int, resumes: set[int]
 ) -> None:
     ledger = ledger_of(changes)
     read: Counter[tuple[int, int, int]] = Counter()
@@ -48,7 +57,7 @@ def test_two_epochs_read_every_token_of_every_document_exactly_twice(
             shards = Shards(shards.folder)  # another process, which replays nothing
         now = read_at(step, ledger)
         assert now.first_token == at == tokens_before(step, ledger)
-        for number, document, begin, end in spans(now.first_token, now.tokens, seed, shards):
+        for number, document, begin, end in spans_at(step, seed, ledger, shards):
             read.update((number, document, token) for token in range(begin, end))
         at, step = at + now.tokens, step + 1
     expected = {
@@ -59,6 +68,62 @@ def test_two_epochs_read_every_token_of_every_document_exactly_twice(
     }
     assert {key for key in read if key[0] < 2} == expected
     assert set(read.values()) == {1}
+
+
+def by_hand(steps: int, seed: int, ledger: Ledger, shards: Shards) -> list[list[tuple[int, int, int]]]:
+    """The same read step after step by queues: (epoch, document, token) of each place of each step."""
+    total, number, queues, lane, quota = shards.train_tokens, 0, [], 0, 0  # quota: what is left of this lane's turn
+    told: list[list[tuple[int, int, int]]] = []
+    for step in range(1, steps + 1):
+        now, found = read_at(step, ledger), []
+        if step > 1 and now.sequence != read_at(step - 1, ledger).sequence:
+            lane, quota = 0, now.sequence
+        for _ in range(now.tokens // now.sequence):
+            room = now.sequence
+            while room:
+                if not any(queues):
+                    documents = epoch(seed, number, shards).documents.tolist()
+                    text = [(number, document, token) for document in documents for token in range(LENGTHS[document])]
+                    count = max(1, min(order.LANES, total // (order.ROWS * now.sequence)))
+                    stride = next(n for n in range(max(1, round(0.618 * count)), 9999) if math.gcd(n, count) == 1)
+                    cuts = [total * place // count for place in range(count + 1)]
+                    places = [place * stride % count for place in range(count)]
+                    queues = [text[cuts[place] : cuts[place + 1]] for place in places]
+                    lane, quota, number = 0, room, number + 1  # the first turn ends where the sequence does
+                taken = queues[lane][: min(room, quota)]
+                del queues[lane][: len(taken)]
+                found += taken
+                room, quota = room - len(taken), quota - len(taken)
+                if not quota or not queues[lane]:
+                    lane, quota = (lane + 1) % len(queues), now.sequence
+        told.append(found)
+    return told
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@given(changes=CHANGES, seed=some.integers(0, 2**63 - 1))
+def test_every_step_reads_what_lanes_read_in_turn_give(
+    rows: int, shards: Shards, changes: list[tuple[int, tuple[int, int]]], seed: int
+) -> None:
+    ledger = ledger_of(changes)
+    for step, expected in enumerate(by_hand(60, seed, ledger, shards), 1):
+        found = [
+            (number, document, token)
+            for number, document, begin, end in spans_at(step, seed, ledger, shards)
+            for token in range(begin, end)
+        ]
+        assert found == expected
+
+
+def test_one_long_file_does_not_fill_a_step(make_shards: MakeShards) -> None:
+    """Half of the text is one file: about half of every step is, not all of the first half."""
+    shards = make_shards([10, 100_000, *[250] * 400])
+    ledger = Ledger.start(batch__sequence=64, batch__tokens=64 * 32)
+    share = [
+        sum(end - begin for _, document, begin, end in spans_at(step, 1, ledger, shards) if document == 1) / (64 * 32)
+        for step in range(1, 95)
+    ]
+    assert 0.3 < min(share) <= max(share) < 0.7
 
 
 @given(changes=CHANGES)
@@ -74,7 +139,7 @@ def test_a_step_far_away_needs_no_replay(shards: Shards) -> None:
     ledger = Ledger.start(batch__sequence=8, batch__tokens=32).changed(10**9, "batch.tokens", 64, "x")
     now = read_at(10**12, ledger)
     assert now.first_token == 32 * (10**9 - 1) + 64 * (10**12 - 10**9)
-    assert sum(span.end - span.begin for span in spans(now.first_token, now.tokens, 3, shards)) == 64
+    assert sum(span.end - span.begin for span in spans_at(10**12, 3, ledger, shards)) == 64
 
 
 def test_epochs_and_seeds_have_orders_of_their_own_the_same_in_every_process(shards: Shards) -> None:

@@ -23,6 +23,7 @@ def test_text_is_shown_with_its_place() -> None:
     shards = Shards(FIXTURE)
     ledger = Ledger.start(batch__sequence=10, batch__tokens=20)
     shown = "\n".join(lines(1, 1, ledger, shards, Bytes()))
-    assert "poems/a.txt, tokens 0 to 16 of 16\nRoses are red.\n" in shown
+    assert "── sequence 1, place 0: poems/a.txt, tokens 0 to 10 of 16\nRoses are \n" in shown
+    assert "── sequence 2, place 0: poems/a.txt, tokens 10 to 16 of 16\nred.\n" in shown
     assert "Violets" not in shown
     assert document_name(0, shards) == "poems/a.txt"

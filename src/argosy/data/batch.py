@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.data.order import Span, read_at, spans
+from argosy.data.order import Span, read_at, spans_at
 from argosy.data.pack import pack
 from argosy.data.shards import Shards
 from argosy.run.ledger import Ledger
@@ -53,7 +53,7 @@ class Batch:
 def global_batch(step: int, seed: int, ledger: Ledger, shards: Shards) -> Batch:
     """What `step` (counted from 1) trains on: the same for any layout, any number of ranks, after any restart. Pure."""
     reads = read_at(step, ledger)
-    parts = list(spans(reads.first_token, reads.tokens, seed, shards))
+    parts = list(spans_at(step, seed, ledger, shards))
     return Batch(**pack(parts, reads.sequence, reads.tokens // reads.sequence, reads.first_sequence, shards))
 
 

@@ -1,12 +1,15 @@
 """Which tokens step n reads, found without replaying the steps before: a pure function of (seed, ledger, n). NumPy only.
 
-All training text is one endless stream: epoch after epoch, each epoch all training documents once in an order of its own,
-nothing between them. A step reads the next `batch.tokens` tokens of the stream; where the ledger changes that number, later
-steps simply go on where the earlier ones ended, so nothing is dropped or repeated by a change or a restart.
+An epoch is all training documents once, end to end in an order of its own. Read front to back, one long file would fill
+many steps, and the loss would follow the files; so an epoch is cut into lanes of equal length, and the sequences of a step
+come from lanes far apart, one after the other in turn. Where the ledger changes `batch.tokens`, later steps go on where
+the earlier ones ended; where it changes `batch.sequence`, every lane goes on where it stood: an epoch is read to its last
+token before the next begins, and nothing is dropped or repeated by a change or a restart.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,11 +23,13 @@ from argosy.errors import Refused
 from argosy.run.ledger import Ledger
 
 KEYS = ("batch.sequence", "batch.tokens")
+LANES = 256  # at most: more would mix no better, and every border of a lane cuts a document
+ROWS = 32  # sequences in a lane at least: at a lane's end a sequence is put together from the ends of several lanes
 KEPT = 3  # orders of epochs held in memory: this one, the next, and one for who looks back
 
 
 class Read(NamedTuple):
-    """What one step reads of the stream."""
+    """What one step reads, in numbers."""
 
     first_token: int  # counted over the whole run
     first_sequence: int  # likewise
@@ -94,8 +99,100 @@ def epoch(seed: int, number: int, shards: Shards) -> Epoch:
     return known
 
 
+@dataclass(frozen=True)
+class Lanes:
+    """What is left of an epoch, as stretches [begin, end) of its stream that take turns of `sequence` tokens each.
+
+    Turns are counted in tokens from the first one. A lane that is read up shares no more in the turns; its last one may be
+    shorter. An epoch that begins in the middle of a sequence
+    has a first lane that begins so many tokens before its text; those are never asked for.
+    """
+
+    begins: NDArray[np.int64]  # [lanes], in the order of their turns
+    ends: NDArray[np.int64]
+    sequence: int
+
+    def before(self, turn: int) -> int:
+        """Tokens read when every lane has had `turn` turns."""
+        return int(np.minimum(self.ends - self.begins, turn * self.sequence).sum())
+
+    def turn(self, token: int) -> int:
+        """The turn of all lanes in which `token` is read."""
+        low, high = 0, int((self.ends - self.begins).max()) // self.sequence + 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.before(middle) <= token else (low, middle - 1)
+        return low
+
+    def turns(self, token: int, count: int) -> Iterator[tuple[int, int]]:
+        """Tokens [token, token + count) as stretches (begin, end) of the epoch's stream, in the order they are read."""
+        turn, stop = self.turn(token), token + count
+        at = self.before(turn)
+        while at < stop:
+            begins = self.begins + turn * self.sequence
+            lengths = np.clip(self.ends - begins, 0, self.sequence)
+            reached = at + np.cumsum(lengths)
+            for lane in range(int(np.searchsorted(reached, token, side="right")), len(reached)):
+                first = int(reached[lane] - lengths[lane])
+                if first >= stop:
+                    return
+                low, high = max(token, first), min(stop, int(reached[lane]))
+                if high > low:
+                    yield int(begins[lane]) + low - first, int(begins[lane]) + high - first
+            at, turn = int(reached[-1]), turn + 1
+
+    def left(self, token: int, sequence: int) -> Lanes:
+        """What is left when `token` tokens are read, in turns of another length."""
+        turn = self.turn(token)
+        begins = np.minimum(self.ends, self.begins + turn * self.sequence)
+        lengths = np.minimum(self.ends - begins, self.sequence)
+        into = (
+            token - self.before(turn) - (np.cumsum(lengths) - lengths)
+        )  # of this turn's tokens, what each lane has read
+        return Lanes(begins + np.clip(into, 0, lengths), self.ends, sequence)
+
+
+def lanes(total: int, sequence: int, skipped: int) -> Lanes:
+    """A whole epoch of `total` tokens, its first turn without the `skipped` tokens that its sequence has already. Pure."""
+    count = min(LANES, max(1, total // (ROWS * sequence)))
+    stride = next(step for step in range(max(1, round(count * 0.618)), count + 1) if math.gcd(step, count) == 1)
+    order = (
+        np.arange(count, dtype=np.int64) * stride % count
+    )  # golden section: neighbours in turn are far apart in the text
+    begins, ends = total * order // count, total * (order + 1) // count
+    begins[0] -= skipped
+    return Lanes(begins, ends, sequence)
+
+
+def spans_at(step: int, seed: int, ledger: Ledger, shards: Shards) -> Iterator[Span]:
+    """What `step` reads as stretches of documents, sequence after sequence. Pure; no step before is replayed."""
+    reads = read_at(step, ledger)
+    token, stop, total = reads.first_token, reads.first_token + reads.tokens, shards.train_tokens
+    while token < stop:
+        number = token // total
+        left, first = _lanes_at(token, step, number * total, total, ledger)
+        count = min(stop, (number + 1) * total) - token
+        for begin, end in left.turns(token - first, count):
+            yield from spans(number * total + begin, end - begin, seed, shards)
+        token += count
+
+
+def _lanes_at(token: int, step: int, start: int, total: int, ledger: Ledger) -> tuple[Lanes, int]:
+    """The lanes in force at `token` of the run, in the epoch that begins at `start`, and the token they are counted from."""
+    changes = [max(1, at) for at in ledger.changes(KEYS[:1]) if at <= step]
+    begins = [(read_at(at, ledger).first_token, _sizes(at, ledger)[0]) for at in changes]
+    begins = [entry for entry, before in zip(begins, [(0, 0), *begins], strict=False) if entry[1] != before[1]]
+    since, sequence = [at for at in begins if at[0] <= start][-1]
+    skipped = (start - since) % sequence
+    found, first = lanes(total, sequence, skipped), start - skipped
+    for since, sequence in begins:
+        if start < since <= token:
+            found, first = found.left(since - first, sequence), since
+    return found, first
+
+
 def spans(first: int, count: int, seed: int, shards: Shards) -> Iterator[Span]:
-    """Tokens [first, first + count) of the stream as stretches of documents, in order. Pure; O(log documents + stretches)."""
+    """Tokens [first, first + count) of all epochs end to end, as stretches of documents. Pure; O(log documents + spans)."""
     size = shards.train_tokens
     while count > 0:
         number, at = divmod(first, size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from argosy.data.order import read_at, spans
+from argosy.data.order import read_at, spans_at
 from argosy.data.shards import Shards
 from argosy.data.tokenizer import Tokenizer
 from argosy.run.ledger import Ledger
@@ -27,9 +27,8 @@ class Stretch:
 
 def stretches(step: int, seed: int, ledger: Ledger, shards: Shards) -> list[Stretch]:
     """The whole global batch of `step`, in the order of its sequences. Pure."""
-    reads = read_at(step, ledger)
     found = []
-    for _, document, begin, end in spans(reads.first_token, reads.tokens, seed, shards):
+    for _, document, begin, end in spans_at(step, seed, ledger, shards):
         found.append(Stretch(shards.source, document_name(document, shards), begin, end))
     return found
 
@@ -46,11 +45,11 @@ def lines(step: int, seed: int, ledger: Ledger, shards: Shards, tokenizer: Token
     rows = reads.tokens // reads.sequence
     epochs = 1 + reads.first_token // shards.train_tokens
     yield (
-        f"Step {step} reads {reads.tokens:,} tokens as {rows} sequences of {reads.sequence}: numbers"
-        f" {reads.first_token:,} to {reads.first_token + reads.tokens:,} of the run, in epoch {epochs}."
+        f"Step {step} reads {reads.tokens:,} tokens as {rows} sequences of {reads.sequence}, after"
+        f" {reads.first_token:,} of the run, in epoch {epochs}."
     )
     at = 0
-    for _, document, begin, end in spans(reads.first_token, reads.tokens, seed, shards):
+    for _, document, begin, end in spans_at(step, seed, ledger, shards):
         yield ""
         length = int(shards.lengths[document])
         yield (
