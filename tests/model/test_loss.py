@@ -82,3 +82,16 @@ def test_logits_are_never_whole() -> None:
 def test_a_loss_that_is_not_finite_shows() -> None:
     hidden = torch.full((4, 2), float("nan"))
     assert loss_sum(hidden, torch.ones(3, 2), torch.zeros(4, dtype=torch.long), torch.ones(4)).isnan()
+
+
+def test_a_bfloat16_weight_gets_the_gradient_of_its_wide_copy() -> None:
+    """Sharded parallelism hands the head out in bfloat16, replicas keep it in float32: both sum their chunks alike."""
+    draw = torch.Generator().manual_seed(2)
+    hidden = torch.randn(256, 16, generator=draw).bfloat16()
+    near = torch.randn(40, 16, generator=draw).bfloat16().requires_grad_()
+    wide = near.detach().float().requires_grad_()
+    labels, weights = torch.randint(0, 40, (256,), generator=draw), torch.ones(256)
+    (one,) = torch.autograd.grad(loss_sum(hidden, near, labels, weights, 8), near)
+    (other,) = torch.autograd.grad(loss_sum(hidden, wide, labels, weights, 8), wide)
+    assert one.dtype == torch.bfloat16
+    assert torch.equal(one, other.bfloat16())

@@ -58,7 +58,9 @@ class _Summed(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32 if hidden.device.type == "mps" else torch.float64)
         total = total.to(hidden.device)
         d_hidden = torch.empty_like(hidden) if wanted else None
-        d_weight = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device) if wanted else None
+        # The sum over chunks is kept wide even where the weight comes in bfloat16, as sharded parallelism hands it out.
+        wide_weight = torch.promote_types(weight.dtype, torch.float32)
+        d_weight = torch.zeros(weight.shape, dtype=wide_weight, device=weight.device) if wanted else None
         for begin in range(0, hidden.shape[0], chunk):
             part = slice(begin, begin + chunk)
             size = min(chunk, hidden.shape[0] - begin)
@@ -75,12 +77,14 @@ class _Summed(torch.autograd.Function):
             d_weight += d_near
         if wanted:
             ctx.save_for_backward(d_hidden, d_weight)
+            ctx.weight_type = weight.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * grad.to(d_hidden.dtype), d_weight * grad.to(d_weight.dtype), None, None, None, None, None
+        d_near = (d_weight * grad.to(d_weight.dtype)).to(ctx.weight_type)
+        return d_hidden * grad.to(d_hidden.dtype), d_near, None, None, None, None, None
 
 
 def loss_sum(
