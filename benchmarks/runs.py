@@ -62,15 +62,11 @@ def section(overrides: Sequence[str], vocabulary: int, sequence: int = 256) -> d
     return settled.job.model.model_dump(mode="json")
 
 
-def precision() -> str:
-    """The type in which the laptop job computes on this machine."""
-    from argosy.cluster.here import machine, probe
-    from argosy.job.load import load
-    from argosy.plan.prepared import PreparedFacts
-    from argosy.plan.settle import settle
+def precision(run: Path) -> str:
+    """The type in which a real run computes."""
+    from argosy.run.folder import Run
 
-    settled = settle(load("laptop", []), machine(), probe(), PreparedFacts(2048, 1_000_000, 100, 10, 3.0), workers=1)
-    return settled.job.train.precision
+    return str(Run(run).job().train.precision)
 
 
 def text(folder: Path, sequence: int, vocabulary: int, sequences: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,7 @@ def test_version(capsys):
         (["train", "smoke", "laptop"], "laptop"),
         (["runs", "rm", "no-such-run"], "no-such-run"),
         (["nothing"], "nothing"),
+        (["runs", "rm", "no-\udcff"], "no-"),
         (["runs", "rm"], "RUN"),
     ],
 )
@@ -72,6 +74,20 @@ def test_bad_input_is_one_sentence_and_code_2(words, said, capsys, tmp_path, mon
     assert said in shown.err
     assert "Traceback" not in shown.err
     assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+def test_bare_it_is_its_help_and_no_error(capsys):
+    assert program.main([]) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_leaves_is_no_bug():
+    code = "import sys; from argosy.__main__ import main; sys.stdout = open(1, 'w', 1); sys.exit(main(['job', 'schema']))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_bug_is_told_in_a_file_without_secrets(capsys, tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ ENGINE = ("device", "model", "optim", "parallel", "checkpoint", "exchange", "eva
 TORCH_FREE_ENGINE = (
     "checkpoint.snapshot",
     "checkpoint.slots",
+    "checkpoint.sweep",
     "checkpoint.store",
     "checkpoint.manifest",
     "checkpoint.plan",

@@ -174,7 +174,10 @@ def run_folder() -> str:
         ("`job.toml`", "what was asked, with where each key was written"),
         ("`settings.json`", "every key: asked, in force, origin, why"),
         ("`run.json`", "id, name, state, versions, commit, machine, data, prediction"),
-        ("`ledger.jsonl`", "what was changed at which step; with the seed it decides what every step reads"),
+        (
+            "`ledger.jsonl`",
+            "what was changed at which step, and by which rule (`data.order`); with the seed it decides what every step reads",
+        ),
         ("`journal.jsonl`", "every event and decision, with the reason"),
         ("`metrics.jsonl`", "one line a step, ascending; see below"),
         ("`evaluations.jsonl`", "one line an evaluation on held-out documents"),
@@ -196,6 +199,12 @@ def run_folder() -> str:
         ("`bits_per_byte`", "the same per byte of text; null where bytes are not known"),
         ("`lr`, `gradient_norm`", "learning rate of the update, norm before clipping"),
         ("`seconds`, `tokens_per_second`", "of this step"),
+        (
+            "`gemm_share`",
+            "the model's FLOP/s over what the model's own matrix products reach alone, timed in the same minute; "
+            "absent in the first step of a start",
+        ),
+        ("`mfu`", "the same over the device's dense peak; absent where none is known, as for a CPU"),
         ("`incarnation`", "which start of the workers computed it; a step done again keeps the later line"),
         ("`time`", "seconds since 1970"),
     ]

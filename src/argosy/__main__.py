@@ -62,6 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _code(program()(words, prog_name="argosy", standalone_mode=False))
     except typer.Exit as left:
         return left.exit_code
+    except SystemExit as left:
+        if isinstance(left.__context__, BrokenPipeError):  # `argosy runs | head`: click leaves with 1
+            return 0
+        raise
     except Refused as refused:
         print(f"error: {refused.text}", file=sys.stderr)
         return refused.code
@@ -72,9 +76,6 @@ def main(arguments: list[str] | None = None) -> int:
         if error.errno in FULL:
             print(f"error: {error.filename or 'this machine'}: {FULL[error.errno]} ({error.strerror})", file=sys.stderr)
             return MACHINE
-        if isinstance(error, BrokenPipeError):  # `argosy runs | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            return 0
         return _wrong(error, "--debug" in words)
     except Exception as error:
         return _wrong(error, "--debug" in words)
@@ -93,7 +94,8 @@ def _wrong(error: Exception, debug: bool) -> int:
     """What the shell's parser refuses is the user's; anything else is a bug, told in a file and one line."""
     shown = getattr(error, "format_message", None)
     if shown is not None and hasattr(error, "exit_code"):  # click's own errors, whichever click typer brings
-        print(f"error: {shown()}", file=sys.stderr)
+        if shown():  # bare `argosy` has printed its help
+            print(f"error: {shown()}", file=sys.stderr)
         return int(error.exit_code)
     if debug:
         traceback.print_exc()
@@ -113,7 +115,7 @@ def _crash(error: Exception) -> str:
     lines = [" ".join(["argosy", *sys.argv[1:]]), str(versions()), platform.platform(), ""]
     text = "\n".join(lines) + "".join(traceback.format_exception(error))
     with tempfile.NamedTemporaryFile(
-        "w", prefix="argosy-crash-", suffix=".txt", delete=False, encoding="utf-8"
+        "w", prefix="argosy-crash-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
     ) as file:
         file.write(mask(text))
     return file.name

@@ -10,7 +10,10 @@ import math
 import re
 from dataclasses import dataclass
 
-_NUMBER = re.compile(r"\s*([+-]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*(.*?)\s*")
+_AMOUNT = r"(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+_NUMBER = re.compile(rf"\s*([+-]?{_AMOUNT})\s*(.*?)\s*")
+_PART = re.compile(rf"\s*({_AMOUNT})\s*([a-z]+)\s*")
+AGES = 100 * 365 * 86400.0  # seconds; no run is meant to be longer
 _COUNTS = {"": 1.0, "K": 1e3, "k": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 _BYTES = {"B": 1.0} | {
     f"{letter}{binary}B": float(base) ** power
@@ -18,7 +21,17 @@ _BYTES = {"B": 1.0} | {
     for binary, base in (("i", 1024), ("", 1000))
 }
 _BYTES["kB"] = 1e3
-_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "hour": 3600.0, "hours": 3600.0}
+_SECONDS = {
+    "us": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "sec": 1.0,
+    "m": 60.0,
+    "min": 60.0,
+    "h": 3600.0,
+    "hour": 3600.0,
+    "hours": 3600.0,
+}
 _SECONDS |= {"day": 86400.0, "days": 86400.0}
 
 
@@ -37,12 +50,14 @@ def count(value: object) -> int:
     if isinstance(value, bool):
         raise ValueError(f'{value} is no count; write 4096 or "1.3M"')
     if isinstance(value, int | float):
-        number = float(value) if isinstance(value, float) else value
+        number = value
     else:
         amount, unit = _split(value, "count", '4096 or "1.3M"')
         if unit not in _COUNTS:
-            raise ValueError(f'{value!r}: {unit} is no multiple; write K, M, B or T, as in "1.3M"')
+            raise ValueError(f'{value!r} is no count; write it whole, or with K, M, B or T: 4096 or "1.3M"')
         number = amount * _COUNTS[unit]
+    if not math.isfinite(number):
+        raise ValueError(f'{value!r} is not finite; write 4096 or "1.3M"')
     rounded = round(number)
     if abs(number - rounded) > 1e-6 * max(1.0, abs(number)):
         raise ValueError(f"{value!r} is no whole number")
@@ -68,11 +83,12 @@ def bandwidth(value: object) -> float:
 
 
 def seconds(value: object) -> float:
-    """Seconds: "90 s", "10 min", "2 h", "30 us"."""
-    amount, unit = _split(value, "duration", '"90 s" or "10 min"')
-    if unit not in _SECONDS or amount < 0:
-        raise ValueError(f'{value!r}: write a duration with its unit, as "90 s", "10 min" or "2 h"')
-    return amount * _SECONDS[unit]
+    """Seconds: "90 s", "10 min", "1 h 30 min", "30 us"."""
+    text = value if isinstance(value, str) else ""
+    parts = _PART.findall(text)
+    if not parts or _PART.sub("", text) or any(unit not in _SECONDS for _, unit in parts):
+        raise ValueError(f'{value!r}: write a duration with its unit, as "90 s" or "1 h 30 min"')
+    return sum(float(amount.replace("_", "")) * _SECONDS[unit] for amount, unit in parts)
 
 
 def fraction(value: object) -> float:
@@ -125,8 +141,8 @@ def interval(value: object) -> Interval:
         raise ValueError(
             f'{value!r} is no interval; write 200 (steps), "60 s", "25%" (of the run) or "never"'
         ) from None
-    if found == 0:
-        raise ValueError(f'{value!r} is no interval; write "never"')
+    if not 0.01 <= found <= AGES:
+        raise ValueError(f'{value!r} is no interval; write at least "0.01 s" and less than 100 years, or "never"')
     return Interval(seconds=found)
 
 

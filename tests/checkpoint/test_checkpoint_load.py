@@ -15,9 +15,10 @@ from safetensors import safe_open
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from argosy.checkpoint.load import held_box, load
+from argosy.checkpoint.load import load
 from argosy.checkpoint.save import specs_of
 from argosy.checkpoint.store import newest, opened
+from argosy.device.shards import box
 from argosy.errors import MACHINE, Refused
 from argosy.layout.layout import Layout
 from argosy.layout.placement import inside
@@ -99,7 +100,7 @@ def test_any_layout_loads_into_any_other(
                 for name, tensor in tensors.items():
                     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
                     whole = tuple(0 for _ in tensor.shape), tuple(tensor.shape)
-                    expected = values[name][inside(held_box(tensor), whole)]
+                    expected = values[name][inside(box(tensor), whole)]
                     assert torch.equal(local, expected), (name, reads, rank)
 
 
@@ -176,6 +177,22 @@ def test_only_the_pieces_that_are_needed_are_read(bench: Any) -> None:
         part = DTensor.from_local(local, mesh, [Shard(0)], run_check=False)
         load(bench.run, found, {"w": part})
     assert torch.equal(local, rows["w"][:10_000])
+
+
+def test_a_disk_that_does_not_answer_costs_no_checkpoint(bench: Any) -> None:
+    folder = bench.save(1, {"w": torch.ones(100)})
+    found = opened(folder)
+    (file,) = folder.glob("*.safetensors")
+    bytes_ = file.read_bytes()
+    file.unlink()
+    file.mkdir()  # it opens, and reading it is an error for any user
+    with pytest.raises(Refused, match="cannot be read") as refused:
+        load(bench.run, found, {"w": torch.zeros(100)})
+    assert refused.value.code == MACHINE
+    file.rmdir()
+    file.write_bytes(bytes_)
+    after = newest(bench.run)
+    assert after is not None and after.step == 1
 
 
 def test_damaged_bytes_are_found_and_the_checkpoint_set_aside(bench: Any) -> None:

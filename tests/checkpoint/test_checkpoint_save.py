@@ -17,6 +17,7 @@ from argosy.checkpoint.plan import TensorSpec
 from argosy.checkpoint.save import LOOK, Saver, specs_of
 from argosy.errors import MACHINE, Refused
 from argosy.layout.layout import Layout
+from argosy.run.lines import rows
 
 WAIT = 60  # seconds; no test depends on how fast anything is
 
@@ -167,6 +168,23 @@ def test_a_new_start_waits_for_what_an_earlier_one_announced(bench: Any, monkeyp
     assert [line["step"] for line in bench.lines] == [1]
 
 
+def test_a_write_is_held_back_only_while_nobody_waits_for_it(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"w": torch.zeros(20_000)}  # 80 kB, for which the limit gives 800 s
+    (saver,) = bench.savers(Layout(), specs_of(values))
+    slept: list[float] = []
+    monkeypatch.setattr(snapshot.time, "sleep", slept.append)
+    for step in (1, 2, 3):
+        saver.begin(step, values, {})
+        del slept[:]
+        if step == 2:  # ranks of the next incarnation come when half of it is written
+            monkeypatch.setattr(
+                snapshot.time, "sleep", lambda s: (slept.append(s), bench.savers(Layout(), [], incarnation=2))
+            )
+        assert bench.writer(bandwidth=100).turn()
+        assert (len([pause for pause in slept if pause > 0.1]) > 5) == (step == 1), slept
+    assert [line["step"] for line in bench.lines] == [1, 2, 3]
+
+
 def test_types_that_no_checkpoint_can_hold_are_named() -> None:
     with pytest.raises(ValueError, match=r"phase has type torch\.complex64"):
         specs_of({"phase": torch.zeros(2, dtype=torch.complex64)})
@@ -179,10 +197,10 @@ def test_a_rank_without_a_parent_keeps_its_own_snapshot_process(bench: Any, tmp_
     import signal
 
     from argosy.job.schema import Job
-    from argosy.run.folder import settle
+    from argosy.run.folder import new_id, settle
 
     job = Job()
-    (bench.run.path / "run.json").write_text('{"version": 1, "id": "a"}')
+    (bench.run.path / "run.json").write_text(f'{{"version": 1, "id": "{new_id()}"}}')  # nothing left in memory is ours
     settle(bench.run, job, {}, [], tmp_path, "")
     weight = torch.arange(5.0)
     saver = Saver(bench.run, 0, 1, 1, Layout(), specs_of({"w": weight}), child=True)
@@ -199,6 +217,39 @@ def test_a_rank_without_a_parent_keeps_its_own_snapshot_process(bench: Any, tmp_
     finally:
         saver.close()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("left", [4, 1])
+def test_a_snapshot_process_that_leaves_without_a_word_ends_the_wait(bench: Any, left: int) -> None:
+    (saver,) = bench.savers(Layout(), specs_of({"w": torch.zeros(3)}))
+    saver.begin(1, {"w": torch.zeros(3)}, {})
+    saver.child = True
+    saver.writer = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({left})"])
+    saver.writer.wait()
+    with pytest.raises(Refused, match=rf"snapshot\.txt.*ended with {left}") as refused:
+        saver.flush()
+    assert refused.value.code == left
+    saver.child = False
+    saver.files.give_up(1, "the disk is full")
+    with pytest.raises(Refused, match=r"^the disk is full"):
+        saver.flush()
+    saver.writer = None
+
+
+def test_a_start_that_waits_says_so(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"w": torch.zeros(3)}
+    (first,) = bench.savers(Layout(), specs_of(values))
+    first.begin(7, values, {})
+    (later,) = bench.savers(Layout(), specs_of(values), incarnation=2)
+    monkeypatch.setattr("argosy.checkpoint.save.TELL", -1.0)
+    writer, looks = bench.writer(), []
+    monkeypatch.setattr(later, "_wait", lambda: looks.append(None) or (len(looks) > 2 and writer.turn()))
+    later.settle()
+    (told,) = rows(bench.run.local / "saved.jsonl")
+    assert (told["ok"], told["sentence"]) == (
+        False,
+        "waiting until step 7, which an earlier start announced, is on the disk",
+    )
 
 
 def test_the_writer_needs_no_torch() -> None:

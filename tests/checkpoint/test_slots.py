@@ -1,10 +1,8 @@
-"""The files between ranks and writer: taken as long as announced, gone with their run, never a dead run's for long."""
+"""The files between ranks and writer: taken as long as announced, and never another run's."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ import torch
 from argosy.checkpoint import slots as slots_room
 from argosy.checkpoint.plan import Piece
 from argosy.checkpoint.save import specs_of
-from argosy.checkpoint.slots import PREFIX, Slots, places
+from argosy.checkpoint.slots import Slots, places
+from argosy.checkpoint.sweep import sweep
 from argosy.layout.layout import Layout
 
 W = {"w": torch.zeros(10)}
@@ -29,29 +28,26 @@ def test_every_run_has_a_folder_of_its_own(bench: Any, tmp_path: Path) -> None:
     copied.close()
 
 
-def test_a_dead_runs_folder_is_swept_and_a_living_ones_is_not(bench: Any, tmp_path: Path) -> None:
-    living = Slots(tmp_path / "living", tmp_path / "living-local", shm=bench.shm)
-    code = (
-        "import sys, os, signal; from pathlib import Path; from argosy.checkpoint.slots import Slots;"
-        "s = Slots(Path(sys.argv[1]) / 'dead', Path(sys.argv[1]) / 'l', shm=Path(sys.argv[2]));"
-        "(s.folder / 'rank-0000-inc-0001-0.slot').write_bytes(b'x');"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path), str(bench.shm)], check=False)
-    assert killed.returncode == -9
-    (bench.shm / f"{PREFIX}{os.getuid() + 1}-other").mkdir()
-    mine = Slots(bench.run.path, bench.run.local, shm=bench.shm)
-    gone = mine.sweep()
-    assert len(gone) == 1 and living.folder.exists() and mine.folder.exists()
-    assert (bench.shm / f"{PREFIX}{os.getuid() + 1}-other").exists()
-    living.close()
-    assert mine.sweep() == [living.folder]
-    mine.close()
+def test_what_a_removed_run_in_the_same_place_left_is_not_taken_up(bench: Any) -> None:
+    (bench.run.path / "run.json").write_text('{"version": 1, "id": "first"}')
+    (saver,) = bench.savers(Layout(), specs_of(W), incarnation=3)
+    saver.begin(5, W, {})
+    again = bench.writer()
+    assert list(again.slots.ready()) == [(3, 5)], "the same run finds it"
+    (bench.run.path / "run.json").write_text('{"version": 1, "id": "second"}')
+    bench.savers(Layout(), specs_of(W), incarnation=1)
+    writer = bench.writer()
+    assert not writer.turn() and writer.slots.ready() == {}
+    assert list(writer.slots.plans()) == [1]
+    assert {path.name for path in slots_room.slots_in(writer.slots.folder)} == {
+        "rank-0000-inc-0001-0.slot",
+        "rank-0000-inc-0001-1.slot",
+    }
 
 
 def test_without_shared_memory_everything_lies_in_the_run(bench: Any) -> None:
     made = Slots(bench.run.path, bench.run.local, shm=bench.shm / "missing")
-    assert made.folder == bench.run.local / "slots" and made.sweep() == []
+    assert made.folder == bench.run.local / "slots" and sweep(made) == []
     made.clear()
     assert not made.folder.exists()
 

@@ -25,7 +25,7 @@ from argosy.errors import MACHINE, Refused
 from argosy.job.schema import Job
 from argosy.layout.layout import Layout
 from argosy.run import child
-from argosy.run.folder import Run, settle
+from argosy.run.folder import Run, new_id, settle
 from argosy.run.guardian import ORPHANED
 
 WAIT = 60
@@ -38,7 +38,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     made = Run(tmp_path / "run")
     made.checkpoints.mkdir(parents=True)
     made.local.mkdir()
-    (made.path / "run.json").write_text('{"version": 1, "id": "a"}')
+    # An id that no run had: what a test of the same place has left in memory is not this one's.
+    (made.path / "run.json").write_text(f'{{"version": 1, "id": "{new_id()}"}}')
     settle(made, Job(), {}, [], tmp_path, "")
     yield made
     folder = Saver(made, 0, 1, 99, Layout(), []).files

@@ -81,6 +81,38 @@ def test_none_good_is_none_with_reasons(bench: Any) -> None:
     assert found is None and len(reasons) == 1
 
 
+def test_a_damaged_one_is_set_aside_and_not_kept_in_the_place_of_a_good_one(bench: Any) -> None:
+    bench.save(1, W)
+    flip(bench.save(3, W), -1)
+    good, _ = search(bench.run.checkpoints, aside=True)
+    assert good is not None and good.step == bench.run.newest_step() == 1
+    good.close()
+    verified = read(bench.save(4, W))
+    prune(bench.run.checkpoints, 2, verified)
+    assert [found.step for found in listed(bench.run.checkpoints)[0]] == [4, 1]
+
+
+def test_nothing_is_set_aside_where_nothing_is_good_or_the_disk_does_not_answer(bench: Any) -> None:
+    folder = bench.save(1, W)
+    flip(folder, -1)
+    assert search(bench.run.checkpoints, aside=True)[0] is None
+    assert (folder / MANIFEST).exists()
+    flip(folder, -1)
+    later = bench.save(2, W)
+    sidecar = data_of(later).with_suffix(".json")
+    sidecar.unlink()
+    sidecar.mkdir()  # reading it is an error of the system, not of its bytes
+    found, reasons = search(bench.run.checkpoints, aside=True)
+    assert found is not None and found.step == 1 and "cannot be read" in reasons[0]
+    assert (later / MANIFEST).exists()
+
+
+def test_the_newest_step_is_that_of_a_later_incarnation(bench: Any) -> None:
+    bench.save(9, W, incarnation=1)
+    bench.save(5, W, incarnation=2)
+    assert bench.run.newest_step() == 5
+
+
 def test_lost_checkpoints_are_refused_and_unfinished_ones_are_not(bench: Any) -> None:
     store.refuse_lost(bench.run, [])
     folder = bench.save(1, W)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -47,6 +48,22 @@ def test_hidden_devices_are_not_there_and_unknown_ones_are_named(
     (tmp_path / "nvidia-smi").chmod(0o755)
     found = here.machine()
     assert ([one.name for one in found.devices], found.missing) == (["NVIDIA H200"], ("7",))
+
+
+def test_devices_that_nobody_can_name_are_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(here, "DEVICES", tmp_path)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'cannot talk to the driver' >&2\nexit 9\n", encoding="utf-8")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert here.machine().devices == ()  # the program alone is no device
+    (tmp_path / "nvidia0").touch()
+    with pytest.raises(Refused, match="there are GPUs here") as caught:
+        here.machine()
+    assert caught.value.found == "cannot talk to the driver"
+    assert caught.value.code == 4
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert here.machine().devices == ()
 
 
 def test_control_groups_limit_memory_and_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,3 +146,96 @@ def test_a_probe_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(Refused, match="no torch here") as caught:
         here.probe(tmp_path)
     assert caught.value.code == 1
+
+
+def trial_program(count: Path, answer: str) -> str:
+    """What stands for Python: counts its starts, reads the question, prints `answer`."""
+    return f"""
+import json, sys
+open({str(count)!r}, "a").write("x")
+asked = json.loads(sys.stdin.readline())
+print({answer})
+"""
+
+
+def starts(count: Path) -> int:
+    return len(count.read_text()) if count.exists() else 0
+
+
+def test_a_trial_is_kept_by_its_question_unless_it_was_disturbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, cache = tmp_path / "count", tmp_path / "cache"
+    script = trial_program(count, 'json.dumps({"pieces": {}, "keep": asked["keep"], "request": asked})')
+    monkeypatch.setattr(sys, "executable", probing(tmp_path / "python", script))
+    steady, noisy = {"keep": True}, {"keep": False}
+    assert here.tried(steady, cache) == {}
+    first = here.Trial(cache).ask(steady)
+    assert first["request"] == steady
+    assert here.Trial(cache).ask(steady) == here.tried(steady, cache) == first
+    assert starts(count) == 1
+    assert here.Trial(cache).ask(noisy)["request"] == noisy
+    assert "pieces" not in here.tried(noisy, cache)
+    here.Trial(cache).ask(noisy)
+    assert starts(count) == 3
+
+
+def test_what_a_run_took_is_kept_beside_its_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = trial_program(tmp_path / "count", 'json.dumps({"pieces": {}, "keep": False})')
+    monkeypatch.setattr(sys, "executable", probing(tmp_path / "python", script))
+    cache, asked = tmp_path / "cache", {"rows": 8}
+    here.learn(asked, "float32 compiled", 0.25, cache)
+    here.learn(asked, "float32 eager", 0.5, cache)
+    seen = {"float32 compiled": 0.25, "float32 eager": 0.5}
+    assert here.tried(asked, cache) == {"seen": seen}
+    assert here.Trial(cache).ask(asked)["seen"] == seen  # nothing else was known: it is timed, and loses nothing
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("raise SystemExit('no torch here')\n", "no torch here"),
+        ("", "the program said nothing"),
+        ("import time\ntime.sleep(600)\n", "it took longer than 0 s"),
+    ],
+)
+def test_a_trial_that_fails_says_why_and_refuses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", probing(tmp_path / "python", script))
+    limit = 0.01 if "sleep" in script else 300.0
+    found = here.Trial(tmp_path / "cache", limit).ask({"rows": 8})
+    assert found == {"failed": why}
+    assert here.tried({"rows": 8}, tmp_path / "cache") == {}
+
+
+def test_a_machine_that_was_never_measured_loads_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, cache = tmp_path / "count", tmp_path / "cache"
+    script = trial_program(count, 'json.dumps({"pieces": {}, "keep": True, "request": asked})')
+    monkeypatch.setattr(sys, "executable", probing(tmp_path / "python", script))
+    ahead = here.Trial(cache)
+    ahead.begin()
+    assert ahead.ask({"rows": 8})["request"] == {"rows": 8}
+    assert starts(count) == 1  # the one that began
+    known = here.Trial(cache)
+    known.begin()
+    known.close()
+    assert starts(count) == 1
+    unasked = here.Trial(tmp_path / "other")
+    unasked.begin()
+    unasked.close()  # no child is left; nothing was kept
+    assert not (tmp_path / "other").exists()
+
+
+def test_threads_are_equal_shares_unless_somebody_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    shares = replace(here.machine(), cores=8)
+    assert [shares.threads(workers) for workers in (0, 1, 2, 3, 100)] == [8, 8, 4, 2, 1]
+    for word, told in (("1", 1), ("3,2", 3), ("", None), ("0", None), ("many", None)):
+        monkeypatch.setenv("OMP_NUM_THREADS", word)
+        assert here.machine().told == told
+    assert [replace(shares, told=3).threads(workers) for workers in (0, 1, 100)] == [3, 3, 3]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun's own 1
+    assert here.machine().told is None

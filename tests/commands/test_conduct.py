@@ -6,6 +6,7 @@ import io
 import shutil
 import signal
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,8 @@ import pytest
 from argosy.checkpoint import store
 from argosy.checkpoint.manifest import Grid, Manifest, Sidecar, checksum
 from argosy.checkpoint.plan import node_file
-from argosy.cluster.here import machine
+from argosy.checkpoint.slots import Ready, SavePlan, Slots
+from argosy.cluster.here import Machine, machine
 from argosy.commands import conduct
 from argosy.commands.conduct import Start, Wanted
 from argosy.commands.train import interrupted
@@ -27,9 +29,9 @@ from argosy.layout.layout import Layout
 from argosy.observe import progress, report
 from argosy.run import folder, requests, rule
 from argosy.run.folder import Run
-from argosy.run.ledger import Ledger
+from argosy.run.ledger import Entry, Ledger, append
 
-CANARY = "canary-0123456789"
+CANARY = "-".join(("canary", "9876543210"))  # not as it is searched for: a run keeps the diff of this very file
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +47,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def begun(*overrides: str, out: io.StringIO | None = None, **options) -> Run:
+def begun(*overrides: str, out: io.StringIO | None = None, here: Machine | None = None, **options) -> Run:
     """All that `argosy train` does before it starts workers."""
     words = ["data.source=text", "data.cache=cache", "train.precision=float32", *overrides]
     wanted = Wanted("smoke", words, **options)
@@ -53,7 +55,7 @@ def begun(*overrides: str, out: io.StringIO | None = None, **options) -> Run:
     with ExitStack() as stack:
         loaded = wanted.loaded()
         asked, verdict = conduct.judged(wanted, loaded, 2)
-        start = Start(wanted, loaded, verdict, machine(), 2, screen)
+        start = Start(wanted, loaded, verdict, here or machine(), 2, screen)
         conduct.hold(stack, start, asked)
         conduct.ready(start)
         run = conduct.keep(start)
@@ -78,6 +80,11 @@ def damage(run: Run, step: int) -> None:
     (run.checkpoints / f"step-{step:06d}/node-0000-inc-0001.safetensors").write_bytes(b"")
 
 
+def damage_bits(run: Run, step: int) -> None:
+    file = run.checkpoints / f"step-{step:06d}/node-0000-inc-0001.safetensors"
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+
+
 def test_a_new_run_holds_what_everybody_needs(place):
     out = io.StringIO()
     run = begun(out=out)
@@ -93,6 +100,17 @@ def test_a_new_run_holds_what_everybody_needs(place):
     assert load(str(run.path / "job.toml")).job == run.asked()
     assert "runs/smoke (new)" in out.getvalue()
     assert (place / "runs/latest").resolve() == run.path.resolve()
+    assert run.path.stat().st_mode & 0o777 == 0o700, "samples and tokenizer tell what was read"
+
+
+@pytest.mark.parametrize(
+    "told, words", [(None, "2 workers of 4 threads:"), (3, "2 workers of 3 threads (OMP_NUM_THREADS):")]
+)
+def test_threads_are_printed_and_kept(place, told, words):
+    out = io.StringIO()
+    run = begun(out=out, here=replace(machine(), cores=8, told=told))
+    assert words in " ".join(out.getvalue().split())
+    assert run.info()["threads"] == (told or 4)
 
 
 def test_no_secret_is_kept(place):
@@ -120,8 +138,84 @@ def test_a_change_stands_in_the_ledger_once(place):
         run = begun("batch.tokens=512", change=True)
     assert run.ledger().at(7, "batch.tokens") == 1024
     assert run.ledger().at(8, "batch.tokens") == 512
-    assert len(run.ledger().entries) == 4
+    assert len(run.ledger().entries) == 5
     assert run.job().batch.tokens == 512
+
+
+def test_a_change_taken_back_and_made_again_is_in_force(place):
+    save(begun(), 7)
+    for tokens in (512, 1024, 512):  # none of them trained up to its first checkpoint
+        run = begun(f"batch.tokens={tokens}", change=True)
+        assert run.ledger().at(8, "batch.tokens") == run.job().batch.tokens == tokens
+
+
+def test_a_change_that_was_killed_before_it_was_settled_is_taken_back(place):
+    run = begun()
+    save(run, 7)
+    append(run.path / "ledger.jsonl", [Entry(8, "batch.tokens", 1024, 512, "--change")])
+    assert begun().ledger().at(8, "batch.tokens") == 1024
+
+
+def announce(run: Run, step: int) -> None:
+    """What a start that was killed before the snapshot process took its state leaves behind: one that holds no tensor."""
+    slots = Slots(run.path, run.local)
+    slots.write_plan(SavePlan(1, Layout(), (1,), 0, (), "", ""))
+    slots.announce(Ready(1, step, 0, str(slots.slot(0, 1, 0, 64)[0]), 0.0, {"step": step}))
+    slots.close()
+
+
+def test_a_change_is_dated_behind_what_a_killed_start_left_in_memory(place):
+    run = begun()
+    save(run, 7)
+    announce(run, 9)
+    for _ in range(2):
+        run = begun("batch.tokens=512", change=True)
+    assert run.newest_step() == 9
+    assert [run.ledger().at(step, "batch.tokens") for step in (9, 10)] == [1024, 512]
+    Slots(run.path, run.local).clear()
+
+
+def test_a_run_whose_checkpoints_lost_their_files_is_refused_before_the_start(place):
+    run = begun()
+    for step in (1, 2):
+        save(run, step)
+        next((run.checkpoints / f"step-{step:06d}").glob("*.safetensors")).unlink()
+    with pytest.raises(Refused, match="none of the 2 checkpoints of this run is whole") as refused:
+        begun()
+    assert refused.value.code == 2
+    announce(run, 3)  # in memory still: nothing is lost
+    begun()
+
+
+def test_a_change_is_dated_by_the_newest_checkpoint_that_is_whole(place):
+    run, out = begun(), io.StringIO()
+    save(run, 7)
+    save(run, 9)
+    damage_bits(run, 9)
+    run = begun("batch.tokens=512", change=True, out=out)
+    assert run.newest_step() == 7
+    assert [run.ledger().at(step, "batch.tokens") for step in (7, 8)] == [1024, 512]
+    assert "step 7 is used instead" in " ".join(out.getvalue().split())
+
+
+def test_a_run_that_reads_its_text_in_another_order_does_not_go_on(place):
+    run = begun()
+    save(run, 7)
+    file = run.path / "ledger.jsonl"
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if "data.order" not in line))
+    with pytest.raises(Refused, match="in an order that this version of Argosy does not know"):
+        begun()
+
+
+def test_another_length_leaves_the_rate_once_there_is_a_checkpoint(place):
+    first = begun().job().optim
+    again = begun("train.steps=200").job().optim  # nothing was trained yet
+    assert (again.lr, again.warmup) != (first.lr, first.warmup)
+    save(Run("runs/smoke"), 7)
+    out = io.StringIO()
+    longer = begun("train.steps=900", out=out).job().optim
+    assert (longer.lr, longer.warmup) == (again.lr, again.warmup)
+    assert f"optim.lr stays {again.lr}" in " ".join(out.getvalue().split())
 
 
 def test_a_changed_batch_leaves_the_length_in_tokens(place):
@@ -307,11 +401,22 @@ def test_a_page_that_fails_leaves_a_finished_training_finished(monkeypatch):
 
 @pytest.mark.parametrize(
     "name, requeue, code",
-    [("SIGINT", False, 130), ("SIGTERM", False, 143), ("SIGTERM", True, 75), ("SIGUSR1", False, 75)],
+    [
+        ("SIGINT", False, 130),
+        ("SIGTERM", False, 143),
+        ("SIGTERM", True, 75),
+        ("SIGTERM", "torchrun", 75),
+        ("SIGUSR1", False, 75),
+    ],
 )
 def test_a_signal_before_the_first_worker_leaves_with_its_own_code(name, requeue, code, monkeypatch, capsys):
     for scheduler in SCHEDULERS:
         monkeypatch.delenv(scheduler, raising=False)
+    if requeue == "torchrun":
+        ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+        for variable, value in {**ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+            monkeypatch.setenv(variable, value)
+        requeue = False
     number = signal.Signals[name]
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as left, interrupted(requeue):

@@ -16,7 +16,7 @@ from argosy.run import folder
 from argosy.run.folder import Run
 from argosy.run.ledger import Ledger
 
-LEDGER = Ledger.start(batch__sequence=16, batch__tokens=128).changed(5, "batch.tokens", 64, "x")
+LEDGER = Ledger.start(data__order=2, batch__sequence=16, batch__tokens=128).changed(5, "batch.tokens", 64, "x")
 
 
 @pytest.fixture

@@ -43,7 +43,9 @@ def test_about_ten_lines_and_a_verdict(probed: dict[str, Any], capsys: pytest.Ca
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert 10 <= len(lines) <= 20 and lines[-1] == "Training works here: argosy train"
-    assert any("float32 140, bfloat16 32; train.precision = auto takes float32" in line for line in lines)
+    assert any(
+        "float32 140, bfloat16 32; a job decides by its own layers, these suggest float32" in line for line in lines
+    )
 
 
 def test_json(probed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,5 +79,8 @@ def test_upgrade_shows_before_it_writes(tmp_path: Path) -> None:
     run("upgrade", "old.toml", "--write")
     assert file.read_text(encoding="utf-8") == "# mine\nversion = 1\nname = 'old'\n"
     assert "newest version" in run("upgrade", "old.toml")[1]
+    file.write_bytes(b"\xef\xbb\xbfname = 'old'\r\n")  # as Windows writes it
+    assert "+version = 1" in run("upgrade", "old.toml", "--write")[1]
+    assert "is good" in run("check", "old.toml")[1]
     with pytest.raises(Refused, match="cannot be read"):
         run("upgrade", "none.toml")

@@ -102,6 +102,26 @@ def test_asking_waits_for_the_answer(root, command, wish):
     thread.join(60)
 
 
+def test_a_run_in_a_folder_of_something_else_is_not_removed_with_it(root):
+    made = make(root / "a")
+    for name in ("thesis.tex", ".git"):
+        (made.path / name).mkdir()
+        with pytest.raises(Refused, match=f"what no run makes.*{name}"):
+            runs.remove("a")
+        (made.path / name).rmdir()
+    assert made.exists
+    (made.path / ".run.json.77").touch()  # half written by a killed start
+    runs.remove("a")
+    assert not made.path.exists()
+
+
+def test_nothing_starts_in_a_run_that_is_being_removed(root, monkeypatch):
+    made, busy = make(root / "a"), []
+    monkeypatch.setattr(runs.shutil, "rmtree", lambda path, **more: busy.append(Run(root / "a").busy()))
+    runs.remove("a")
+    assert busy[-1] is not None and made.exists
+
+
 def test_asking_who_is_not_there(root):
     make(root / "a")
     with pytest.raises(Refused, match="not running"):

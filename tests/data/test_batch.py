@@ -51,7 +51,7 @@ def check(batch: Batch, rows: list[list[tuple[int, int]]], shards: Shards) -> No
 )
 def test_a_batch_is_what_its_documents_say(shards: Shards, step: int, seed: int, sizes: tuple[int, int]) -> None:
     sequence, tokens = sizes
-    ledger = Ledger.start(batch__sequence=sequence, batch__tokens=tokens)
+    ledger = Ledger.start(data__order=2, batch__sequence=sequence, batch__tokens=tokens)
     batch = global_batch(step, seed, ledger, shards)
     reads = read_at(step, ledger)
     places = [
@@ -70,21 +70,21 @@ def test_a_batch_is_what_its_documents_say(shards: Shards, step: int, seed: int,
 
 def test_a_batch_is_the_same_for_ever(shards: Shards) -> None:
     """A run that goes on under a later Argosy must read what it would have read: these digests never change."""
-    ledger = Ledger.start(batch__sequence=32, batch__tokens=256).changed(3, "batch.sequence", 64, "x")
+    ledger = Ledger.start(data__order=2, batch__sequence=32, batch__tokens=256).changed(3, "batch.sequence", 64, "x")
     found = [digest(global_batch(step, 1, ledger, shards)) for step in (1, 2, 3, 50)]
     assert found == ["d01b2f0f0bb78ede", "c45300ffcef98d3e", "3dbbf7d58e41fdd1", "5b794418006e926d"]
 
 
 def test_a_batch_of_many_lanes_is_the_same_for_ever(make_shards: MakeShards) -> None:
     shards = make_shards([10, 9000, *range(1, 200)])
-    ledger = Ledger.start(batch__sequence=16, batch__tokens=256).changed(30, "batch.sequence", 64, "x")
+    ledger = Ledger.start(data__order=2, batch__sequence=16, batch__tokens=256).changed(30, "batch.sequence", 64, "x")
     found = [digest(global_batch(step, 1, ledger, shards)) for step in (1, 29, 31, 500)]
     assert found == ["da4157a0dc74088a", "c67c5f3a5d3657d0", "7a86000b8e659355", "49ed089095af07a6"]
 
 
 def test_masks_and_kinds_of_a_shard_are_honoured() -> None:
     shards = Shards(Path(__file__).parent / "fixtures" / "prepared-1")
-    batch = global_batch(1, 1, Ledger.start(batch__sequence=20, batch__tokens=20), shards)
+    batch = global_batch(1, 1, Ledger.start(data__order=2, batch__sequence=20, batch__tokens=20), shards)
     at = (
         batch.tokens[0].tolist().index(97 + 2) - 2
     )  # "abc" and the end mark; of its tokens only c and the mark are counted
@@ -95,7 +95,7 @@ def test_masks_and_kinds_of_a_shard_are_honoured() -> None:
 
 
 def test_counted_bytes_are_those_of_the_labels(shards: Shards) -> None:
-    batch = global_batch(1, 1, Ledger.start(batch__sequence=64, batch__tokens=1024), shards)
+    batch = global_batch(1, 1, Ledger.start(data__order=2, batch__sequence=64, batch__tokens=1024), shards)
     bytes_of = np.arange(shards.vocabulary)
     expected = sum(
         int(label) for label, weight in zip(batch.labels.ravel(), batch.weights.ravel(), strict=True) if weight
@@ -123,7 +123,7 @@ def test_held_out_batches_read_each_held_token_once_in_fixed_shapes(shards: Shar
 
 
 def test_rows_are_views_and_fillers_count_nothing(shards: Shards) -> None:
-    batch = global_batch(2, 1, Ledger.start(batch__sequence=16, batch__tokens=128), shards)
+    batch = global_batch(2, 1, Ledger.start(data__order=2, batch__sequence=16, batch__tokens=128), shards)
     part = batch.rows(slice(2, 5))
     assert len(part) == 3
     assert np.shares_memory(part.tokens, batch.tokens)
@@ -136,6 +136,6 @@ def test_rows_are_views_and_fillers_count_nothing(shards: Shards) -> None:
 
 def test_a_text_smaller_than_a_batch_is_read_several_times_in_one_step(make_shards: MakeShards) -> None:
     tiny = make_shards([3, 4, 2])
-    batch = global_batch(1, 1, Ledger.start(batch__sequence=16, batch__tokens=64), tiny)
+    batch = global_batch(1, 1, Ledger.start(data__order=2, batch__sequence=16, batch__tokens=64), tiny)
     assert (batch.segments > 0).all()
     assert batch.segments.max() >= 4

@@ -38,6 +38,12 @@ def test_copies_of_a_text_are_on_one_side() -> None:
     assert held[1] == held[3]
 
 
+def test_a_text_of_many_copies_is_trained_on_however_small_its_hash() -> None:
+    for many, few in ((3, 2**63), (2**63, 3)):
+        hashes = np.array([many] * 114 + [few], np.uint64)
+        assert held_out(hashes, 0.02).tolist() == [False] * 114 + [True]
+
+
 def test_counts_are_told_commonest_first() -> None:
     assert counts(Counter({".pdf": 312, ".docx": 4, "": 1})) == "312 .pdf, 4 .docx, 1 without suffix"
     assert counts(Counter({f".{letter}": 1 for letter in "abcdef"})) == "1 .a, 1 .b, 1 .c, 1 .d and 2 others"

@@ -1,6 +1,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from argosy.data import order
-from argosy.data.order import epoch, read_at, spans, spans_at, tokens_before
+from argosy.data.order import epoch, read_at, refuse_backdated, spans, spans_at, tokens_before
 from argosy.data.shards import Shards
 from argosy.errors import Refused
-from argosy.run.ledger import Ledger
+from argosy.run.ledger import Entry, Ledger
 
 MakeShards = Callable[..., Shards]
 LENGTHS = [7, 1, 64, 300, 2, 2, 33, 500, 1, 12, 90]  # 1 = an empty text's end mark alone
@@ -30,7 +31,7 @@ CHANGES = some.lists(
 
 def ledger_of(changes: list[tuple[int, tuple[int, int]]]) -> Ledger:
     """A run that begins with 8 x 4 tokens and changes both numbers so many steps after each other."""
-    ledger, step = Ledger.start(batch__sequence=8, batch__tokens=32), 1
+    ledger, step = Ledger.start(data__order=2, batch__sequence=8, batch__tokens=32), 1
     for after, (sequence, tokens) in changes:
         step += after
         ledger = ledger.changed(step, "batch.sequence", sequence, "x").changed(step, "batch.tokens", tokens, "x")
@@ -118,7 +119,7 @@ def test_every_step_reads_what_lanes_read_in_turn_give(
 def test_one_long_file_does_not_fill_a_step(make_shards: MakeShards) -> None:
     """Half of the text is one file: about half of every step is, not all of the first half."""
     shards = make_shards([10, 100_000, *[250] * 400])
-    ledger = Ledger.start(batch__sequence=64, batch__tokens=64 * 32)
+    ledger = Ledger.start(data__order=2, batch__sequence=64, batch__tokens=64 * 32)
     share = [
         sum(end - begin for _, document, begin, end in spans_at(step, 1, ledger, shards) if document == 1) / (64 * 32)
         for step in range(1, 95)
@@ -136,7 +137,7 @@ def test_sequence_numbers_follow_each_other_without_a_gap(changes: list[tuple[in
 
 
 def test_a_step_far_away_needs_no_replay(shards: Shards) -> None:
-    ledger = Ledger.start(batch__sequence=8, batch__tokens=32).changed(10**9, "batch.tokens", 64, "x")
+    ledger = Ledger.start(data__order=2, batch__sequence=8, batch__tokens=32).changed(10**9, "batch.tokens", 64, "x")
     now = read_at(10**12, ledger)
     assert now.first_token == 32 * (10**9 - 1) + 64 * (10**12 - 10**9)
     assert sum(span.end - span.begin for span in spans_at(10**12, 3, ledger, shards)) == 64
@@ -161,9 +162,25 @@ def test_all_orders_occur_about_equally_often(shards: Shards) -> None:
 
 def test_impossible_sizes_and_steps_are_refused() -> None:
     with pytest.raises(Refused, match=r"multiple of batch.sequence\. Found: 30 and 8"):
-        read_at(1, Ledger.start(batch__sequence=8, batch__tokens=30))
+        read_at(1, Ledger.start(data__order=2, batch__sequence=8, batch__tokens=30))
     with pytest.raises(ValueError, match="counted from 1"):
-        read_at(0, Ledger.start(batch__sequence=8, batch__tokens=32))
+        read_at(0, Ledger.start(data__order=2, batch__sequence=8, batch__tokens=32))
+
+
+def test_a_run_begun_with_another_rule_is_refused(shards: Shards) -> None:
+    """Also one from before the rules had numbers; how many tokens its steps read is still known."""
+    for begun, number in (({}, 1), ({"data__order": 3}, 3)):
+        ledger = Ledger.start(**begun, batch__sequence=8, batch__tokens=32)
+        with pytest.raises(Refused, match=rf"does not know \(number {number}, not 2\)"):
+            next(spans_at(1, 1, ledger, shards))
+        assert tokens_before(3, ledger) == 64
+
+
+def test_a_change_of_steps_that_were_taken_without_it_is_refused(tmp_path: Path) -> None:
+    entries = [Entry(101, "batch.tokens", 32, 64, "--change"), Entry(90, "optim.lr", 1.0, 2.0, "--change")]
+    refuse_backdated(tmp_path, entries, 100)  # a rate is no matter of the order
+    with pytest.raises(Refused, match=r"batch\.tokens was changed from step 101 on, but the run is at step 150"):
+        refuse_backdated(tmp_path, entries, 150)
 
 
 def test_documents_within_an_epoch_follow_the_stream(shards: Shards) -> None:

@@ -327,6 +327,15 @@ def test_a_cache_that_cannot_be_written_is_refused(notes: Path, tmp_path: Path) 
         made(notes, tmp_path / "file" / "cache")
 
 
+def test_a_new_cache_is_for_its_owner_alone_and_a_shared_one_stays_shared(notes: Path, tmp_path: Path) -> None:
+    made(notes, tmp_path / "new/cache")
+    assert (tmp_path / "new/cache").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o755)
+    made(notes, tmp_path / "shared")
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o755
+
+
 def test_a_broken_tokenizer_is_refused_before_the_text_is_read(notes: Path, tmp_path: Path) -> None:
     heard: list[str] = []
     (tmp_path / "tokenizer.json").write_text("{}")

@@ -29,7 +29,7 @@ from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
 from argosy.run.ledger import Ledger
 
-LEDGER = Ledger.start(batch__sequence=16, batch__tokens=128).changed(6, "batch.tokens", 64, "x")
+LEDGER = Ledger.start(data__order=2, batch__sequence=16, batch__tokens=128).changed(6, "batch.tokens", 64, "x")
 FIELDS = ("tokens", "labels", "segments", "positions", "kinds", "weights", "sequence")
 PATIENCE = 120.0
 

@@ -11,7 +11,7 @@ FIXTURE = Path(__file__).parent / "fixtures" / "prepared-1"
 
 def test_stretches_are_in_the_order_of_the_batch(make_shards: Callable[..., Shards]) -> None:
     shards = make_shards([40, 10, 25, 3], (1,))
-    ledger = Ledger.start(batch__sequence=8, batch__tokens=64)
+    ledger = Ledger.start(data__order=2, batch__sequence=8, batch__tokens=64)
     found = [stretch for step in (1, 2) for stretch in stretches(step, 1, ledger, shards)]
     assert sum(stretch.end - stretch.begin for stretch in found) == 128
     first = {stretch.document: stretch for stretch in reversed(found)}
@@ -21,7 +21,7 @@ def test_stretches_are_in_the_order_of_the_batch(make_shards: Callable[..., Shar
 
 def test_text_is_shown_with_its_place() -> None:
     shards = Shards(FIXTURE)
-    ledger = Ledger.start(batch__sequence=10, batch__tokens=20)
+    ledger = Ledger.start(data__order=2, batch__sequence=10, batch__tokens=20)
     shown = "\n".join(lines(1, 1, ledger, shards, Bytes()))
     assert "── sequence 1, place 0: poems/a.txt, tokens 0 to 10 of 16\nRoses are \n" in shown
     assert "── sequence 2, place 0: poems/a.txt, tokens 10 to 16 of 16\nred.\n" in shown

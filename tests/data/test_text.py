@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from argosy.data.document import File
-from argosy.data.prepare import notes
+from argosy.data.prepare import copied, notes
 from argosy.data.scan import scan
 from argosy.data.sources import find, text
 from argosy.errors import INPUT, Refused
@@ -127,6 +127,18 @@ def test_missing_empty_and_odd_sources_are_refused(tmp_path: Path) -> None:
         scan(find("empty.txt", tmp_path), 0.02, lambda *_: None)
     with pytest.raises(Refused, match=r"too little text.*Found: 8 bytes"):
         scan(find("short.txt", tmp_path), 0.02, lambda *_: None)
+    (tmp_path / "alike.txt").write_text(("a" * 511 + "\n") * 64)
+    with pytest.raises(Refused, match=r"Found: 32,768 bytes in 32 pieces, 1 of them different"):
+        scan(find("alike.txt", tmp_path), 0.02, lambda *_: None)
+
+
+def test_copies_that_are_held_out_are_told(tmp_path: Path) -> None:
+    (tmp_path / "five.txt").write_text("".join(f"{number % 5}" * 255 + "\n" for number in range(40)))
+    found = scan(find("five.txt", tmp_path), 0.02, lambda *_: None)
+    assert copied(found, 0.02) == [
+        "the text repeats itself: 15 of 20 documents are copies of others; copies stay together, "
+        "and so 20% are held out, not 2%"
+    ]
 
 
 def test_a_folder_with_nothing_readable_says_what_was_there(tmp_path: Path) -> None:

@@ -125,10 +125,10 @@ def test_a_strangers_file_cannot_cut_or_fill_the_text(tmp_path: Path) -> None:
         (b'{"model": {"type": "NoSuch"}}', "this is no tokenizer"),
         (b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "zz"]]}}', "this is no tokenizer"),
         (b"[" * 100_000, "it is no JSON"),
-        (b"\xff\xfe\0", "it is no UTF-8 text"),
+        (b"\xff\xfe\0", "this is no UTF-8 text"),
         (
             b"\x80\x04cos\nsystem\n(S'touch hacked'\ntR.",
-            "it is no UTF-8 text",
+            "this is no UTF-8 text",
         ),  # allowed: a hostile pickle, never read as one
         (
             json.dumps(unigram(model={"type": "BPE", "vocab": {"a": 10**9, "b": 1}, "merges": []})).encode(),
@@ -148,5 +148,5 @@ def test_a_broken_or_hostile_file_is_refused_in_one_sentence(tmp_path: Path, con
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"this tokenizer cannot be read\. Found: No such file or directory"):
+    with pytest.raises(Refused, match=r"this cannot be read\. Found: No such file or directory"):
         tokenizer.open_tokenizer(tmp_path / "tokenizer.json")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from argosy.device import capability, memory, threads, timing
+from argosy.device import capability, memory, threads, timing, torch_versions
 from argosy.device.device import Device, counts
 from argosy.device.precision import dtype
 from argosy.errors import Refused
@@ -49,15 +49,24 @@ def test_peak_memory_sees_what_was_held() -> None:
     assert memory.device_peak(Device("cpu")) == 0
 
 
-def test_limited_threads_are_in_force() -> None:
-    before = torch.get_num_threads()
-    try:
-        threads.limit(1)
-        assert torch.get_num_threads() == 1
-        assert (torch.tensor([1e-40]) * 1.0).item() == 0.0
-    finally:
+def test_limited_threads_are_in_force_until_all_is_restored() -> None:
+    def state() -> tuple[int, bool, object, object]:
+        dynamo, inductor = torch._dynamo.config, torch._inductor.config
+        flushes = (torch.tensor([1e-40]) * 1.0).item() == 0.0
+        return torch.get_num_threads(), flushes, dynamo.recompile_limit, inductor.compile_threads
+
+    found = state()
+    with threads.restored():
+        torch.set_num_threads(3)
         torch.set_flush_denormal(False)
-        torch.set_num_threads(before)
+        torch_versions.compile_threads(7)
+        before = state()
+        with threads.restored():
+            threads.limit(1)
+            torch_versions.compile_strictly()
+            assert state() == (1, True, 64, 1)
+        assert state() == before == (3, False, found[2], 7)
+    assert state() == found
 
 
 def test_timing_gives_seconds() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argosy.fleet.clerk import Clerk
 from argosy.run import requests
 from argosy.run.folder import append_line
-from argosy.run.record import Recorder
+from argosy.run.recorder import Recorder
 
 
 def test_a_wish_to_save_is_told_and_answered_by_the_next_checkpoint(made):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -68,8 +69,6 @@ def test_standing_still_is_seen_after_a_while_and_forgotten_when_it_goes_on(slee
 def test_a_kill_for_memory_is_told_by_the_kernels_count(sleeper, run, tmp_path):
     count = tmp_path / "memory.events"
     count.write_text("low 0\noom 3\noom_kill 2\noom_group_kill 9\n")
-    assert workers.memory_kill_count(count) == 2
-    assert workers.memory_kill_count(tmp_path / "missing") == 0
     child = Child("worker", "rank-0000", 1, sleeper.pid, sleeper, 0)
     child.kills[count] = 2
     assert not child.look_at_memory()
@@ -78,6 +77,14 @@ def test_a_kill_for_memory_is_told_by_the_kernels_count(sleeper, run, tmp_path):
     assert workers.wait_gone([child], LONG) == []
     assert child.end(run).starved
     child.close()
+
+
+def test_what_the_server_is_told_is_not_left_in_the_environment(monkeypatch):
+    monkeypatch.delenv("ARGOSY_WARM", raising=False)
+    for compiles, told in ((True, "compile"), (False, None)):
+        with workers._told(compiles):
+            assert os.environ.get("ARGOSY_WARM") == told
+        assert "ARGOSY_WARM" not in os.environ
 
 
 def psutil_wait(pid: int, status: str) -> None:

@@ -65,3 +65,46 @@ def test_a_later_level_may_change_the_subject() -> None:
 def test_what_the_default_says_is_never_dead() -> None:
     job = load("laptop", ["optim.name=adamw", "optim.schedule=constant", "evaluate.every=never"]).job
     assert (job.optim.momentum, job.optim.decay, job.evaluate.tokens) == (None, None, 65_536)
+
+
+# No leaf takes any of these; each is written as on the command line.
+ABSURD = ["inf", "nan", "-inf", "1e400", "-5GB", "1e30GB", "1e99", "-1", "", "yes", "1e-9s", "[1]", "{a=1}"]
+TEXTS = ("name", "model.init", "data.", "layout.shape", "model.preset")  # any word is a text: only "" is none
+LEFT_TO_PYDANTIC = ("Input", "input", "String", "string", "parse", "should", "valid ", "match", "validation")
+
+
+@pytest.mark.parametrize("key", [key for key in fields() if key not in ("extends", "version")])
+def test_no_leaf_takes_an_absurd_value_and_the_refusal_is_in_our_words(key: str) -> None:
+    for value in ABSURD if not key.startswith(TEXTS) or key == "data.held_out" else [""]:
+        if (key, value) == ("data.license", ""):
+            continue
+        with pytest.raises(Refused) as caught:
+            load("smoke", [f"{key}={value}"])
+        assert not [word for word in LEFT_TO_PYDANTIC if word in caught.value.text.partition("(")[0]], caught.value.text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train.precision=half"], "write 'auto' or 'float64', 'float32' or 'bfloat16'. (train.precision: Type of"),
+        (["name=a/b"], "write letters, digits"),
+        (["model.pattern=[{windw=3}]"], "windw is not a key; did you mean window? ("),
+        (["--train.compile", "yes"], "--train.compile yes: write true or false."),
+        (["optim.warmup=3%"], "'3%' is no count; write it whole, or with K, M, B or T"),
+        (["--MODEL.LAYERS", "3"], "Did you mean model.layers?"),
+        (["model.=3"], "model is a table, not a value. Found: 3. Its keys: model.preset, model.init"),
+        (["optim.lrr=1", "batch.sequence=x"], "Did you mean optim.lr?\ncommand line: batch.sequence"),
+    ],
+)
+def test_what_a_refusal_says(words: list[str], expected: str) -> None:
+    with pytest.raises(Refused) as caught:
+        load("smoke", words)
+    assert expected in caught.value.text
+
+
+def test_what_is_meant_is_read() -> None:
+    assert load("smoke", ["model.layers=3", "model.layers=4"]).notes == (
+        "model.layers is given twice, the last counts: 4",
+    )
+    job = load("smoke", ["model.layers=2e0", "checkpoint.every=1h30m", "train.time=1 h 30 min"]).job
+    assert (job.model.layers, job.checkpoint.every, job.train.time) == (2, "1h30m", 5400)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -177,7 +178,9 @@ def test_paths_start_at_the_file_that_says_them(tmp_path: Path, monkeypatch: pyt
         ("[model]\nlayers = 0\n", "model.layers = 0"),
         ("[train]\nprecision = \"int8\"\n", "'float32'"),
         ("[checkpoint]\nbandwidth = 100\n", "(bits)"),
-        ("[observe]\nlog_every = 10\n", 'write "90 s"'),
+        ("[observe]\nlog_every = 10\n", 'as "90 s"'),
+        ('[evaluate]\nevery = "5 min"\n', "goes by the clock, which only checkpoint.every can"),
+        ('[observe]\nsample_every = "5 min"\n', "goes by the clock"),
         ("[checkpoint]\nevery = 0\n", "my.toml:2: checkpoint.every = 0"),
         ("[data]\ntokenizer = { train = \"bpe\" }\n", "vocabulary is missing"),
         ("name = \"../x\"\n", "my.toml:1: name"),
@@ -205,7 +208,13 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "bin.toml").write_bytes(b'name = "\xff\xfe"')
-    assert "is not UTF-8 text (byte 8)" in refused("bin.toml")
+    assert "bin.toml: this is no UTF-8 text. Found: byte 8 is" in refused("bin.toml")
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe: this is no regular file" in refused("pipe")
+    assert "/dev/zero: this is no regular file" in refused("/dev/zero")
+    (tmp_path / "long.toml").touch()
+    os.truncate(tmp_path / "long.toml", 20 << 30)
+    assert "long.toml: this file is too large" in refused("long.toml")
     (tmp_path / "run").mkdir()
     assert "run is a folder" in refused("run")
     write(tmp_path, "", "run/job.toml")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from argosy.device import torch_versions
 from argosy.model.attention import attention
-from argosy.model.kernels import BAND
+from argosy.model.documents import BAND
 
 EAGER = ("dense", "loop")
 

@@ -57,6 +57,7 @@ def test_plain_lines_are_key_value() -> None:
     assert line == (
         "2026-11-21T02:44:14Z step=198/320 loss=4.2131 bpb=1.8872 lr=9.780e-03 gnorm=0.44 tok/s=8610 eta=64s"
     )
+    assert "tok/s=8610 gemm=0.79 mfu=0.41" in pairs({**ROW, "gemm_share": 0.791, "mfu": 0.409}, 320, None)
     assert all("=" in word for word in pairs({"step": 1, "loss": None}, 2, None).replace(" finite", "_").split()[1:])
 
 

@@ -74,8 +74,10 @@ def test_what_was_measured_is_kept_and_what_is_derived_is_derived_again(settled:
     shorter = settled("train.steps=50", probed=faster, kept=kept)
     assert shorter.job.train.precision == "float32"
     assert shorter.job.train.steps == 50
-    assert shorter.job.optim.lr != first.job.optim.lr
-    assert shorter.job.optim.warmup == 5 * 4096
+    assert (shorter.job.optim.lr, shorter.job.optim.warmup) == (first.job.optim.lr, first.job.optim.warmup)
+    assert sum("as the run began" in note for note in shorter.notes) == 2
+    shortest = settled("train.steps=10", probed=faster, kept=kept)  # shorter than that warm-up
+    assert shortest.job.optim.warmup == 4096
     asked = {one.key: one.asked for one in shorter.settings}
     assert asked["optim.lr"] is None  # what the run rule compares: nobody asked for another rate
     longer = settled("train.time=6 min", probed=faster, kept=kept)
@@ -135,6 +137,18 @@ def test_micro_batches(settled: Any) -> None:
     assert settled("batch.micro=2").job.batch.micro == 2
     assert settled("batch.tokens=1M", "batch.sequence=1000").job.batch.micro < 20
     assert settled("model.layers=64", machine=a_machine(memory=3 << 30)).job.batch.micro < 8
+
+
+def test_a_kept_micro_batch_that_no_longer_fits_is_chosen_anew(settled: Any) -> None:
+    words = ("batch.sequence=2048", "batch.tokens=32768")
+    kept = {one.key: one for one in settled(*words).settings}
+    assert kept["batch.micro"].used == 8
+    assert settled(*words, kept=kept).job.batch.micro == 8
+    small = settled(*words, kept=kept, machine=a_machine(memory=3 << 30))
+    assert small.job.batch.micro < 8
+    assert (
+        f"batch.micro = 8 does not fit into the memory that is free now; using {small.job.batch.micro}" in small.notes
+    )
 
 
 def test_workers_that_have_nothing_to_do_are_refused(settled: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from argosy.run import parquet, record
 from argosy.run.archive import Archive
 from argosy.run.lines import Rows, line_text, rows
+from argosy.run.recorder import Recorder
 
 SECOND = 1_000_000_000
 
@@ -30,11 +32,9 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path)
 
 
-def train(
-    run: Run, incarnation: int, first: int, last: int, *, loaded: int | None = None, rank: int = 0
-) -> record.Recorder:
+def train(run: Run, incarnation: int, first: int, last: int, *, loaded: int | None = None, rank: int = 0) -> Recorder:
     """What a worker writes for the steps `first` to `last`; the loss tells step and incarnation."""
-    recorder = record.Recorder(run, rank, incarnation)
+    recorder = Recorder(run, rank, incarnation)
     if loaded is not None:
         recorder.mark("loaded", loaded)
     for step in range(first, last + 1):
@@ -42,7 +42,7 @@ def train(
     return recorder
 
 
-def steps(recorder: record.Recorder, incarnation: int, step: int) -> None:
+def steps(recorder: Recorder, incarnation: int, step: int) -> None:
     for name, value in {
         "loss": step + incarnation / 10,
         "counted": 4000,
@@ -60,6 +60,28 @@ def read(run: Run) -> list[tuple[int, int]]:
     text = (run.path / "metrics.jsonl").read_text()
     assert text.endswith("\n") or not text
     return [(row["step"], row["incarnation"]) for row in map(json.loads, text.splitlines())]
+
+
+def test_speed_is_compared_with_what_the_machine_could_do(run: Run) -> None:
+    archive = Archive(run)
+    archive.begin(1)
+    recorder = train(run, 1, 1, 0, loaded=0)
+    recorder.scalar("flops_per_token", 0, 1e6)
+    recorder.scalar("peak_rate", 0, 32.768e9)
+    steps(recorder, 1, 1)
+    recorder.scalar("gemm_rate", 1, 16.384e9)
+    steps(recorder, 1, 2)
+    recorder.scalar("tokens", 3, 4096 * 3)
+    later = time.time_ns() + 61 * SECOND
+    recorder.step(3, later, later + SECOND)
+    archive.poll()
+    first, second, third = rows(run.path / "metrics.jsonl")
+    assert (first["mfu"], second["mfu"]) == (0.25, 0.25)  # 8,192 tokens/s of 1e6 FLOP
+    assert "gemm_share" not in first
+    assert second["gemm_share"] == 0.5
+    assert third["mfu"] == 0.125
+    assert "gemm_share" not in third  # the rate is of another minute
+    assert not {"gemm_rate", "peak_rate", "flops_per_token"} & second.keys()
 
 
 def test_a_line_has_the_keys_and_figures_that_were_promised(run: Run) -> None:
@@ -117,7 +139,7 @@ def test_lines_behind_the_loaded_step_go_before_a_new_one_comes(run: Run) -> Non
     archive.begin(1)
     train(run, 1, 1, 5)
     archive.begin(2)
-    record.Recorder(run, 0, 2).mark("loaded", 3)
+    Recorder(run, 0, 2).mark("loaded", 3)
     archive.poll()
     assert read(run) == [(1, 1), (2, 1), (3, 1)]
 
@@ -220,7 +242,7 @@ def test_evaluations_are_merged(run: Run) -> None:
     assert [row["loss"] for row in rows(run.path / "evaluations.jsonl")] == [4.5, 4.0]
     (run.path / "evaluations.jsonl").write_bytes(whole)
     archive.begin(2)
-    record.Recorder(run, 0, 2).mark("loaded", 2)
+    Recorder(run, 0, 2).mark("loaded", 2)
     archive.poll()
     assert [row["step"] for row in rows(run.path / "evaluations.jsonl")] == [2]
 
@@ -228,7 +250,7 @@ def test_evaluations_are_merged(run: Run) -> None:
 def test_what_is_not_finite_is_null(run: Run) -> None:
     archive = Archive(run)
     archive.begin(1)
-    recorder = record.Recorder(run, 0, 1)
+    recorder = Recorder(run, 0, 1)
     recorder.scalar("loss", 1, math.nan)
     recorder.scalar("skipped", 1, 1)
     recorder.step(1, 0, SECOND)

@@ -32,6 +32,10 @@ def made(tmp_path):
     return run, loaded
 
 
+def test_a_new_run_is_for_its_owner_alone(made):
+    assert made[0].path.stat().st_mode & 0o777 == 0o700
+
+
 def test_what_was_settled_is_read_back(made, tmp_path):
     run, loaded = made
     assert run.job() == loaded.job

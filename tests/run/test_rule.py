@@ -201,7 +201,7 @@ def test_what_is_compared_is_what_the_schema_says():
     free = {key for key, field in leaves.fields().items() if (field.json_schema_extra or {}).get("change") == "free"}
     assert {"name", "train.steps", "layout.shape", "data.cache"} <= free
     assert {key for key in leaves.fields() if not rule._compared(key)} == free
-    assert {key.split(".")[0] for key in free} & {"model", "optim", "batch"} == set()
+    assert {key.split(".")[0] for key in free - {"batch.micro"}} & {"model", "optim", "batch"} == set()
 
 
 def test_a_default_written_out_is_no_change(place):
@@ -250,6 +250,20 @@ def test_fork(place):
         assert judge(place, change, fork=True).action == "refuse"
 
 
+def test_what_the_weights_follow_is_not_changed_on_the_way(place):
+    learned = "model.positions=learned"
+    make(place)
+    make(place.with_name("learned"), learned)
+    refused = [(place, ["train.precision=float64"]), (place.with_name("learned"), [learned, "batch.sequence=16"])]
+    for folder_of, words in refused:
+        for way in ({"fork": True}, {"change": True}):
+            verdict = judge(folder_of, *words, **way)
+            assert verdict.action == "refuse" and words[-1].split("=")[0] in verdict.because
+        assert "--change" not in judge(folder_of, *words).because
+    for words in ("train.precision=float32", "batch.sequence=16"):
+        assert judge(place, words, change=True).action == "continue"
+
+
 def test_fork_without_a_checkpoint_or_a_run(place):
     assert "needs a run" in judge(place, fork=True).because
     make(place, step=0)
@@ -292,3 +306,13 @@ def test_the_newest_of_a_name(place):
     (place.with_name("smoke-2")).mkdir()  # no run
     second = make(place.with_name("smoke-3"))
     assert rule.newest_of(place) == second.path
+
+
+def test_a_run_that_was_removed_hides_none_of_the_later_ones(place):
+    make(place, state="finished")
+    later = make(place.with_name("smoke-10"))
+    make(place.with_name("smoke-9"), state="finished")
+    other = make(place.with_name("smoke-2026"))
+    other.update_info(name="smoke-2026")  # its name, not a number
+    assert rule.newest_of(place) == later.path
+    assert rule.free_name(place) == place.with_name("smoke-11")

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from argosy.cluster.here import Trial
 from argosy.commands import conduct
+from argosy.data.order import ORDER
 from argosy.errors import Refused
 from argosy.job import leaves
 from argosy.prove.pool import Pool
@@ -184,7 +186,9 @@ def environment(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setenv("ARGOSY_CACHE", str(place / "cache"))
     monkeypatch.setenv("ARGOSY_RUNS", str(place / "runs"))
-    monkeypatch.setattr(conduct, "probe", lambda **_: {"gemm": {"float32": 50.0, "bfloat16": 20.0}, "compile": True})
+    known = {"gemm": {"float32": 50.0, "bfloat16": 20.0}, "compile": True}
+    monkeypatch.setattr(Trial, "begin", lambda self: None)
+    monkeypatch.setattr(Trial, "ask", lambda self, request: known)
 
 
 def started(place: Path, job: str, overrides: tuple[str, ...], workers: int = 1) -> conduct.Start:
@@ -208,9 +212,12 @@ def made(start: conduct.Start, path: Path) -> folder.Run:
     job = start.settled.job
     run = folder.create(path, asked=start.loaded.job, text=start.loaded.text, origin={})
     run.local.mkdir(parents=True, exist_ok=True)
-    Ledger.start(batch__sequence=job.batch.sequence, batch__tokens=job.batch.tokens, train__seed=job.train.seed).write(
-        run.path / "ledger.jsonl"
-    )
+    Ledger.start(
+        data__order=ORDER,
+        batch__sequence=job.batch.sequence,
+        batch__tokens=job.batch.tokens,
+        train__seed=job.train.seed,
+    ).write(run.path / "ledger.jsonl")
     folder.settle(run, start.loaded.job, start.loaded.written, start.settled.settings, start.prepared.folder, "")
     return run
 
@@ -234,7 +241,7 @@ def engine(run: folder.Run) -> dict[str, Any]:
     from argosy.data.batch import Batch, global_batch
     from argosy.data.shards import Shards
     from argosy.parallel.mesh import joined
-    from argosy.run.record import Recorder
+    from argosy.run.recorder import Recorder
     from argosy.train import callbacks, worker
     from argosy.train.feed import cut, tensors
 
@@ -393,7 +400,7 @@ def test_first_weights_of_another_run_are_received(received: Received, place: Pa
 def sharded(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> list[str]:
     """On a rank of the pool: how a worker of the run is laid out."""
     from argosy.parallel.mesh import joined
-    from argosy.run.record import Recorder
+    from argosy.run.recorder import Recorder
     from argosy.train import worker
 
     run = folder.Run(asked["run"])

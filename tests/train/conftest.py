@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from argosy.cluster.here import machine
+from argosy.data.order import ORDER
 from argosy.data.prepare import prepare
 from argosy.data.reader import remove
 from argosy.job.load import job_from
@@ -80,7 +81,10 @@ def make_run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         run = folder.create(path, asked=loaded.job, text="", origin={})
         job = settled.job
         ledger = Ledger.start(
-            batch__sequence=job.batch.sequence, batch__tokens=job.batch.tokens, train__seed=job.train.seed
+            data__order=ORDER,
+            batch__sequence=job.batch.sequence,
+            batch__tokens=job.batch.tokens,
+            train__seed=job.train.seed,
         )
         ledger.write(path / "ledger.jsonl")
         folder.settle(run, loaded.job, loaded.written, settled.settings, prepared.folder, "")

@@ -38,3 +38,15 @@ def test_tensors_are_copies() -> None:
     copied = tensors(batch, torch.device("cpu"))
     batch.tokens[:] = -1
     assert copied.tokens.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_device_is_never_asked_how_many_documents_there_are() -> None:
+    import torch
+
+    from argosy.model import kernels
+    from argosy.train.feed import tensors
+
+    batch = numbered(2)
+    batch.segments[:, 2] = 2
+    there = tensors(batch, torch.device("meta"))  # holds no values: whoever asked it would fail
+    assert kernels.offsets(torch.as_tensor(there.segments)).shape == (5,)

@@ -66,8 +66,8 @@ def small(tmp_path: Path, data: Any, *, width: int = 1, **more: Any) -> Any:
     from argosy.train.fit import fit
 
     torch.manual_seed(1)
-    options = {"steps": 4, "save_every": "never", **more}
-    return fit(nn.Linear(width, 1), data, loss=lambda line, x: line(x).square().mean(), run=tmp_path / "run", **options)
+    options = {"steps": 4, "save_every": "never", "run": tmp_path / "run", **more}
+    return fit(nn.Linear(width, 1), data, loss=lambda line, x: line(x).square().mean(), **options)
 
 
 def test_an_iterable_is_begun_again_and_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
@@ -111,6 +111,58 @@ def test_another_module_is_refused(tmp_path: Path) -> None:
         small(tmp_path, [torch.ones(2, 3)], width=3)
 
 
+@pytest.mark.parametrize(("option", "told"), [("seed", "seed = 1"), ("batches", "batches = 1")])
+def test_other_draws_are_refused_with_both_values(tmp_path: Path, option: str, told: str) -> None:
+    import torch
+
+    run = small(tmp_path, [torch.ones(2, 1)], steps=1).run
+    before = run.settings()
+    with pytest.raises(Refused, match=f"begun with {told}, this call says {option} = 7"):
+        small(tmp_path, [torch.ones(2, 1)], steps=9, **{option: 7})
+    assert run.settings() == before
+
+
+def test_another_rate_or_clip_stands_in_the_ledger(tmp_path: Path) -> None:
+    import torch
+
+    for steps, more in ((2, {}), (3, {}), (5, {"lr": 0.5}), (6, {"lr": 0.5, "clip": None})):
+        run = small(tmp_path, [torch.ones(2, 1)], steps=steps, **more).run
+    told = [(row.from_step, row.key, row.old, row.new) for row in run.ledger().entries if row.key.startswith("optim.")]
+    first = [(0, "optim.lr", None, 1e-3), (0, "optim.clip", None, 1.0)]
+    assert told == [*first, (4, "optim.lr", 1e-3, 0.5), (6, "optim.clip", 1.0, None)]
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
+    import torch
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/job.toml").write_text("mine")
+    with pytest.raises(Refused, match=r"holds something that is no run\. Found: job\.toml"):
+        small(tmp_path, [torch.ones(2, 1)])
+    assert [(file.name, file.read_text()) for file in (tmp_path / "run").iterdir()] == [("job.toml", "mine")]
+    (tmp_path / "file").touch()
+    with pytest.raises(Refused, match="this is a file"):
+        small(tmp_path, [torch.ones(2, 1)], run=tmp_path / "file")
+
+
+def test_numbers_of_starts_go_on_where_the_local_folder_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what the later start saves would count as older than what the first one did."""
+    import shutil
+
+    import torch
+
+    monkeypatch.setenv("ARGOSY_LOCAL", str(tmp_path / "local"))
+    for number, steps in ((1, 2), (2, 4), (3, 6)):
+        done = small(tmp_path, [torch.ones(2, 1)], steps=steps)
+        assert (done.step, done.finished, done.run.info()["incarnation"]) == (steps, True, number)
+        if number == 2:  # a run of before this was kept in run.json
+            done.run.update_info(incarnation=0)
+        shutil.rmtree(tmp_path / "local")
+    assert [step for step, _ in metrics(tmp_path / "run")] == list(range(1, 7))
+
+
 def test_a_call_that_finds_the_run_busy_changes_nothing_in_it(tmp_path: Path) -> None:
     import torch
 
@@ -119,8 +171,8 @@ def test_a_call_that_finds_the_run_busy_changes_nothing_in_it(tmp_path: Path) ->
     small(tmp_path, [torch.ones(2, 1)], steps=1)
     run = Run(tmp_path / "run")
     before = run.info(), run.settings()
-    with run.lock(), pytest.raises(Refused):
-        small(tmp_path, [torch.ones(2, 1)], steps=9, seed=2)
+    with run.lock(), pytest.raises(Refused, match="in use"):
+        small(tmp_path, [torch.ones(2, 1)], steps=9)
     assert (run.info(), run.settings()) == before
 
 
@@ -133,3 +185,83 @@ def test_a_parameter_that_takes_no_part_is_named(tmp_path: Path) -> None:
     module = nn.ModuleDict({"used": nn.Linear(1, 1), "idle": nn.Linear(1, 1)})
     with pytest.raises(Refused, match=r"idle\.weight, idle\.bias"):
         fit(module, [torch.ones(2, 1)], loss=lambda m, x: m["used"](x).mean(), steps=2, run=tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_ends_it_with_a_checkpoint_and_the_same_call_goes_on(tmp_path: Path, name: str) -> None:
+    import signal
+
+    import torch
+
+    from argosy.run.folder import Run
+    from argosy.train.callbacks import Callback
+
+    class Ask(Callback):
+        def step(self, trainer: Any, vote: Any) -> None:
+            if trainer.state.step == 3:
+                os.kill(os.getpid(), getattr(signal, name))
+
+    before = signal.getsignal(signal.SIGTERM)
+    data = [torch.ones(2, 1), torch.full((2, 1), 2.0), torch.zeros(2, 1)]
+    stopped = small(tmp_path, data, steps=9, callbacks=[Ask()])
+    assert (stopped.step, stopped.finished, stopped.run.newest_step()) == (4, False, 4)
+    assert signal.getsignal(signal.SIGTERM) == before
+    ends = [row for row in journal(stopped.run) if row["what"] in ("asked", "ended")]
+    assert [(row["what"], row.get("reason") or row.get("because")) for row in ends] == [
+        ("asked", name),
+        ("ended", name),
+    ]
+    assert small(tmp_path, data, steps=9).finished
+    small(tmp_path / "whole", data, steps=9)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole" / "run")
+    assert Run(tmp_path / "run").info()["state"] == "finished"
+
+
+def journal(run: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.path / "journal.jsonl").read_text().splitlines()]
+
+
+def test_save_and_stop_are_answered_with_the_step(tmp_path: Path) -> None:
+    """As `argosy save` and `argosy stop` ask: from elsewhere, while steps go on until the answer is there."""
+    import threading
+
+    import torch
+
+    from argosy.commands.save import ask_and_wait
+    from argosy.run.folder import Run
+    from argosy.train.callbacks import Callback
+
+    run, answers = Run(tmp_path / "run"), {}
+    begun = threading.Event()
+
+    class Begun(Callback):
+        def step(self, trainer: Any, vote: Any) -> None:
+            begun.set()
+
+    def ask() -> None:
+        begun.wait()
+        for wish in ("save", "save", "stop"):
+            answers[len(answers)] = ask_and_wait(run, wish, 300.0)  # type: ignore[arg-type]
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        done = small(tmp_path, [torch.ones(2, 1)], steps=10**9, callbacks=[Begun()], keep=9)
+    finally:
+        begun.set()
+        asker.join(300.0)
+    assert not done.finished
+    assert 0 < answers[0] < answers[1] <= answers[2] == done.step
+    saved = {int(path.parent.name.removeprefix("step-")) for path in run.checkpoints.glob("*/manifest.json")}
+    assert saved == set(answers.values())
+
+
+def test_it_is_one_process_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Refused, match=r"one process.*rank 1 of 2, started by torchrun"):
+        small(tmp_path, [torch.ones(2, 1)])
+    assert not (tmp_path / "run").exists()

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from argosy.errors import NO, Refused
+from argosy.prove.pool import Pool
 from argosy.quantities import interval
 from argosy.run import record
-from argosy.run.record import Recorder
+from argosy.run.recorder import Recorder
 
 
 class Place:
@@ -82,10 +83,10 @@ def trainer(recorder: Recorder, steps: int, *callbacks: Any, bad: Any = (), aske
     )
 
 
-def scalars(folder: Path, name: str) -> dict[int, float]:
+def scalars(folder: Path, name: str, incarnation: int = 1) -> dict[int, float]:
     """step -> value, from the record."""
     found = {}
-    for _, path in record.files(folder):
+    for _, path in record.files(folder, incarnation=incarnation):
         for entry in record.read(path):
             if entry["kind"] == record.SCALAR and record.name(record.SCALAR, int(entry["name"])) == name:
                 found[int(entry["step"])] = float(entry["value"])
@@ -189,3 +190,136 @@ def test_intervals() -> None:
 
     assert [step for step in range(1, 9) if due(interval("25%"), step, 8)] == [2, 4, 6, 8]
     assert not any(due(interval(never), step, 8) for never in ("never", "3 s") for step in range(1, 9))
+
+
+def small(
+    mesh: Any, recorder: Recorder, late: bool, *callbacks: Any, steps: int = 7, bad: Any = (4,), **more: Any
+) -> Any:
+    """Two matrices by Muon and the rest by AdamW, clipped, on every rank of `mesh`; steps in `bad` have no loss."""
+    import torch
+    from torch import nn
+
+    from argosy.job.schema import OptimSection
+    from argosy.optim.build import build
+    from argosy.parallel import apply
+    from argosy.parallel.execute import Plain
+    from argosy.train.feed import Part
+    from argosy.train.state import State
+    from argosy.train.trainer import Trainer
+    from argosy.train.vote import Agree
+
+    torch.manual_seed(5)
+    module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+    applied = apply.shard(module, (), mesh)
+    apply.materialise(applied, torch.device("cpu"))
+    section = OptimSection(name="muon", lr=0.05, weight_decay=0.1)
+    update = build(applied.named().items(), section, "cpu", group=mesh.data)
+    state = State(module, update, applied.data, recorder, clip=0.5, world=mesh.layout.world)
+
+    def loss(module: Any, step: int) -> Any:
+        draw = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
+        return (module(draw) ** 2).sum() * (float("nan") if step in bad else 1.0)
+
+    return Trainer(
+        state, lambda step: Part([step], 1, 10, 7), Plain(applied.whole, loss, applied.data),
+        Agree(mesh.world, late=late), steps=steps, rank=mesh.rank, callbacks=callbacks, **more,
+    )  # fmt: skip
+
+
+def ends(mesh: Any, folder: Path, late: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """State and facts after seven steps of `small`, one of them left out."""
+    from argosy.train.callbacks import Save
+
+    kept = Kept()
+    recorder = Recorder(Place(folder), mesh.rank, 1 + late)
+    made = small(mesh, recorder, late, Save(kept, interval("never")))
+    assert made.run() == "finished"
+    recorder.finish()
+    tensors, facts = kept.taken[7]
+    return {name: getattr(tensor, "to_local", lambda t=tensor: t)() for name, tensor in tensors.items()}, facts
+
+
+def both(rank: int, ranks: int, board: str, folder: str) -> list[str]:
+    """Names of what differs between deciding on the host and where the sums lie, on a rank of a sharded mesh."""
+    from argosy.layout.layout import Layout
+    from argosy.parallel.mesh import Meeting, joined
+
+    with joined(Layout(dp_shard=ranks), rank, Meeting("late/1", Path(board))) as mesh:
+        (one, facts), (other, same) = (ends(mesh, Path(folder), late) for late in (False, True))
+    return [name for name in one if not one[name].equal(other[name])] + [str(same)] * (facts != same)
+
+
+def test_deciding_on_the_device_gives_the_same_bits(tmp_path: Path) -> None:
+    from argosy.layout.layout import Layout
+    from argosy.parallel.mesh import Mesh
+
+    (one, facts), (other, same) = (ends(Mesh(Layout(), 0), tmp_path, late) for late in (False, True))
+    assert facts == same
+    assert (facts["skipped"], facts["optim"]["updates"]) == (1, 6)
+    for name, tensor in one.items():
+        assert tensor.isfinite().all()
+        assert tensor.numpy().tobytes() == other[name].numpy().tobytes(), name
+    for name in ("loss", "gradient_norm", "lr", "tokens", "counted", "bytes", "skipped"):
+        rows = [scalars(tmp_path, name, incarnation) for incarnation in (1, 2)]
+        assert rows[0] and str(rows[0]) == str(rows[1]), name
+
+
+def test_deciding_on_the_device_works_on_shards(pool: Pool, tmp_path: Path) -> None:
+    assert pool.call(f"{Path(__file__)}:both", str(tmp_path), ranks=2) == [[], []]
+
+
+def test_a_late_host_acts_a_step_later(recorder: Recorder, tmp_path: Path) -> None:
+    from argosy.layout.layout import Layout
+    from argosy.parallel.mesh import Mesh
+    from argosy.train.callbacks import Callback, Save
+
+    heard = []
+
+    class Look(Callback):
+        def step(self, trainer: Any, vote: Any) -> None:
+            heard.append((trainer.state.step, len(scalars(tmp_path, "loss"))))
+
+    kept = Kept()
+    asked = iter([frozenset(), frozenset({"save"}), frozenset(), frozenset(), frozenset({"stop"}), frozenset()])
+    save = Save(kept, interval("never"))
+    made = small(Mesh(Layout(), 0), recorder, True, Look(), save, steps=50, asked=lambda: next(asked))
+    assert made.run() == "stopped"
+    assert sorted(kept.taken) == [3, 6]  # asked for in steps 2 and 5
+    assert heard == [(1, 0), (2, 1), (3, 2), (4, 3), (5, 4), (6, 6)]  # the last step leaves nothing unheard
+    assert sorted(scalars(tmp_path, "loss")) == [1, 2, 3, 4, 5, 6]
+    made = small(Mesh(Layout(), 0), recorder, True, steps=50, bad=range(5, 50))
+    with pytest.raises(Refused, match=r"10 steps in a row, the last one step 14"):
+        made.run()
+    assert made.state.step == 15
+
+
+def test_a_late_host_reads_nothing_in_the_step(recorder: Recorder) -> None:
+    import torch
+
+    from argosy.layout.layout import Layout
+    from argosy.parallel.mesh import Mesh
+    from argosy.train.step import step
+
+    made = small(Mesh(Layout(), 0), recorder, True)
+    made.state.begin(1, 1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        step(made.state, [1], made.execute, made.agree)
+    assert "aten::_fused_adamw_" in {event.name for event in seen.events()}
+    reads = []
+    for event in seen.events():
+        above = event.cpu_parent
+        # The CPU's fused update reads the step that it counts; on a GPU the kernel does that where it lies.
+        if event.name == "aten::item" and (above is None or above.name != "aten::_fused_adamw_"):
+            reads.append(above and above.name)
+    assert reads == []
+
+
+def test_matrix_products_are_timed_beside_the_training(recorder: Recorder, tmp_path: Path) -> None:
+    from argosy.train.gauge import Gauge
+
+    now = iter([100.0, 101.0, 130.5, 131.0, 132.0, 133.0, 134.0])  # asked before and after each measurement
+    rates = iter([5.0, 7.0])
+    gauge = Gauge(lambda: next(rates), 2, {"flops_per_token": 9.0}, clock=lambda: next(now))
+    assert trainer(recorder, 5, gauge).run() == "finished"
+    assert scalars(tmp_path, "gemm_rate") == {1: 10.0, 3: 14.0}  # of both ranks
+    assert scalars(tmp_path, "flops_per_token") == {0: 9.0}

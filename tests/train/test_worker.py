@@ -14,6 +14,7 @@ from argosy.errors import MACHINE, Refused
 from argosy.prove.pool import Failed, Pool
 from argosy.run import requests
 from argosy.run.folder import Run
+from argosy.run.ledger import Entry, append
 from argosy.run.requests import Request
 
 
@@ -47,6 +48,8 @@ def test_a_run_trains_to_its_end(undisturbed: Run, losses_of: Any) -> None:
     metrics = rows(undisturbed, "metrics.jsonl")
     assert metrics[-1]["tokens"] == 8 * 256
     assert all(row["bits_per_byte"] > 0 and row["lr"] > 0 and row["gradient_norm"] > 0 for row in metrics)
+    assert all(row["gemm_share"] > 0 for row in metrics[1:])  # the products are first timed after the first step
+    assert not any("mfu" in row for row in metrics)  # no peak is known of a CPU
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(
@@ -62,6 +65,29 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     assert rows(run, "samples.jsonl")[-1]["text"] == rows(undisturbed, "samples.jsonl")[-1]["text"]
     for file in ("evaluations.jsonl",):
         assert [row["loss"] for row in rows(run, file)] == [row["loss"] for row in rows(undisturbed, file)]
+
+
+def test_a_sample_is_whole_though_a_stop_is_asked_for_meanwhile(
+    undisturbed: Run, make_run: Any, work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from argosy.train.samples import Samples
+
+    run = make_run(tmp_path / "run")
+    scores, asked = Samples.scores, []
+
+    def first_asks(self: Samples, *tensors: Any) -> Any:
+        if not asked:
+            requests.tell(run, Request(stop=True, reason="SIGTERM", number=1))
+            asked.append(True)
+        return scores(self, *tensors)
+
+    monkeypatch.setattr(Samples, "scores", first_asks)
+    assert work(run) == 0
+    assert run.newest_step() == 5  # the vote after the sample of step 4
+    requests.clear(run)
+    assert work(run) == 0
+    whole, others = ([(row["step"], row["text"]) for row in rows(one, "samples.jsonl")] for one in (undisturbed, run))
+    assert others == whole
 
 
 LAYOUTS = [
@@ -223,11 +249,15 @@ def test_the_rate_is_keyed_by_tokens_also_where_the_batch_changed() -> None:
 def test_a_ledger_that_is_not_the_checkpoints_is_refused(undisturbed: Run, work: Any, tmp_path: Path) -> None:
     run = Run(shutil.copytree(undisturbed.path, tmp_path / "run"))
     ledger = run.path / "ledger.jsonl"
-    ledger.write_text(ledger.read_text().replace('"new": 256', '"new": 512'))
+    as_it_was = ledger.read_text()
+    append(ledger, [Entry(3, "batch.tokens", 256, 512, "--change")])  # dated by a checkpoint before the newest one
+    with pytest.raises(Refused, match=r"batch\.tokens was changed from step 3 on, but the run is at step 8 without it"):
+        work(run)
+    ledger.write_text(as_it_was.replace('"new": 256', '"new": 512'))
     with pytest.raises(Refused, match="the ledger is not the one this checkpoint was made with"):
         work(run)
-    [failed] = run.local.glob("failed-rank-0000-*.json")
-    assert json.loads(failed.read_text())["kind"] == "refused"
+    told = [json.loads(failed.read_text()) for failed in run.local.glob("failed-rank-0000-*.json")]
+    assert [row["kind"] for row in told] == ["refused"] * 2
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused(
@@ -283,6 +313,9 @@ def test_the_trained_model_is_measured_and_sampled(undisturbed: Run, text: Path,
     with pytest.raises(Refused, match="this is no UTF-8 text"):
         (tmp_path / "binary").write_bytes(b"\xff\xfe")
         argosy.evaluate(undisturbed.path, tmp_path / "binary")
+    assert argosy.evaluate(undisturbed.path, file, tokens=100)["tokens"] == 100
+    with pytest.raises(Refused, match="the text to continue is no UTF-8"):
+        argosy.sample(undisturbed.path, "\udcff")
     (tmp_path / "empty").touch()
     with pytest.raises(Refused, match="nothing to predict"):
         argosy.evaluate(undisturbed.path, tmp_path / "empty")

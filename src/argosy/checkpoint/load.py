@@ -10,19 +10,18 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
 
-from argosy.checkpoint.manifest import MANIFEST, Damaged, checksum
+from argosy.checkpoint.manifest import Damaged, checksum
 from argosy.checkpoint.plan import Piece, TensorSpec
-from argosy.checkpoint.save import TYPES, local_part
-from argosy.checkpoint.store import Checkpoint, at, newest, plan_of, search, sidecar_of
+from argosy.checkpoint.save import TYPES
+from argosy.checkpoint.store import Checkpoint, at, newest, plan_of, search, set_aside, sidecar_of
+from argosy.device.shards import box, local
 from argosy.errors import MACHINE, Refused
-from argosy.layout.placement import Box, cut, inside, overlap, volume
+from argosy.layout.placement import Box, inside, overlap, volume
 from argosy.run.folder import Run, append_line
 
 __all__ = ["at", "load", "newest", "search", "tell_skipped"]
@@ -38,7 +37,7 @@ def load(run: Run, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, par
     """
     specs = {spec.name: spec for spec in checkpoint.manifest.specs}
     _fits(checkpoint, specs, tensors, partial)
-    wanted = {name: held_box(tensor) for name, tensor in tensors.items()}
+    wanted = {name: box(tensor) for name, tensor in tensors.items()}
     try:
         for node in range(len(checkpoint.manifest.files)):
             _read_node(checkpoint, node, specs, tensors, wanted)
@@ -61,30 +60,6 @@ def tell_skipped(run: Run, found: Checkpoint | None, reasons: Sequence[str]) -> 
         append_line(
             run.local / "saved.jsonl", {"ok": False, "error": "damaged", "sentence": sentence, "time": time.time()}
         )
-
-
-def set_aside(checkpoint: Checkpoint) -> Path:
-    """Take a damaged checkpoint out of the list without losing it: its manifest gets another name."""
-    aside = checkpoint.folder / f"{MANIFEST}.damaged"
-    if (checkpoint.folder / MANIFEST).exists():  # another rank may have been first
-        os.replace(checkpoint.folder / MANIFEST, aside)
-    return aside
-
-
-def held_box(tensor: Tensor) -> Box:
-    """The box of the global tensor that this rank holds."""
-    begin, end = [0] * tensor.ndim, list(tensor.shape)
-    if isinstance(tensor, DTensor):
-        mesh = tensor.device_mesh
-        place = mesh.get_coordinate()
-        if place is None:
-            return tuple(begin), tuple(begin)
-        for axis, placement in enumerate(tensor.placements):
-            if isinstance(placement, Shard):
-                dim = placement.dim % tensor.ndim
-                first, last = cut(end[dim] - begin[dim], mesh.size(axis), place[axis])
-                begin[dim], end[dim] = begin[dim] + first, begin[dim] + last
-    return tuple(begin), tuple(end)
 
 
 def _fits(
@@ -135,10 +110,16 @@ def _read_node(
                     raise Damaged(f"{path}: tensor {piece.tensor} is damaged at byte {piece.offset}")
                 shape = [end - begin for begin, end in zip(piece.begin, piece.end, strict=True)]
                 source = torch.frombuffer(data, dtype=_DTYPES[specs[piece.tensor].dtype]).view(shape)
-                target = local_part(tensors[piece.tensor])
+                target = local(tensors[piece.tensor]).detach()
                 target[inside(common, wanted[piece.tensor])].copy_(source[inside(common, piece.box)])
     except OSError as error:
-        raise Damaged(f"{path} cannot be read: {error.strerror}") from None
+        raise Refused(  # of the disk or the network: the checkpoint may be as good as ever
+            "a checkpoint cannot be read.",
+            where=str(path),
+            found=error.strerror or str(error),
+            do="Nothing was changed. Give the same command again once the disk answers.",
+            code=MACHINE,
+        ) from None
 
 
 def _bytes(descriptor: int, count: int) -> bytearray:

@@ -28,6 +28,7 @@ from argosy.layout.placement import Split
 
 VERSION = 1
 MANIFEST = "manifest.json"
+UNREADABLE = "cannot be read"  # in a sentence about a file that may be good: the next try may succeed
 LIMIT = 256 << 20  # bytes of a manifest or sidecar that are read at most
 
 DataName = r"node-[0-9]{4,6}-inc-[0-9]{4,9}\.safetensors"
@@ -148,7 +149,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise Damaged(f"{path} is missing: the checkpoint was not finished") from None
     except OSError as error:
-        raise Damaged(f"{path} cannot be read: {error.strerror}") from None
+        raise Damaged(f"{path} {UNREADABLE}: {error.strerror}") from None
     if len(data) > LIMIT:
         raise Damaged(f"{path} is larger than any manifest")
     try:

@@ -23,11 +23,12 @@ from torch.distributed.tensor import DTensor, Shard
 from argosy.checkpoint import plan as plans
 from argosy.checkpoint.plan import Piece, TensorSpec
 from argosy.checkpoint.slots import SHM, Ready, SavePlan, Slots, places
+from argosy.device.shards import local
 from argosy.errors import BUG, MACHINE, Refused
 from argosy.layout.layout import AXES, Layout
 from argosy.layout.placement import Split, inside
 from argosy.points import point
-from argosy.run.folder import Run
+from argosy.run.folder import Run, append_line
 
 TYPES = {
     torch.float64: "F64",
@@ -44,6 +45,7 @@ TYPES = {
     torch.float8_e5m2: "F8_E5M2",
 }
 LOOK = 0.005  # seconds between two looks at a slot that is still being written
+TELL = 3.0  # seconds after which a start that waits for an earlier one's checkpoint says so
 
 
 def specs_of(tensors: Mapping[str, Tensor], stage: int | None = None) -> list[TensorSpec]:
@@ -67,12 +69,6 @@ def _spec(name: str, tensor: Tensor, stage: int | None) -> TensorSpec:
     if tensor.dtype not in TYPES:
         raise ValueError(f"{name} has type {tensor.dtype}, which no checkpoint can hold")
     return TensorSpec(name, TYPES[tensor.dtype], tuple(tensor.shape), tuple(splits), stage)
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, sharing its memory."""
-    held = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return held.detach()
 
 
 @dataclass
@@ -155,9 +151,16 @@ class Saver:
         """Wait until the snapshot process has taken, or given up, all that earlier incarnations announced on this node.
 
         Rank 0 does this before it chooses the newest checkpoint: one that is committed after the choice would be newest for
-        the start that follows, though this incarnation never did the steps before it.
+        the start that follows, though this incarnation never did the steps before it. To give it up instead would lose its
+        steps, which take longer than the disk: the snapshot process writes without its limit of bandwidth meanwhile.
         """
-        while any(incarnation < self.incarnation for incarnation, _ in self.files.ready()):
+        begin, told = time.monotonic(), False
+        while earlier := [step for incarnation, step in self.files.ready() if incarnation < self.incarnation]:
+            if not told and time.monotonic() - begin > TELL:
+                told = True
+                sentence = f"waiting until step {max(earlier):,}, which an earlier start announced, is on the disk"
+                row = {"ok": False, "error": "waiting", "sentence": sentence, "time": time.time()}
+                append_line(self.run.local / "saved.jsonl", row)
             self._wait()
 
     def flush(self) -> float:
@@ -196,7 +199,7 @@ class Saver:
         whole = plans.held(spec, self.layout, self.rank)
         if whole is None:
             raise AssertionError(f"rank {self.rank} writes {piece} but holds nothing of it")
-        source = local_part(tensor)[inside(piece.box, whole)]
+        source = local(tensor).detach()[inside(piece.box, whole)]
         memory.view(tensor.dtype).view(source.shape).copy_(source)
 
     def _free(self) -> _Slot:
@@ -226,12 +229,14 @@ class Saver:
         """Where this rank is its own parent: start the snapshot process, again when it was killed."""
         if not self.child:
             return
-        if self.writer is not None and self.writer.poll() not in (None, MACHINE):
+        if self.writer is not None and self.writer.poll() is not None:
+            self._check()  # it may have told why
             if self.writer.returncode >= 0:  # not killed: it ended by itself, and would again
                 raise Refused(
                     f"the snapshot process ended with {self.writer.returncode}.",
                     where=str(self.run.log / "snapshot.txt"),
-                    code=BUG,
+                    do="Nothing can be saved without it; its log tells why.",
+                    code=MACHINE if self.writer.returncode == MACHINE else BUG,
                 )
             self.writer = None
         if self.writer is None:

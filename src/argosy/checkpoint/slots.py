@@ -9,7 +9,7 @@ A run has one folder, `/dev/shm/argosy-slots-UID-HASH` (inside the run where a m
 A slot is taken exactly as long as an announcement names it. Announcements appear by rename, so a rank killed while copying
 has announced nothing. The files outlive every process; `multiprocessing.shared_memory` would not (its tracker removes
 segments when a process is killed). Every process that uses the folder holds a shared lock in it: a folder that nobody
-locks belongs to a dead run. Knows no torch.
+locks belongs to a dead run (`sweep.py`). `owner.json` says whose it is. Knows no torch.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ SHM = Path("/dev/shm")
 PREFIX = "argosy-slots-"
 FINISH = "finish-snapshot"
 WRITER = "writer"
+OWNER = "owner.json"
 SETTLED = 1_000_000_000  # nanoseconds after which a folder's time is surely not the present tick
 ALIGN = 64  # bytes; a piece in a slot begins at a multiple of it
 
@@ -79,7 +80,23 @@ class Slots:
         name = blake2b(os.fsencode(run_path.resolve()), digest_size=8).hexdigest()
         usable = shm.is_dir() and os.access(shm, os.W_OK)
         self.folder = shm / f"{PREFIX}{os.getuid()}-{name}" if usable else self.local
-        self._lock, self._writer, self._seen = _enter(self.folder), -1, 0
+        self._lock, self._writer, self._seen = enter(self.folder), -1, 0
+        self._own(run_path)
+
+    def _own(self, run_path: Path) -> None:
+        """Say whose folder this is. What a removed run in the same place has left is not this run's, and goes."""
+        mine = json.dumps({"run": str(run_path.resolve()), "id": _id(run_path)}).encode()
+        descriptor = os.open(self.folder / OWNER, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # all ranks come at once
+            before = os.read(descriptor, 1 << 16)
+            if before != mine:
+                if before:
+                    self._forget()
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, mine, 0)
+        finally:
+            os.close(descriptor)
 
     def close(self) -> None:
         """Give up the shared lock; the files stay."""
@@ -156,32 +173,27 @@ class Slots:
     def give_up(self, incarnation: int, sentence: str) -> None:
         """Tell the ranks why nothing can be saved any more, and give the memory back."""
         _write(self.folder / "failed.json", {"incarnation": incarnation, "sentence": sentence})
+        self._forget(plans=False)
+
+    def _forget(self, plans: bool = True) -> None:
         for folder in dict.fromkeys((self.folder, self.local)):
-            for pattern in (_READY, _SLOT):
-                for _, path in self._files(pattern, folder):
+            for pattern in (_READY, _SLOT, *((_PLAN,) if plans else ())):
+                for _, path in _files(pattern, folder):
                     path.unlink(missing_ok=True)
+        if plans:
+            (self.folder / "failed.json").unlink(missing_ok=True)
 
     def plans(self) -> dict[int, SavePlan]:
         """All plans by incarnation; none from before the machine's last start."""
-        found = {}
-        for match, path in self._files(_PLAN):
-            values = _read(path)
-            if values is None or values.pop("boot") != _boot():
-                path.unlink(missing_ok=True)
-                continue
-            values |= {"layout": Layout(**values["layout"]), "nodes": tuple(values["nodes"])}
-            values["specs"] = tuple(spec_from(row) for row in values["specs"])
-            found[int(match[1])] = SavePlan(**values)
-        return found
+        return plans_in(self.folder)
+
+    def later(self, incarnation: int) -> bool:
+        """Whether ranks of a later incarnation are there."""
+        return any(int(match[1]) > incarnation for match, _ in _files(_PLAN, self.folder))
 
     def ready(self) -> dict[tuple[int, int], dict[int, Ready]]:
         """All announcements: (incarnation, step) -> rank -> announcement."""
-        found: dict[tuple[int, int], dict[int, Ready]] = {}
-        for match, path in self._files(_READY):
-            values = _read(path)
-            if values is not None:
-                found.setdefault((int(match[1]), int(match[2])), {})[int(match[3])] = Ready(**values)
-        return found
+        return ready_in(self.folder)
 
     def release(self, ready: Ready) -> None:
         """Give a slot back to its rank."""
@@ -192,7 +204,7 @@ class Slots:
         """Remove plans and slots of incarnations before `before`; their announcements must be gone."""
         for pattern, group in ((_PLAN, 1), (_SLOT, 2)):
             for folder in dict.fromkeys((self.folder, self.local)):
-                for match, path in self._files(pattern, folder):
+                for match, path in _files(pattern, folder):
                     if int(match[group]) < before:
                         path.unlink(missing_ok=True)
 
@@ -202,31 +214,45 @@ class Slots:
         shutil.rmtree(self.local, ignore_errors=True)
         self.close()
 
-    def sweep(self) -> list[Path]:
-        """Remove the folders of dead runs of this user: those that nobody locks. Returns them."""
-        gone = []
-        for folder in sorted(self.shm.glob(f"{PREFIX}{os.getuid()}-*")) if self.folder != self.local else ():
-            if folder == self.folder or folder.is_symlink():
-                continue
-            with contextlib.suppress(OSError):
-                descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(folder)
-                    gone.append(folder)
-                finally:
-                    os.close(descriptor)
-        return gone
 
-    def _files(self, pattern: re.Pattern[str], folder: Path | None = None) -> Iterator[tuple[re.Match[str], Path]]:
-        try:
-            names = sorted(os.listdir(folder or self.folder))
-        except FileNotFoundError:
-            return
-        for name in names:
-            match = pattern.fullmatch(name)
-            if match:
-                yield match, (folder or self.folder) / name
+def plans_in(folder: Path) -> dict[int, SavePlan]:
+    """The plans in a slot folder, by incarnation; those from before the machine's last start are removed."""
+    found = {}
+    for match, path in _files(_PLAN, folder):
+        values = _read(path)
+        if values is None or values.pop("boot") != _boot():
+            path.unlink(missing_ok=True)
+            continue
+        values |= {"layout": Layout(**values["layout"]), "nodes": tuple(values["nodes"])}
+        values["specs"] = tuple(spec_from(row) for row in values["specs"])
+        found[int(match[1])] = SavePlan(**values)
+    return found
+
+
+def ready_in(folder: Path) -> dict[tuple[int, int], dict[int, Ready]]:
+    """The announcements in a slot folder: (incarnation, step) -> rank -> announcement."""
+    found: dict[tuple[int, int], dict[int, Ready]] = {}
+    for match, path in _files(_READY, folder):
+        values = _read(path)
+        if values is not None:
+            found.setdefault((int(match[1]), int(match[2])), {})[int(match[3])] = Ready(**values)
+    return found
+
+
+def slots_in(folder: Path) -> list[Path]:
+    """The files in a slot folder that hold, or are to hold, pieces."""
+    return [path for _, path in _files(_SLOT, folder)]
+
+
+def _files(pattern: re.Pattern[str], folder: Path) -> Iterator[tuple[re.Match[str], Path]]:
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return
+    for name in names:
+        match = pattern.fullmatch(name)
+        if match:
+            yield match, folder / name
 
 
 def places(pieces: Sequence[Piece]) -> tuple[list[int], int]:
@@ -238,7 +264,7 @@ def places(pieces: Sequence[Piece]) -> tuple[list[int], int]:
     return begins, max(offset, ALIGN)
 
 
-def _enter(folder: Path) -> int:
+def enter(folder: Path) -> int:
     """Make `folder` if need be and take its shared lock; again where a sweep removed it in between."""
     while True:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -266,6 +292,14 @@ def _reserved(path: Path, size: int) -> mmap.mmap:
         return mmap.mmap(descriptor, size)
     finally:
         os.close(descriptor)
+
+
+def _id(run_path: Path) -> str:
+    """What tells a run from another in the same place; nothing where it has no run.json (tests)."""
+    try:
+        return str(json.loads((run_path / "run.json").read_text(encoding="utf-8"))["id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _boot() -> str:

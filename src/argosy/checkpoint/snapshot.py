@@ -8,6 +8,7 @@ for each.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import sys
@@ -20,6 +21,7 @@ from argosy.checkpoint.manifest import MANIFEST, Damaged, DataFile, Grid, Manife
 from argosy.checkpoint.manifest import VERSION as FORMAT
 from argosy.checkpoint.plan import NodeFile, node_file, ranks_of
 from argosy.checkpoint.slots import FINISH, Ready, SavePlan, Slots, places
+from argosy.checkpoint.sweep import sweep
 from argosy.errors import FULL, MACHINE, Refused
 from argosy.points import point
 from argosy.quantities import bytes_text
@@ -138,6 +140,7 @@ class Writer:
     def _data(self, path: Path, layout: NodeFile, generation: Generation) -> tuple[str, ...]:
         """Write the data file and sync it; gives the checksum of each piece, taken from the slots."""
         views = {rank: _view(Path(ready.path)) for rank, ready in generation.items()}
+        incarnation = min(ready.incarnation for ready in generation.values())
         begins: dict[int, list[int]] = {}
         for rank in generation:
             begins[rank] = places([piece for piece in layout.pieces if piece.rank == rank])[0]
@@ -153,6 +156,8 @@ class Writer:
                 for offset in range(0, piece.bytes, pace.chunk):
                     part = data[offset : offset + pace.chunk]
                     _all(file.fileno(), part)
+                    if pace.limit is not None and self.slots.later(incarnation):
+                        pace.limit = None  # the ranks wait for this checkpoint: there is no training to spare
                     pace.wrote(len(part))
             os.fsync(file.fileno())
         return tuple(checksums)
@@ -160,16 +165,15 @@ class Writer:
     def _sidecar(self, folder: Path, plan: SavePlan, node: int, step: int) -> DataFile | None:
         """The data file of another node, once its snapshot process has written it; None when that will not happen."""
         name = f"node-{node:04d}-inc-{plan.incarnation:04d}.safetensors"
-        while max(self.slots.plans(), default=-1) <= plan.incarnation:
-            try:
+        while True:
+            later = max(self.slots.plans(), default=-1) > plan.incarnation
+            with contextlib.suppress(Damaged):
                 sidecar = Sidecar.read(folder / name.replace(".safetensors", ".json"))
-            except Damaged:
-                time.sleep(PAUSE)
-                continue
-            if (sidecar.step, sidecar.incarnation) == (step, plan.incarnation):
-                return store.file_of(name, sidecar)
+                if (sidecar.step, sidecar.incarnation) == (step, plan.incarnation):
+                    return store.file_of(name, sidecar)
+            if later:  # its ranks are gone; what it wrote before was looked for once more
+                return None
             time.sleep(PAUSE)
-        return None
 
     def _release(self, generation: Generation) -> None:
         for ready in generation.values():
@@ -242,7 +246,7 @@ def main(run: str, incarnation: int) -> int:
     place.local.mkdir(parents=True, exist_ok=True)
     slots = Slots(place.path, place.local)
     slots.write_alone()
-    slots.sweep()
+    sweep(slots)
     writer = Writer(
         slots,
         place.checkpoints,

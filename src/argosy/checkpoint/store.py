@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from argosy.checkpoint.manifest import MANIFEST, Damaged, DataFile, Manifest, Sidecar, checksum, read, text
+from argosy.checkpoint.manifest import MANIFEST, UNREADABLE, Damaged, DataFile, Manifest, Sidecar, checksum, read, text
 from argosy.checkpoint.plan import NodeFile, node_file
 from argosy.errors import MACHINE, Refused
 from argosy.points import point
@@ -114,10 +114,15 @@ def newest(run: Run) -> Checkpoint | None:
     return search(run.checkpoints)[0]
 
 
-def search(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and the reasons why newer folders are not used."""
+def search(checkpoints: Path, *, aside: bool = False) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and the reasons why newer folders are not used.
+
+    aside: newer ones whose bytes are damaged are set aside, so that none of them is kept in the place of a good one; for
+    whoever goes on with the run. Where nothing good is left, all stay as they are.
+    """
     good, reasons = listed(checkpoints)
     chosen: Checkpoint | None = None
+    damaged = []
     for found in good:
         problem = None if chosen is not None else next(problems(found), None)
         if chosen is None and problem is None:
@@ -125,13 +130,24 @@ def search(checkpoints: Path) -> tuple[Checkpoint | None, list[str]]:
         else:
             found.close()
             reasons += [] if problem is None else [problem]
+            damaged += [] if problem is None or UNREADABLE in problem else [found]
     if chosen is not None:
         chosen.skipped = tuple(reasons)
+        for found in damaged if aside else []:
+            set_aside(found)
     return chosen, reasons
 
 
-def refuse_lost(run: Run, reasons: Sequence[str]) -> None:
-    """Refused (code 4) where `run` had checkpoints and none is good; to be called where `search` found none, for `reasons`.
+def set_aside(checkpoint: Checkpoint) -> Path:
+    """Take a damaged checkpoint out of the list without losing it: its manifest gets another name."""
+    aside = checkpoint.folder / f"{MANIFEST}.damaged"
+    with contextlib.suppress(FileNotFoundError):  # another rank may have been first
+        os.replace(checkpoint.folder / MANIFEST, aside)
+    return aside
+
+
+def refuse_lost(run: Run, reasons: Sequence[str], code: int = MACHINE) -> None:
+    """Refused where `run` had checkpoints and none is good; to be called where `search` found none, for `reasons`.
 
     Beginning anew would throw away all that was trained and look as if all were well. Folders that nobody has committed yet,
     of a start that was killed while it saved for the first time, are no loss.
@@ -145,7 +161,7 @@ def refuse_lost(run: Run, reasons: Sequence[str]) -> None:
             where=str(run.checkpoints),
             found="; ".join(reasons),
             do="Put a good copy there, or begin a new run: --run NEW.",
-            code=MACHINE,
+            code=code,
         )
 
 
@@ -199,7 +215,7 @@ def data_problems(path: Path, plan: NodeFile, sidecar: Sidecar) -> Iterator[str]
     except FileNotFoundError:
         yield f"{path} is missing"
     except OSError as error:
-        yield f"{path} cannot be read: {error.strerror}"
+        yield f"{path} {UNREADABLE}: {error.strerror}"
 
 
 def write_synced(path: Path, data: bytes) -> None:

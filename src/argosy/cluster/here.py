@@ -11,7 +11,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +21,10 @@ from typing import Any, TypeAlias
 
 import psutil
 
-from argosy.errors import BUG, Refused
+from argosy.errors import BUG, MACHINE, Refused
+
+DEVICES = Path("/dev")
+TRIAL = 90.0  # seconds that timing may take, loading included: a busy machine needs many times the usual six
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class Machine:
     python: str = ""
     processor: str = ""
     missing: tuple[str, ...] = ()  # what CUDA_VISIBLE_DEVICES names and nobody has
+    told: int | None = None  # threads of a process, where OMP_NUM_THREADS says how many
+
+    def threads(self, workers: int) -> int:
+        """Threads of each of `workers` processes here (0: this one): what was told, else equal shares of the cores."""
+        return self.told or max(1, self.cores // max(1, workers))
 
     def disk_free(self, path: Path) -> int:
         """Free bytes of the file system that `path`, or the nearest folder above it that exists, lies on."""
@@ -65,6 +74,7 @@ def machine() -> Machine:
         python=platform.python_version(),
         processor=_processor(),
         missing=missing,
+        told=_told(os.environ),
     )
 
 
@@ -73,6 +83,14 @@ def cores() -> int:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cpu_quota()
     return max(1, min(usable, -(-quota[0] // quota[1])) if quota else usable)
+
+
+def _told(environ: Mapping[str, str]) -> int | None:
+    """What OMP_NUM_THREADS says: its first number, as for OpenMP. torchrun puts a 1 there that nobody asked for."""
+    word = environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if "TORCHELASTIC_RUN_ID" in environ or not word.isdecimal():
+        return None
+    return int(word) or None
 
 
 def disk_free(path: Path) -> int:
@@ -159,9 +177,17 @@ def _devices() -> tuple[tuple[DeviceKind, ...], tuple[str, ...]]:
         return (), wanted or ()
     ask = [program, "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
     try:
-        rows = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        rows = []
+        # Without the driver's persistence mode eight devices take longer than twenty seconds to wake.
+        rows = subprocess.run(ask, capture_output=True, text=True, timeout=120, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError) as error:
+        if not isinstance(error, subprocess.TimeoutExpired) and not any(DEVICES.glob("nvidia[0-9]*")):
+            return (), wanted or ()  # a program left over on a machine that has no such device
+        raise Refused(
+            "there are GPUs here, and nvidia-smi does not tell what they are.",
+            found=str(getattr(error, "stderr", "") or error).strip()[:200],
+            do="See what `nvidia-smi` says; CUDA_VISIBLE_DEVICES= before the command trains on the CPU.",
+            code=MACHINE,
+        ) from None
     return _listed(rows, wanted)
 
 
@@ -240,14 +266,90 @@ def probe(cache: Path | None = None, shapes: Shapes = (), *, fresh: bool = False
             do="`python -P -m argosy.device.probe` shows all of it.",
             code=BUG,
         ) from None
+    _keep(path, found)
+    return found
+
+
+def tried(request: Mapping[str, Any], cache: Path | None = None) -> dict[str, Any]:
+    """The kept answer to `request` (see `trial`); without "pieces" where nobody has timed them. Costs one file."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = json.loads(_trial_file(request, cache).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+class Trial:
+    """Times pieces of a job's model: `python -m argosy.train.trial`, one child. `begin` lets it load ahead of the question."""
+
+    def __init__(self, cache: Path | None = None, limit: float = TRIAL):
+        self.cache, self.limit = cache, limit
+        self._child: subprocess.Popen[str] | None = None
+
+    def begin(self) -> None:
+        """Start loading torch now, where this machine was never measured: what is asked later is answered sooner."""
+        folder = (self.cache or cache_folder()) / "probe"
+        if not folder.is_dir() or not any(folder.iterdir()):
+            self._start()
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to `request`: kept, or timed now and kept. {"failed": why} where it cannot be had; never Refused."""
+        kept = tried(request, self.cache)
+        if "pieces" in kept:
+            self.close()
+            return kept
+        try:
+            child = self._child or self._start()
+            said, complaint = child.communicate(json.dumps(dict(request)) + "\n", timeout=self.limit)
+            found: dict[str, Any] = json.loads(said)
+        except subprocess.TimeoutExpired:
+            return {**kept, "failed": f"it took longer than {self.limit:.0f} s"}
+        except OSError as error:
+            return {**kept, "failed": error.strerror or str(error)}
+        except ValueError:
+            return {**kept, "failed": (complaint.strip().splitlines() or ["the program said nothing"])[-1][:200]}
+        finally:
+            self.close()
+        found = {**found, "seen": kept.get("seen", {})}
+        if found["keep"]:  # else it was disturbed, and the next start measures again
+            _keep(_trial_file(request, self.cache), found)
+        return found
+
+    def close(self) -> None:
+        """End the child, if there is one."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.communicate()
+
+    def _start(self) -> subprocess.Popen[str]:
+        # -P: a file named like a module in the working folder must not be imported instead of it.
+        command = [sys.executable, "-P", "-m", "argosy.train.trial"]
+        pipe = subprocess.PIPE
+        self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        return self._child
+
+
+def learn(request: Mapping[str, Any], key: str, seconds: float, cache: Path | None = None) -> None:
+    """Keep what a run's step really took, under `key`, beside the answer to its `request`: the next prediction is that."""
+    kept = tried(request, cache)
+    kept["seen"] = {**kept.get("seen", {}), key: float(f"{seconds:.4g}")}
+    _keep(_trial_file(request, cache), kept)
+
+
+def _trial_file(request: Mapping[str, Any], cache: Path | None) -> Path:
+    words = "\0".join([_machine_key(), json.dumps(dict(request), sort_keys=True)])
+    return (cache or cache_folder()) / "probe" / f"trial-{blake2b(words.encode(), digest_size=10).hexdigest()}.json"
+
+
+def _keep(path: Path, found: Mapping[str, Any]) -> None:
+    """Write what was measured; an unwritable cache costs the next start some seconds, no more."""
+    with suppress(OSError):
+        path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the cache, where prepared text lies too
+        path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(found), encoding="utf-8")
         temporary.replace(path)
-    except OSError:
-        pass  # an unwritable cache costs a second at the next start, no more
-    return found
 
 
 def _machine_key() -> str:

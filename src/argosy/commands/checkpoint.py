@@ -89,7 +89,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="List, show, verify what a run has saved.")
     app.add_typer(group, name="checkpoint", rich_help_panel=HELP)
 
-    @group.command("list", help="All checkpoints; the first is the one that is used next.")
+    @group.command("list", help="All checkpoints; the first is used next. Exit code 3 where none of them is usable.")
     def list_command(run: Name = None, json_: Json = False) -> None:
         _list(find(run), json_)
 
@@ -121,6 +121,8 @@ def _list(run: Run, as_json: bool) -> None:
         when = datetime.fromtimestamp(row.created).strftime("%Y-%m-%d %H:%M:%S")
         words = f"step {row.step:>9,}   {bytes_text(row.bytes):>9}   {row.tensors:>5} tensors   {row.layout:<14} {when}"
         print(words if not row.problem else f"not usable: {row.problem}")
+    if rows and all(row.problem for row in rows):
+        raise typer.Exit(NO)
 
 
 def _show(found: Checkpoint, as_json: bool) -> None:

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from argosy.cluster.here import Machine, machine, probe
-from argosy.commands import inherit, runs
+from argosy.cluster.here import Machine, Trial, machine
+from argosy.commands import inherit, measure, runs
+from argosy.data import order
 from argosy.data.order import tokens_before
 from argosy.data.prepare import Prepared
 from argosy.data.tokenizer import FILE as TOKENIZER
@@ -32,8 +33,7 @@ from argosy.job.schema import Job
 from argosy.layout.layout import Layout
 from argosy.observe import progress, words
 from argosy.plan.layouts import workers as workers_of
-from argosy.plan.seconds import shapes
-from argosy.plan.settle import Settled, settle
+from argosy.plan.settle import Settled
 from argosy.run import folder, origin, requests, rule
 from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
@@ -136,7 +136,7 @@ def hold(stack: ExitStack, start: Start, asked: Asked) -> int:
     """
     path = start.verdict.path
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = stack.enter_context(Run(path).lock(note=start.screen.note))
     except OSError as error:
         raise Refused("a run cannot be kept there.", where=str(path), found=error.strerror or str(error)) from None
@@ -144,11 +144,16 @@ def hold(stack: ExitStack, start: Start, asked: Asked) -> int:
         if rule.look(path).kind not in ("empty", "missing"):
             raise Refused("another start has just made a run here.", where=str(path), do="Give the same command again.")
         return lock
+    if asked.change and rule.look(path).kind == "unfinished":
+        inherit.sorted_out(
+            Run(path), start.screen.note
+        )  # a change is dated by the newest checkpoint: it must stay that
     start.verdict = rule.judge(asked, rule.look(path), rule.free_name(path))
     if start.verdict.action == "refuse":
         raise start.verdict.refused
     if start.verdict.path != path or start.verdict.action == "finished":
         raise Refused("the run was finished by another start.", where=str(path), do="Give the same command again.")
+    inherit.refuse_lost(Run(path))
     requests.clear(Run(path))  # not later: from now on it counts as busy, and whoever asks must be heard
     return lock
 
@@ -159,22 +164,34 @@ def ready(start: Start) -> None:
     screen.log_every = job.observe.log_every
     if start.verdict.source is not None:
         start.verdict = inherit.whole(start.verdict)
-    start.prepared, start.cached = inherit.text(start.loaded, start.verdict, screen.preparing)
-    start.probed = probe(shapes=shapes(job))
+    timing = Trial()
+    try:
+        if start.verdict.action == "create":
+            timing.begin()  # loads torch while the text is prepared
+        start.prepared, start.cached = inherit.text(start.loaded, start.verdict, screen.preparing)
+        _settle(start, timing)
+    finally:
+        timing.close()
+
+
+def _settle(start: Start, timing: Trial) -> None:
+    """Every value in force, with what `timing` or an earlier start measured."""
+    assert start.prepared is not None
     run = Run(start.verdict.path)
     source = Run(start.verdict.source) if start.verdict.source else run
     kept = {}
     if start.verdict.action in ("continue", "fork") and (source.path / "settings.json").is_file():
-        kept = {setting.key: setting for setting in source.settings()}
-    start.settled = settle(
+        # Before the first checkpoint nothing was trained at the derived rate: it may be derived again.
+        kept = {row.key: row for row in source.settings() if start.verdict.step or not row.key.startswith("optim.")}
+    start.settled, start.probed = measure.settled(
         start.loaded,
         start.machine,
-        start.probed,
         start.prepared.facts,
         start.workers,
+        timing,
         kept,
-        folder=run.path,
-        read=_read(start.verdict, source),
+        run,
+        _read(start.verdict, source),
     )
 
 
@@ -223,8 +240,9 @@ def header(start: Start) -> None:
         held_out=facts.held_out_documents,
         workers=start.workers,
         threads=threads(start),
+        because="OMP_NUM_THREADS" if start.machine.told else "",
         backend="nccl" if cuda else "gloo",
-        notes=[*start.verdict.notes, *start.prepared.notes, *start.settled.notes],
+        notes=[*start.loaded.notes, *start.verdict.notes, *start.prepared.notes, *start.settled.notes],
     )
     start.screen.start(lines)
 
@@ -249,6 +267,8 @@ def last_words(start: Start, run: Run, outcome: Outcome) -> Outcome:
     if outcome.state != "failed":
         try:
             start.screen.done(words.end(run))
+            if start.settled is not None:
+                measure.learn(run, start.settled, start.probed)
         except Exception as error:
             start.screen.note(_unwritten(f"{run.path}: {outcome.state}; its figures cannot be read", run, error))
     return outcome
@@ -279,8 +299,8 @@ def incarnation(start: Start, run: Run, owner: int | None, master: str | None = 
 
 
 def threads(start: Start) -> int:
-    """Cores for each worker of this node."""
-    return max(1, start.machine.cores // max(1, start.workers))
+    """Threads of each worker of this node."""
+    return start.machine.threads(start.workers)
 
 
 def _stem(place: Path, name: str) -> Path:
@@ -299,6 +319,7 @@ def _read(verdict: Verdict, source: Run) -> tuple[int, int]:
     if not (source.path / "ledger.jsonl").is_file():
         return 0, 0
     ledger = source.ledger()
+    order.known(ledger)
     steps = max(0, ledger.changes(["batch.tokens"])[-1] - 1)
     if any(key == "batch.tokens" for key, *_ in verdict.changes):
         steps = verdict.step
@@ -309,13 +330,25 @@ def _ledger(run: Run, job: Job, verdict: Verdict) -> None:
     path = run.path / "ledger.jsonl"
     if not path.exists():
         start = Ledger.start(
-            batch__sequence=job.batch.sequence, batch__tokens=job.batch.tokens, train__seed=job.train.seed
+            data__order=order.ORDER,
+            batch__sequence=job.batch.sequence,
+            batch__tokens=job.batch.tokens,
+            train__seed=job.train.seed,
         )
         start.write(path)
-    known = set(Ledger.read(path).entries)
+    last = {entry.key: entry for entry in Ledger.read(path).entries}
     reason = "--fork" if verdict.action == "fork" else "--change"
     entries = [Entry(verdict.step + 1, key, old, new, reason) for key, old, new in verdict.changes]
-    append(path, [entry for entry in entries if entry not in known])
+    for key, new in zip(order.KEYS, (job.batch.sequence, job.batch.tokens), strict=True):
+        # A start that was killed between the ledger and the settings may have left what is taken back now.
+        if last[key].new != new and all(entry.key != key for entry in entries):
+            entries.append(Entry(verdict.step + 1, key, last[key].new, new, reason))
+    append(path, [entry for entry in entries if not _stands(entry, last.get(entry.key))])
+
+
+def _stands(entry: Entry, last: Entry | None) -> bool:
+    """Whether `last`, the newest entry of its key, says what `entry` says: it was killed right after writing it."""
+    return last is not None and last.new == entry.new and last.from_step <= entry.from_step
 
 
 def _facts(start: Start) -> dict[str, object]:

@@ -84,13 +84,15 @@ def _probed() -> tuple[dict[str, Any], Check]:
 
 
 def _figures(probed: dict[str, Any], here: Machine) -> Iterator[Check]:
-    from argosy.plan.settle import FASTER
+    from argosy.plan.precision import FASTER
 
     rates = probed.get("gemm") or {}
     text = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
     half, single = rates.get("bfloat16", 0.0), rates.get("float32", 0.0)
     chosen = "bfloat16" if half > FASTER * single else "float32"
-    yield Check("numbers", "ok", f"matrix products in GFLOP/s: {text}; train.precision = auto takes {chosen}")
+    yield Check(
+        "numbers", "ok", f"matrix products in GFLOP/s: {text}; a job decides by its own layers, these suggest {chosen}"
+    )
     if probed.get("compile"):
         yield Check("compiler", "ok", f"{probed.get('compiler')}: torch.compile works")
     elif here.devices:
@@ -153,7 +155,7 @@ def _cache() -> Check:
 
     place = cache_folder()
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
         problem = _unwritable(place)
     except OSError as error:
         problem = error.strerror or str(error)

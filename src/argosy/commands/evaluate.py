@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as json_
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +12,7 @@ import typer
 
 from argosy.commands.runs import find
 from argosy.errors import Refused
+from argosy.job import paths
 
 if TYPE_CHECKING:
     from argosy.evaluate.trained import Trained
@@ -19,19 +22,24 @@ PLACE = 20
 
 
 def evaluate(
-    run: str | Path | None = None, file: str | Path | None = None, *, tokens: int | None = None
+    run: str | Path | None = None,
+    file: str | Path | None = None,
+    *,
+    tokens: int | None = None,
+    seen: Callable[[int, int], object] = lambda done, of: None,
 ) -> dict[str, Any]:
     """How well the newest checkpoint of `run` (None = the newest run) predicts the text in `file`, or its held-out documents.
 
-    tokens: at most so many held-out tokens; left out, as many as the run's own evaluations read. Gives step, text,
-    documents, tokens, bytes, loss (nats per token), bits_per_byte, perplexity. Refused where there is nothing to measure.
+    tokens: at most so many; left out, all of a file, and of held-out documents as many as the run's own evaluations read.
+    seen(done, of) hears how many tokens of a file are done. Gives step, text, documents, tokens, bytes, loss (nats per
+    token), bits_per_byte, perplexity. Refused where there is nothing to measure.
     """
     from argosy.evaluate.trained import Trained
 
-    text = None if file is None else read(Path(file))
+    text = None if file is None else paths.content(Path(file), most=None)
     model = Trained.open(find(run))
     if text is not None:
-        held, name = model.on_text(text), str(file)
+        held, name = model.on_text(text, tokens, seen), str(file)
     else:
         held, name = model.on_held_out(_shards(model), tokens or model.job.evaluate.tokens), "held-out documents"
     if not held.counted:
@@ -47,18 +55,6 @@ def evaluate(
         "bits_per_byte": held.bits_per_byte,
         "perplexity": held.perplexity,
     }
-
-
-def read(path: Path) -> str:
-    """The text in `path`. Refused where there is none."""
-    try:
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise Refused("this cannot be read.", where=str(path), found=error.strerror or str(error)) from None
-    except UnicodeDecodeError as error:
-        raise Refused(
-            "this is no UTF-8 text.", where=str(path), found=f"byte {error.start} is {error.reason}"
-        ) from None
 
 
 def _shards(model: Trained) -> Any:
@@ -78,12 +74,16 @@ def register(app: typer.Typer) -> None:
     def command(
         run: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None,
         file: Annotated[str | None, typer.Argument(metavar="[FILE]")] = None,
-        tokens: Annotated[int | None, typer.Option(min=1, help="Most held-out tokens to read.")] = None,
+        tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens to read.")] = None,
         json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     ) -> None:
         from argosy.quantities import bytes_text
 
-        found = evaluate(run, file, tokens=tokens)
+        def seen(done: int, of: int) -> None:
+            if sys.stderr.isatty():
+                print(f"\r  {done:,} of {of:,} tokens", end="\n" if done == of else "", file=sys.stderr, flush=True)
+
+        found = evaluate(run, file, tokens=tokens, seen=seen)
         if json:
             print(json_.dumps(found))
             return

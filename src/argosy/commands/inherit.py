@@ -12,10 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from argosy.checkpoint import store
+from argosy.checkpoint.slots import Slots
+from argosy.checkpoint.snapshot import Writer
 from argosy.cluster.here import cores
 from argosy.data.prepare import Prepared, cache_folder, changed, locate, prepare
 from argosy.data.tokenizer import FILE
-from argosy.errors import Refused
+from argosy.errors import INPUT, Refused
 from argosy.job import paths
 from argosy.job.load import Loaded
 from argosy.job.schema import DataSection, Trained
@@ -84,6 +86,41 @@ def whole(verdict: Verdict) -> Verdict:
         because=f"new, from step {found.step:,} of {verdict.source}",
         notes=(*verdict.notes, *(f"{reason}; step {found.step:,} is used instead" for reason in reasons)),
     )
+
+
+def refuse_lost(run: Run) -> None:
+    """Refused (code 2), before anything is started, where `run` had checkpoints and files of all of them are missing."""
+    good, reasons = store.listed(run.checkpoints)
+    for found in good:
+        found.close()
+    slots = Slots(run.path, run.local)
+    left = slots.ready()  # in memory, of a start that was killed: it may hold what the disk has lost
+    slots.close()
+    if not good and not left:
+        store.refuse_lost(run, reasons, code=INPUT)
+
+
+def sorted_out(run: Run, note: Callable[[str], None]) -> None:
+    """Let the newest checkpoint of `run`, whose lock is held, be the one that its next start goes on from.
+
+    What a killed start left in the slots of this node is brought to the disk, and what is damaged is set aside. A run over
+    several nodes keeps its slots: the others' parts come only when their processes start; `Worker.load` looks.
+    """
+    slots = Slots(run.path, run.local)
+    try:
+        if slots.ready() and all(len(plan.nodes) == 1 for plan in slots.plans().values()):
+            slots.write_alone()
+            keep, told = run.job().checkpoint.keep, lambda line: run.journal({"what": "saved", **line})
+            writer = Writer(slots, run.checkpoints, keep=keep, bandwidth=None, note=told)
+            while writer.turn():
+                pass
+    finally:
+        slots.close()
+    found, reasons = store.search(run.checkpoints, aside=True)
+    if found is not None:
+        found.close()
+        for reason in reasons:
+            note(f"{reason}; step {found.step:,} is used instead")
 
 
 def checkpoint(source: Run, run: Run, step: int) -> None:

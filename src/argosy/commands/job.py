@@ -25,13 +25,11 @@ def settled(loaded: Loaded, workers: int | None = None) -> Settled:
     """`loaded` as it would run here now, with what is known without preparing data or measuring anything."""
     from argosy.cluster import here
     from argosy.plan.layouts import workers as chosen
-    from argosy.plan.seconds import shapes
-    from argosy.plan.settle import settle
+    from argosy.plan.trial import settled as with_answers
 
     machine = here.machine()
-    facts = _facts(loaded)
     count = chosen(loaded.job, machine, workers)
-    return settle(loaded, machine, here.probed(shapes=shapes(loaded.job)) or here.probed(), facts, count)
+    return with_answers(loaded, machine, _facts(loaded), count, lambda asked: here.tried(asked) or here.probed())[0]
 
 
 def _facts(loaded: Loaded) -> Any:
@@ -53,9 +51,7 @@ def _facts(loaded: Loaded) -> Any:
 
 def show(words: Sequence[str], *, as_json: bool = False, workers: int | None = None) -> str:
     """Every key with its value, who said it and why."""
-    from argosy.cluster import here
     from argosy.job.load import load, split
-    from argosy.plan.seconds import shapes
 
     name, overrides = split(words)
     loaded = load(name, overrides)
@@ -63,8 +59,8 @@ def show(words: Sequence[str], *, as_json: bool = False, workers: int | None = N
     if as_json:
         rows = [vars(setting) for setting in found.settings]
         return json.dumps({"chain": loaded.chain, "settings": rows, "notes": found.notes}, indent=1)
-    notes = list(found.notes)
-    if not (here.probed(shapes=shapes(loaded.job)) or here.probed()):
+    notes = [*loaded.notes, *found.notes]
+    if any("nothing was measured" in setting.why for setting in found.settings):
         notes.append("nothing was measured on this machine yet; the first start does, and may choose otherwise")
     lines = [f"# {' → '.join(loaded.chain)}", *_table(found.settings), *(f"note: {note}" for note in notes)]
     return "\n".join(lines)
@@ -97,7 +93,7 @@ def check(words: Sequence[str], *, strict: bool = False, workers: int | None = N
     name, overrides = split(words)
     loaded = load(name, overrides, strict=strict)
     found = settled(loaded, workers)
-    notes = "".join(f"\nnote: {note}" for note in found.notes)
+    notes = "".join(f"\nnote: {note}" for note in (*loaded.notes, *found.notes))
     return f"{loaded.chain[-1]} is good: {len(found.settings)} keys, {len(loaded.written)} of them written.{notes}"
 
 
@@ -151,13 +147,11 @@ def write_reference(root: Path) -> list[Path]:
 
 def upgrade(file: Path, *, write: bool = False) -> str:
     """What an upgrade of `file` changes, as a diff; with `write` it is done."""
+    from argosy.job import paths
     from argosy.job.upgrade import difference
     from argosy.job.upgrade import upgrade as upgraded
 
-    try:
-        old = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{file} cannot be read as text.", found=str(error), do="Give a job file.") from None
+    old = paths.content(file, do="Give a job file.")
     new = upgraded(old, str(file))
     changes = difference(old, new, str(file))
     if not changes:

@@ -56,7 +56,7 @@ def first(where: World, start: Start, run: Run) -> Outcome:
     conduct.header(start)
     start.screen.note(f"started by {where.launcher}: it restarts what dies; a signal saves and leaves with {SAVED}")
     made = conduct.incarnation(start, run, None, f"{where.host}:{where.port}")
-    made = replace(made, nodes=where.nodes, node=where.node, threads=max(1, start.machine.cores // where.local_world))
+    made = replace(made, nodes=where.nodes, node=where.node, threads=start.machine.threads(where.local_world))
     made.write(run)
     note = _note(where, runs.root())
     note.parent.mkdir(parents=True, exist_ok=True)

@@ -77,17 +77,27 @@ def row(run: Run) -> Row:
 
 
 def remove(name: str) -> Path:
-    """Remove a run and all it holds. Refused while it is running, and for a folder that is no run."""
+    """Remove a run and all it holds. Refused while it is running, for a folder that is no run, and for one that holds more."""
+    from argosy.checkpoint.slots import Slots
+    from argosy.run.folder import MADE
+
     run = find(name)
+    path = run.path.resolve()
     pid = run.busy()
     if pid is not None:
-        raise Refused(
-            f"it is running (process {pid}).", where=str(run.path), do=f"Stop it first: argosy stop {run.path}"
-        )
-    path = run.path.resolve()
-    local = run.local
-    shutil.rmtree(path)
-    if local.exists():
+        raise Refused(f"it is running (process {pid}).", where=str(path), do=f"Stop it first: argosy stop {run.path}")
+    with run.lock(0):  # until all is gone: who starts it meanwhile waits, and finds nothing
+        more = sorted(entry.name for entry in path.iterdir() if not MADE.fullmatch(entry.name))
+        if more:
+            raise Refused(
+                "this folder holds what no run makes.",
+                where=str(path),
+                found=", ".join(more[:5]) + (f" and {len(more) - 5} more" if len(more) > 5 else ""),
+                do="Move that away first, or remove the run by hand.",
+            )
+        local = run.local
+        Slots(path, local).clear()
+        shutil.rmtree(path)
         shutil.rmtree(local, ignore_errors=True)
     latest = root() / "latest"
     if latest.is_symlink() and not latest.exists():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from argosy.commands.runs import find
+from argosy.errors import Refused
 
 if TYPE_CHECKING:
     from argosy.evaluate.trained import Trained
@@ -43,6 +47,8 @@ def continued(
     """What `model` writes after `text`."""
     from argosy.evaluate.generate import pieces
 
+    if text.encode("utf-8", "replace").decode() != text:  # bytes of a command line that are none
+        raise Refused("the text to continue is no UTF-8.", found=repr(text[:80]))
     heat = model.job.observe.temperature if temperature is None else temperature
     prompt, ids = model.continued(text, tokens=tokens, temperature=heat, seed=seed)
     written = []
@@ -52,10 +58,21 @@ def continued(
     return "".join(written)
 
 
+def piped() -> str | None:
+    """What was piped in, without its last line end; None where nothing was, or nothing came within a second."""
+    source = sys.stdin.fileno()
+    if not stat.S_ISFIFO(os.fstat(source).st_mode) and not stat.S_ISREG(os.fstat(source).st_mode):
+        return None
+    if not select.select([source], [], [], 1.0)[0]:  # a pipe that nobody writes to
+        return None
+    text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+    return text.removesuffix("\n") or None
+
+
 def register(app: typer.Typer) -> None:
     """Spell the command for the shell."""
 
-    @app.command("sample", rich_help_panel=HELP, help="Let a model continue TEXT; without TEXT, ask for it.")
+    @app.command("sample", rich_help_panel=HELP, help="Let a model continue TEXT, or what is piped in; without either, ask for it.")
     def command(
         run: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None,
         text: Annotated[str | None, typer.Argument(metavar="[TEXT]")] = None,
@@ -84,6 +101,7 @@ def register(app: typer.Typer) -> None:
                 continued(model, text, tokens, temperature, seed, show)
                 print()
                 seed += 1
+        text = piped() if text is None else text
         begin = model.job.observe.prompts[0] if text is None and model.job.observe.prompts else text or ""
         show(begin)
         continued(model, begin, tokens, temperature, seed, show)

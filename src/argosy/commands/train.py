@@ -92,10 +92,22 @@ def interrupted(requeue: bool = False) -> Iterator[None]:
         reason = str(left) if isinstance(left, Left) else "SIGINT"
         name = "Ctrl-C" if reason == "SIGINT" else reason
         print(f"\nstopped by {name} while nothing was being trained; nothing was lost", file=sys.stderr)
-        raise SystemExit(leaving(reason, requeue)) from None
+        raise SystemExit(leaving(reason, requeue or _launched())) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _launched() -> bool:
+    """Whether this process is a rank of a launcher, which starts what leaves with 75 again."""
+    import os
+
+    from argosy.layout.world import world
+
+    try:
+        return world(os.environ) is not None
+    except Refused:
+        return False
 
 
 def register(app: typer.Typer) -> None:

@@ -74,7 +74,7 @@ def held_out_batches(shards: Shards, sequence: int, rows: int, tokens: int) -> I
         filled = -(-size // sequence)
         batch = Batch(**pack(block, sequence, filled, number, shards))
         number += filled
-        yield batch if filled == rows else _joined(batch, filler(batch, rows - filled))
+        yield batch if filled == rows else joined(batch, filler(batch, rows - filled))
 
 
 def _blocks(parts: list[Span], size: int) -> Iterator[list[Span]]:
@@ -94,7 +94,8 @@ def _blocks(parts: list[Span], size: int) -> Iterator[list[Span]]:
         yield block
 
 
-def _joined(first: Batch, second: Batch) -> Batch:
+def joined(first: Batch, second: Batch) -> Batch:
+    """The sequences of two batches, one after the other."""
     names = [field.name for field in fields(Batch)]
     return Batch(**{name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in names})
 

@@ -49,16 +49,18 @@ def digest(text: bytes) -> int:
 def held_out(hashes: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
     """Which documents are never trained on: those whose hash, as a fraction of 2^64, lies below `share`.
 
-    A document's side depends on its text alone, so it stays where it is when others are added, and two copies of a text are
-    on one side. Two exceptions keep both sides filled: when none lies below, the smallest hash is held out; when all do, the
-    largest is trained on. Takes at least two different documents.
+    A document's side depends on its text alone, so it stays where it is when others are added, and all copies of a text are
+    on one side. Exceptions keep both sides filled: a text whose copies alone are more than `share` of all is trained on; when
+    none lies below, the text with the fewest copies is held out; when all do, the largest hash is trained on. Takes at least
+    two different documents.
     """
-    held = hashes.astype(np.float64) < share * 2.0**64
+    texts, place, copies = np.unique(hashes, return_inverse=True, return_counts=True)
+    held = (texts.astype(np.float64) < share * 2.0**64) & (copies <= max(1.0, share * len(hashes)))
     if not held.any():
-        held = hashes == hashes.min()
+        held[np.argmin(copies)] = True  # of several, the first: the smallest hash
     elif held.all():
-        held = hashes != hashes.max()
-    return np.asarray(held, np.bool_)
+        held[-1] = False
+    return np.asarray(held[place], np.bool_)
 
 
 def counts(suffixes: Counter[str], most: int = 4) -> str:

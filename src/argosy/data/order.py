@@ -10,8 +10,9 @@ token before the next begins, and nothing is dropped or repeated by a change or 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 from argosy import random
 from argosy.data.shards import Shards
 from argosy.errors import Refused
-from argosy.run.ledger import Ledger
+from argosy.run.ledger import Entry, Ledger
 
 KEYS = ("batch.sequence", "batch.tokens")
+ORDER = 2  # the number of the rule below, "data.order" in a run's ledger; 1 read every epoch front to back
 LANES = 256  # at most: more would mix no better, and every border of a lane cuts a document
 ROWS = 32  # sequences in a lane at least: at a lane's end a sequence is put together from the ends of several lanes
 KEPT = 3  # orders of epochs held in memory: this one, the next, and one for who looks back
@@ -73,6 +75,30 @@ def read_at(step: int, ledger: Ledger) -> Read:
 def tokens_before(step: int, ledger: Ledger) -> int:
     """Tokens that all steps before `step` read. Pure."""
     return read_at(step, ledger).first_token
+
+
+def known(ledger: Ledger) -> None:
+    """Refused where the run was begun with another rule than this one: its steps would read other tokens from here on."""
+    found = next((entry.new for entry in ledger.entries if entry.key == "data.order"), 1)
+    if found != ORDER:
+        raise Refused(
+            f"this run reads its text in an order that this version of Argosy does not know (number {found}, not {ORDER}).",
+            do="Go on with the version that began it (its number is in run.json), or begin a new run: --run DIR.",
+        )
+
+
+def refuse_backdated(folder: Path, entries: Sequence[Entry], step: int) -> None:
+    """Refused where one of the ledger's `entries`, written after the checkpoint of `step`, says what steps up to it read.
+
+    Over several nodes a checkpoint may be committed after a change was dated by the one before.
+    """
+    for entry in entries:
+        if entry.key in KEYS and entry.from_step <= step:
+            raise Refused(
+                f"{entry.key} was changed from step {entry.from_step:,} on, but the run is at step {step:,} without it.",
+                where=str(folder / "ledger.jsonl"),
+                do="Remove that line there and give the same command again: it is written anew, for the steps to come.",
+            )
 
 
 def _sizes(step: int, ledger: Ledger) -> tuple[int, int]:
@@ -165,7 +191,11 @@ def lanes(total: int, sequence: int, skipped: int) -> Lanes:
 
 
 def spans_at(step: int, seed: int, ledger: Ledger, shards: Shards) -> Iterator[Span]:
-    """What `step` reads as stretches of documents, sequence after sequence. Pure; no step before is replayed."""
+    """What `step` reads as stretches of documents, sequence after sequence. Pure; no step before is replayed.
+
+    Refused for a run that was begun with another rule (`known`).
+    """
+    known(ledger)
     reads = read_at(step, ledger)
     token, stop, total = reads.first_token, reads.first_token + reads.tokens, shards.train_tokens
     while token < stop:

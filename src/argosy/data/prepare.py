@@ -131,7 +131,8 @@ def prepare(
     key, content = _key(section, base)
     home = cache / "prepared"
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # a new one: what was read is nobody else's business
+        home.mkdir(exist_ok=True)
         seen = home / f"{_hash(key, source.name, fingerprint(source))}.seen"
         known = _known(home, seen)
         if known is not None:
@@ -336,7 +337,7 @@ def _facts(
         "held_out_tokens": held,
         "bytes_per_token": found.bytes / tokens,
         "tokenizer": f"BPE {made.vocabulary}" if isinstance(spec, Trained) else Path(spec).name,
-        "notes": notes(found.source),
+        "notes": [*notes(found.source), *copied(found, section.held_out)],
         "shards": [file.path.name for file in files],
     }
 
@@ -352,3 +353,15 @@ def notes(source: Source) -> list[str]:
         more = f", and {len(source.unread) - 1} more files" if len(source.unread) > 1 else ""
         found.append(f"{source.unread[0]}{more}: passed over")
     return found
+
+
+def copied(found: Scan, share: float) -> list[str]:
+    """What copies do to the share that is held out, where it is far from the asked one."""
+    held, whole = int(found.documents["held"].sum()), len(found.documents)
+    copies = whole - len(np.unique(found.documents["hash"]))
+    if not copies or held <= max(1.0, 2 * share * whole):
+        return []
+    return [
+        f"the text repeats itself: {copies:,} of {whole:,} documents are copies of others; copies stay together, and so "
+        f"{held / whole:.0%} are held out, not {share:.0%}"
+    ]

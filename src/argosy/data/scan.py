@@ -86,13 +86,16 @@ def _refuse_too_little(source: Source, documents: NDArray[Any]) -> None:
         if len(source.files) == 1 and not source.unread and not source.passed_over:
             raise Refused("this file is empty.", where=source.where, do=text.READS)
         raise text.nothing(source)
-    if len(np.unique(documents["hash"])) < 2:
-        raise Refused(
-            "too little text: one document to train on and another to hold out are needed.",
-            where=source.where,
-            found=f"{int((documents['end'] - documents['begin']).sum())} bytes",
-            do="Take more text, or --data.source python for the built-in text.",
-        )
+    texts, copies = np.unique(documents["hash"], return_counts=True)
+    if len(texts) > 1 and copies.min() <= len(documents) / 2:
+        return
+    size = f"{int((documents['end'] - documents['begin']).sum()):,} bytes"
+    raise Refused(
+        "too little text: one document to train on and another to hold out are needed, that are different.",
+        where=source.where,
+        found=size if len(documents) == 1 else f"{size} in {len(documents)} pieces, {len(texts)} of them different",
+        do=f"More than {2 * text.SMALLEST} bytes that do not repeat are enough; or --data.source python, the built-in text.",
+    )
 
 
 def texts(found: Scan, chosen: NDArray[np.bool_]) -> Iterator[str]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy.errors import Refused
+from argosy.job import paths
 
 os.environ.setdefault(
     "TOKENIZERS_PARALLELISM", "false"
@@ -151,19 +152,8 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
 
 def read_file(path: Path) -> str:
     """The content of a tokenizer.json. Refused where it cannot be one."""
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise Refused("this is too large for a tokenizer.", where=str(path), found=f"{path.stat().st_size:,} bytes")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise Refused(
-            "this tokenizer cannot be read.",
-            where=str(path),
-            found=error.strerror or str(error),
-            do='Name a tokenizer.json, or say "bytes" or { train = "bpe", vocabulary = 2048 }.',
-        ) from error
-    except UnicodeDecodeError as error:
-        raise _broken(str(path), "it is no UTF-8 text") from error
+    do = 'Name a tokenizer.json, or say "bytes" or { train = "bpe", vocabulary = 2048 }.'
+    return paths.content(path, most=LARGEST_FILE, do=do)
 
 
 def parse(content: str, where: str) -> Tokenizer:

@@ -26,10 +26,9 @@ CAPABILITIES = (
     Capability("attention on a CPU (dense, loop)", "model/kernels.py", "any CPU", HERE),
     Capability("bfloat16 products on a CPU", "model/layers.py", "a CPU; fast with AMX or AVX-512-BF16", HERE),
     Capability("attention by documents (flash)", "model/kernels.py", "an NVIDIA GPU from Ampere on, bfloat16"),
-    Capability("attention, dense, on a GPU", "model/kernels.py", "CUDA, ROCm or MPS"),
-    Capability("fused AdamW and Muon on a GPU", "optim/build.py", "CUDA, ROCm or MPS"),
-    Capability("collectives over NCCL", "device/device.py", "CUDA or ROCm"),
-    Capability("a process on MPS", "device/device.py", "macOS on arm64"),
+    Capability("attention, dense, on a GPU", "model/kernels.py", "CUDA"),
+    Capability("fused AdamW and Muon on a GPU", "optim/build.py", "CUDA"),
+    Capability("collectives over NCCL", "device/device.py", "CUDA"),
 )
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
+from argosy.layout.placement import Box, cut
+
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's own memory of `tensor`: the tensor itself where it is not sharded."""
@@ -17,29 +19,30 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def box(tensor: Tensor) -> list[range]:
-    """The global indices, by dimension, of what this rank holds of `tensor`; everything where it is not sharded.
+def box(tensor: Tensor) -> Box:
+    """The part of the whole of `tensor` that this rank holds; everything where it is not sharded.
 
-    torch.chunk's rule, also for sizes that do not divide: every rank but the last ones holds the same number, rounded up.
-    TypeError for a placement that is neither a plain shard nor a replica.
+    Empty for a rank outside of its mesh. TypeError for a placement that is neither a plain shard nor a replica.
     """
-    held = [range(size) for size in tensor.shape]
+    begin, end = [0] * tensor.ndim, list(tensor.shape)
     if not isinstance(tensor, DTensor):
-        return held
+        return tuple(begin), tuple(end)
     place = tensor.device_mesh.get_coordinate()
+    if place is None:
+        return tuple(begin), tuple(begin)
     for axis, placement in enumerate(tensor.placements):
-        if type(placement) is Shard and place is not None:
-            outer = held[placement.dim]
-            share = -(-len(outer) // tensor.device_mesh.size(axis))
-            held[placement.dim] = outer[place[axis] * share : (place[axis] + 1) * share]
+        if type(placement) is Shard:
+            dim = placement.dim % tensor.ndim
+            first, last = cut(end[dim] - begin[dim], tensor.device_mesh.size(axis), place[axis])
+            begin[dim], end[dim] = begin[dim] + first, begin[dim] + last
         elif not placement.is_replicate():
             raise TypeError(f"{placement} is neither a plain shard nor a replica")
-    return held
+    return tuple(begin), tuple(end)
 
 
-def slices(held: list[range]) -> tuple[slice, ...]:
+def slices(held: Box) -> tuple[slice, ...]:
     """`held` (from `box`) as an index into the whole."""
-    return tuple(slice(indices.start, indices.stop) for indices in held)
+    return tuple(slice(begin, end) for begin, end in zip(*held, strict=True))
 
 
 def zeros(like: Tensor) -> Tensor:

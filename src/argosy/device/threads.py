@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from argosy.device import torch_versions
@@ -16,3 +19,17 @@ def limit(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     torch_versions.compile_threads(1)
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Afterwards this process computes and compiles as before: whoever trains in a notebook does not find it changed."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    flushing = (torch.tensor([1e-40]) * 1.0).item() == 0.0  # torch can set it, but not tell it
+    try:
+        with torch_versions.compile_settings_restored():
+            yield
+    finally:
+        torch.set_flush_denormal(flushing)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_num_threads(threads)

@@ -6,6 +6,13 @@ Written for 2.11 to 2.13.
 
 from __future__ import annotations
 
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch._dynamo
 import torch._inductor.config
@@ -73,6 +80,11 @@ def flash_backward_cuda(
     return dq, dk, dv
 
 
+def version(tensor: Tensor) -> int:
+    """How often `tensor` was written in place: the same tensor with the same number holds the same values."""
+    return int(tensor._version)
+
+
 def compile_strictly() -> None:
     """Make torch.compile fail loudly where it would fall back to eager: too many shapes is a bug of ours.
 
@@ -82,6 +94,50 @@ def compile_strictly() -> None:
     torch._dynamo.config.recompile_limit = 64
     torch._dynamo.config.accumulated_recompile_limit = 1024
     torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+
+def remember_instructions() -> None:
+    """Have torch.compile's look at the processor remembered: which vector instructions it may use takes it over a second.
+
+    For each kind torch builds a tiny library once, and loads it into a fresh interpreter in every process that compiles. That
+    it could be loaded here is kept in a file beside the library, and believed as long as both are unchanged.
+    """
+    from torch._inductor import cpu_vec_isa
+
+    kind: Any = cpu_vec_isa.VecISA
+    probe = getattr(kind, "_probe_load", None)
+    if probe is None or hasattr(probe, "remembers"):  # an older torch probes in another way
+        return
+
+    def remembered(isa: object, library: str) -> bool:
+        note = Path(f"{library}.loads")
+        with suppress(OSError):
+            found = os.stat(library)
+            words = f"{found.st_size} {found.st_mtime_ns} {platform.node()} {torch.__version__}\n"
+            if note.is_file() and note.read_text(encoding="utf-8") == words:
+                return True
+            if not probe(isa, library):
+                return False
+            note.write_text(words, encoding="utf-8")  # a torn one is no match
+            return True
+        return bool(probe(isa, library))
+
+    remembered.remembers = True  # type: ignore[attr-defined]
+    kind._probe_load = remembered
+
+
+@contextmanager
+def compile_settings_restored() -> Iterator[None]:
+    """Afterwards torch.compile has the limits and the number of processes that it had before."""
+    dynamo, inductor = torch._dynamo.config, torch._inductor.config
+    limits = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
+    before = [(dynamo, name, getattr(dynamo, name)) for name in limits]
+    before.append((inductor, "compile_threads", inductor.compile_threads))
+    try:
+        yield
+    finally:
+        for settings, name, value in before:
+            setattr(settings, name, value)
 
 
 def compile_threads(threads: int) -> None:
@@ -101,7 +157,9 @@ def forget_compiled() -> None:
 
 
 def multiply_all(tensors: list[Tensor], by: float | Tensor) -> None:
-    """Multiply every tensor in place, in one call."""
+    """Multiply every tensor in place, in one call. `by` may be a scalar on their device."""
+    if isinstance(by, Tensor) and all(tensor.dtype == torch.float32 for tensor in tensors):
+        by = by.to(torch.float32)  # as a number would be; of another type, CUDA would take them one by one
     torch._foreach_mul_(tensors, by)
 
 

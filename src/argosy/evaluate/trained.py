@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from argosy.checkpoint.load import load, newest
+from argosy.checkpoint.load import load
+from argosy.checkpoint.store import refuse_lost, search
 from argosy.data.batch import Batch, counted_bytes, held_out_batches
 from argosy.data.shards import Shards
 from argosy.data.tokenizer import Tokenizer, open_tokenizer
 from argosy.device.device import Device, counts
 from argosy.device.precision import dtype
-from argosy.errors import Refused
+from argosy.errors import INPUT, Refused
 from argosy.evaluate.generate import continuation, logits, stream_of
 from argosy.evaluate.held_out import Held, held_out
 from argosy.job.schema import Job
@@ -39,10 +41,20 @@ class Trained:
 
     @staticmethod
     def open(run: Run) -> Trained:
-        """The newest good checkpoint of `run`, on a GPU where there is one. Refused where there is no checkpoint."""
-        job, found = run.job(), newest(run)
+        """The newest good checkpoint of `run`, on a GPU where there is one; newer ones that are not are told on stderr.
+
+        Refused where there is no good checkpoint, and for a run of `argosy.fit`, whose module we do not have.
+        """
+        if run.info().get("fit"):
+            raise Refused(
+                "this run holds a module of your own.", where=str(run.path), do="Use it from Python: argosy.fit gives it back."
+            )
+        job, (found, reasons) = run.job(), search(run.checkpoints)
         if found is None:
+            refuse_lost(run, reasons, code=INPUT)
             raise Refused("it has no checkpoint yet.", where=str(run.path), do=f"Save one: argosy save {run.path}")
+        for reason in reasons:
+            print(f"note: {reason}; step {found.step:,} is used instead", file=sys.stderr)
         device = Device.open("cuda" if counts()["cuda"] else "cpu")
         compute, master = dtype(str(job.train.precision)), dtype(str(job.train.master))
         decoder = Decoder(job.model, seed=job.train.seed, compute=compute, master=master).to_empty(device=device.torch)
@@ -91,11 +103,23 @@ class Trained:
                 documents=documents,
             )
 
-    def on_text(self, text: str) -> Held:
-        """How well it predicts one text: windows of the training's length, each read from its own beginning."""
-        return self.measured(
-            windows([*self.tokenizer.encode(text), self.tokenizer.end], self.job.batch.sequence), documents=1
-        )
+    def on_text(
+        self, text: str, tokens: int | None = None, seen: Callable[[int, int], object] = lambda done, of: None
+    ) -> Held:
+        """How well it predicts one text: windows of the training's length, each read from its own beginning.
+
+        tokens: the first so many only. seen(done, of) hears how many labels were predicted.
+        """
+        ids = [*self.tokenizer.encode(text), self.tokenizer.end][: None if tokens is None else tokens + 1]
+
+        def told() -> Iterator[Batch]:
+            done = 0
+            for batch in windows(ids, self.job.batch.sequence):
+                yield batch
+                done += int(batch.weights.sum())
+                seen(done, len(ids) - 1)
+
+        return self.measured(told(), documents=1)
 
     def on_held_out(self, shards: Shards, tokens: int) -> Held:
         """How well it predicts the held-out documents, at most so many tokens of them: the training's own measurement."""

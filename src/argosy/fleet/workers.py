@@ -23,6 +23,7 @@ from pathlib import Path
 
 import psutil
 
+from argosy.fleet import memory
 from argosy.job.schema import Job
 from argosy.policy.events import End, Trade
 from argosy.run import child
@@ -46,14 +47,14 @@ class WarmServer:
     `start` returns at once; the server loads while the parent does other things. There is one in a process at a time.
     """
 
-    def __init__(self, preload: Sequence[str] = WARM):
+    def __init__(self, preload: Sequence[str] = WARM, compiles: bool = False):
         self.context = multiprocessing.get_context("forkserver")
-        self.preload = list(preload)
+        self.preload, self.compiles = list(preload), compiles
 
     def start(self) -> None:
         """Make sure that a server runs; a dead one is replaced. Call it in the main thread: the server ends with its caller."""
         self.context.set_forkserver_preload(self.preload)
-        with _no_main(), _safe_path(), _undisturbed():
+        with _no_main(), _safe_path(), _undisturbed(), _told(self.compiles):
             multiprocessing.forkserver.ensure_running()
 
     @property
@@ -107,11 +108,22 @@ class WarmServer:
 
 def warm(job: Job) -> WarmServer:
     """A server that loads from now on; it compiles once where the workers of `job` may compile."""
-    if job.train.compile is not False:
-        os.environ.setdefault("ARGOSY_WARM", "compile")
-    server = WarmServer()
+    server = WarmServer(compiles=job.train.compile is not False)
     server.start()
     return server
+
+
+@contextmanager
+def _told(compiles: bool) -> Iterator[None]:
+    """While inside, what is started learns from the environment whether to compile; the caller's own stays as it was."""
+    before = os.environ.get("ARGOSY_WARM")
+    if compiles:
+        os.environ.setdefault("ARGOSY_WARM", "compile")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("ARGOSY_WARM", None)
 
 
 @dataclass
@@ -156,7 +168,7 @@ class Child:
 
     def look_at_memory(self) -> bool:
         """Whether the kernel has killed something for memory where this process lives, since it was first looked at."""
-        counts = {path: memory_kill_count(path) for path in self.kills} | memory_kills(self.pid)
+        counts = {path: memory.kill_count(path) for path in self.kills} | memory.kills(self.pid)
         return any(count > self.kills.setdefault(path, count) for path, count in counts.items())
 
     def end(self, run: Run) -> End:
@@ -222,33 +234,6 @@ def standing_still(pid: int) -> bool:
         return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
     except psutil.Error:
         return False
-
-
-def memory_kills(pid: int) -> dict[Path, int]:
-    """The kernel's counts of processes killed for memory, by file: of the control group of `pid`, else of the machine."""
-    try:
-        groups = Path(f"/proc/{pid}/cgroup").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return {}
-    for line in groups:
-        _, controllers, place = line.split(":", 2)
-        if controllers in ("", "memory"):
-            root = "/sys/fs/cgroup/memory" if controllers else "/sys/fs/cgroup"  # version 1, version 2
-            name = "memory.oom_control" if controllers else "memory.events"
-            for file in (Path(root + place) / name, Path(root) / name):
-                if file.is_file():
-                    return {file: memory_kill_count(file)}
-    whole = Path("/proc/vmstat")
-    return {whole: memory_kill_count(whole)} if whole.is_file() else {}
-
-
-def memory_kill_count(file: Path) -> int:
-    """The number behind "oom_kill" in one of the kernel's files; 0 where it cannot be read."""
-    try:
-        lines = file.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def wait_gone(children: Sequence[Child], seconds: float = PATIENCE) -> list[Child]:

@@ -192,10 +192,7 @@ def _divisor(number: int, limit: int) -> int:
 
 def unknown(keys: list[str], values: Mapping[str, Any], origins: Mapping[str, str]) -> Refused:
     """The refusal of keys that do not exist, each with the one that was probably meant."""
-    sentences = [_unknown(key, values[key], origins[key]) for key in keys]
-    first = sentences[0]
-    rest = "".join(f"\n{one.text}" for one in sentences[1:])
-    return Refused(first.what, where=first.where, do=first.do + rest)
+    return together([_unknown(key, values[key], origins[key]) for key in keys])
 
 
 def _sections() -> list[str]:
@@ -204,9 +201,14 @@ def _sections() -> list[str]:
 
 
 def _unknown(key: str, value: Any, where: str) -> Refused:
-    if key in _sections() and not isinstance(value, Mapping):
-        return Refused(f"{key} is a table, not a value.", where=where, found=repr(value), do=f"Write [{key}].")
+    table = key.rstrip(".")
+    if table in _sections() and not isinstance(value, Mapping):
+        known = ", ".join(name for name in leaves.fields() if name.rpartition(".")[0] == table)
+        return Refused(f"{table} is a table, not a value.", where=where, found=repr(value), do=f"Its keys: {known}.")
     leaf = next((known for known in leaves.fields() if key.startswith(known + ".")), None)
+    while where == COMMAND_LINE and isinstance(value, Mapping) and len(value) == 1 and not leaf:
+        name, value = next(iter(value.items()))  # what was written as one dotted key
+        key = f"{key}.{name}"
     guess = leaves.nearest(key)
     if leaf:
         return Refused(f"{leaf} is a value, not a table.", where=where, do=f"Write {leaf} = ...")
@@ -223,26 +225,47 @@ def invalid(error: ValidationError, values: Mapping[str, Any], origins: Mapping[
         names = [str(part) for part in one["loc"]]
         key = next((".".join(names[:n]) for n in range(len(names), 0, -1) if ".".join(names[:n]) in values), names[0])
         found.setdefault(key, []).append(_sentence(one, names, key))
-    refusals = []
-    for key, sentences in found.items():
-        best = [one for one in dict.fromkeys(sentences) if not one.startswith("write ")] or list(
-            dict.fromkeys(sentences)
+    sentences = [
+        Refused(
+            f"{key} = {_toml(values.get(key))}: {_joined(said)}" + "." * (not said[-1].endswith("?")),
+            where=origins.get(key, ""),
+            do=_about(key),
         )
-        text = " or ".join(best)
-        refusals.append(
-            Refused(f"{key} = {_toml(values.get(key))}: {text}.", where=origins.get(key, ""), do=_about(key))
-        )
-    first, rest = refusals[0], "".join(f"\n{one.text}" for one in refusals[1:])
-    return Refused(first.what, where=first.where, do=first.do + rest)
+        for key, said in found.items()
+    ]
+    return together(sentences)
+
+
+def together(found: list[Refused]) -> Refused:
+    """Several refusals as one: the first, and the others on lines of their own."""
+    first, rest = found[0], "".join(f"\n{one.text}" for one in found[1:])
+    return Refused(first.what, where=first.where, found=first.found, do=first.do + rest)
+
+
+def _joined(sentences: list[str]) -> str:
+    """What the kinds of a union say about one value: what is wrong with it, else which values could be written."""
+    told = list(dict.fromkeys(sentences))
+    wrong = [one for one in told if not one.startswith("write ")]
+    return " or ".join(wrong) or "write " + " or ".join(one.removeprefix("write ") for one in told)
 
 
 _MESSAGES = {
     "int_type": "write a whole number",
+    "int_from_float": "write a whole number",
     "float_type": "write a number",
+    "finite_number": "write a finite number",
     "string_type": "write a text",
+    "string_too_short": "write a text that is not empty",
+    "string_pattern_mismatch": "write letters, digits, '.', '_' and '-', at most 100, a letter or digit first",
     "bool_type": "write true or false",
     "tuple_type": "write a list",
     "model_type": "write a table",
+    "missing": "{name} is missing",
+    "literal_error": "write {expected}",
+    "greater_than": "write more than {gt:,}",
+    "greater_than_equal": "write at least {ge:,}",
+    "less_than": "write less than {lt:,}",
+    "less_than_equal": "write at most {le:,}",
 }
 
 
@@ -253,17 +276,19 @@ def _sentence(one: Any, names: list[str], key: str) -> str:
     if kind == "extra_forbidden":
         guess = leaves.nearest(f"model.block.{names[-1]}" if key == "model.pattern" else f"{key}.{names[-1]}")
         return f"{names[-1]} is not a key" + (f"; did you mean {guess.rsplit('.', 1)[-1]}?" if guess else "")
-    if kind == "missing":
-        return f"{names[-1]} is missing"
-    if kind == "literal_error":
-        return f"write {context['expected']}"
-    return _MESSAGES.get(kind, str(one["msg"]).replace("Input", "it").replace("input", "it"))
+    if kind not in _MESSAGES:
+        return str(one["msg"])
+    limits = {
+        name: int(value) if isinstance(value, float) and value == int(value) else value
+        for name, value in context.items()
+    }
+    return _MESSAGES[kind].format(name=names[-1], **limits)
 
 
 def _about(key: str) -> str:
     field = leaves.fields().get(key)
     text = " ".join((field.description or "").split()) if field else ""
-    return f"It is: {text}" if text else ""
+    return f"({key}: {text})" if text else ""
 
 
 def _toml(value: object) -> str:

@@ -136,7 +136,7 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def nearest(key: str) -> str | None:
     """The key that was probably meant by the unknown `key`."""
-    known = list(fields())
+    known, key = list(fields()), key.lower()
     last = key.rsplit(".", 1)[-1]
     if last in ALIASES:
         return ALIASES[last]

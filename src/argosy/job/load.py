@@ -37,6 +37,7 @@ class Level:
     base: Path
     values: dict[str, Any]
     origins: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Loaded:
     base: Path  # the folder of the job file; relative paths start there
     strict: bool = False  # refuse where asked and in force would differ
     values: dict[str, Any] = field(default_factory=dict)  # leaf key -> value as written
+    notes: tuple[str, ...] = ()  # what was said that has no effect
 
     @property
     def text(self) -> str:
@@ -146,16 +148,7 @@ def _text(name: str, base: Path, asked_by: str) -> tuple[str, str, Path, str]:
             else "Give a .toml file, or a shipped job."
         )
         raise Refused(f"{name} is a folder, not a job file.", where=asked_by, do=hint)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Refused(
-            f"{name} is not UTF-8 text (byte {error.start}).", where=asked_by, do="A job is a TOML file in UTF-8."
-        ) from None
-    except OSError as error:
-        raise Refused(
-            f"{name} cannot be read: {error.strerror}.", where=asked_by, do="Check its permissions."
-        ) from None
+    text = paths.content(path, where=": ".join(filter(None, (asked_by, name))), do="A job is a TOML file in UTF-8.")
     label = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
     return text, label, path.parent, str(path.resolve())
 
@@ -204,6 +197,7 @@ def split(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def _overrides(words: Sequence[str]) -> Level:
     values: dict[str, Any] = {}
+    notes = []
     names, pairs = _spelt(words)
     if names:
         raise Refused(
@@ -214,9 +208,12 @@ def _overrides(words: Sequence[str]) -> Level:
     for key, text in pairs:
         if key in ("extends", "version"):
             raise Refused(f"{key} belongs into a job file.", where=COMMAND_LINE, found=f"{key}={text}")
-        values[key] = _value(key, text)
+        value = _value(key, text)
+        if values.setdefault(key, value) != value:
+            notes.append(f"{key} is given twice, the last counts: {text}")
+        values[key] = value
     flat = leaves.flat(_plain_table(values))
-    return Level(COMMAND_LINE, Path.cwd(), flat, dict.fromkeys(flat, COMMAND_LINE))
+    return Level(COMMAND_LINE, Path.cwd(), flat, dict.fromkeys(flat, COMMAND_LINE), tuple(notes))
 
 
 def _spelt(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -235,6 +232,8 @@ def _spelt(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
         elif not option:
             names.append(word)
         elif key in known and leaves.accepts(known[key], bool) and not _boolean(words[index : index + 1]):
+            if words[index : index + 1] and words[index].lower() in ("yes", "no", "on", "off", "0", "1"):
+                raise Refused(f"--{key} {words[index]}: write true or false.", where=COMMAND_LINE)
             pairs.append((key, "true"))
         elif index < len(words) and (key in known or "." in key) and not _is_pair(words[index]):
             pairs.append((key, words[index]))
@@ -294,14 +293,19 @@ def _join(levels: list[Level], chain: list[str], base: Path, strict: bool) -> Lo
                 value = _located(key, value, level)
             values[key], origins[key], ranks[key] = value, level.origins[key], rank
     if unknown := [key for key in values if key not in known]:
-        raise check.unknown(unknown, values, origins)
+        found = [check.unknown(unknown, values, origins)]
+        try:  # the other mistakes are told with them
+            _validated({key: value for key, value in values.items() if key in known}, origins)
+        except Refused as error:
+            found.append(error)
+        raise check.together(found)
     for key in check.overruled(values, ranks):
         del values[key], origins[key], ranks[key]
     values.pop("extends", None)
     origins.pop("extends", None)
     job = _validated(values, origins)
     check.check(job, values, origins)
-    return Loaded(job, origins, chain, base, strict, values)
+    return Loaded(job, origins, chain, base, strict, values, levels[-1].notes)
 
 
 def _replaced(level: Level, below: Mapping[str, Any]) -> list[str]:

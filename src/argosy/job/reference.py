@@ -98,7 +98,7 @@ def _kinds(kind: Any, metadata: list[Any]) -> list[str]:
     readers = " ".join(getattr(getattr(one, "func", None), "__name__", "") for one in metadata)
     for name, word in (
         ("count", "count"), ("fraction", "share"), ("_seconds", "duration"), ("_bandwidth", "bandwidth"),
-        ("_interval", "steps, duration, share, `\"never\"`"),
+        ("_interval", "steps, duration, share, `\"never\"`"), ("_without_clock", "steps, share, `\"never\"`"),
     ):  # fmt: skip
         if name in readers.split():
             return [word]

@@ -35,6 +35,21 @@ def _interval(value: object) -> object:
     return value
 
 
+def _without_clock(value: object) -> object:
+    """An interval that every rank can count by itself: refuses one by the clock."""
+    found = _interval(value)
+    if quantities.interval(found).seconds is not None:
+        raise ValueError(
+            f'{value!r} goes by the clock, which only checkpoint.every can; write steps (200) or a share ("10%")'
+        )
+    return found
+
+
+def _whole(value: object) -> object:
+    """A whole number may be written 1e6, as a count may."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _none(value: object) -> object:
     """TOML has no null: "none" says that a default is switched off."""
     return None if value == "none" else value
@@ -51,45 +66,58 @@ def _spelling(description: str, *kinds: str) -> WithJsonSchema:
 
 
 _COUNT = _spelling('A count: 4096 or "1.3M".', "integer", "number", "string")
-Count: TypeAlias = Annotated[int, BeforeValidator(quantities.count), Field(ge=1), _COUNT]
-Tokens: TypeAlias = Annotated[int, BeforeValidator(quantities.count), Field(ge=0), _COUNT]
+Whole: TypeAlias = Annotated[int, BeforeValidator(_whole), Field(le=10**9)]
+Count: TypeAlias = Annotated[int, BeforeValidator(quantities.count), Field(ge=1, le=10**15), _COUNT]
+Tokens: TypeAlias = Annotated[int, BeforeValidator(quantities.count), Field(ge=0, le=10**15), _COUNT]
 Size: TypeAlias = Annotated[
-    int, BeforeValidator(_auto(_size)), _spelling('Bytes with their unit: "8 GiB".', "string", "integer")
+    int,
+    BeforeValidator(_auto(_size)),
+    Field(gt=0, le=10**18),
+    _spelling('Bytes with their unit: "8 GiB".', "string", "integer"),
 ]
 Share: TypeAlias = Annotated[
     float, BeforeValidator(quantities.fraction), _spelling('A share: "2%" or 0.02.', "number", "string")
 ]
 Seconds: TypeAlias = Annotated[
-    float, BeforeValidator(_seconds), Field(gt=0), _spelling('A duration: "90 s".', "string", "number")
+    float,
+    BeforeValidator(_seconds),
+    Field(ge=0.001, le=quantities.AGES),
+    _spelling('A duration: "90 s".', "string", "number"),
 ]
 Bandwidth: TypeAlias = Annotated[
     float,
     BeforeValidator(_bandwidth),
-    Field(gt=0),
+    Field(gt=0, le=1e15),
     _spelling('A bandwidth: "200 Gb/s" (bits) or "25 GB/s" (bytes).', "string", "number"),
 ]
 Every: TypeAlias = Annotated[int | str, BeforeValidator(_interval)]  # read it with quantities.interval
+Counted: TypeAlias = Annotated[int | str, BeforeValidator(_without_clock)]  # the same, but not by the clock
 Type: TypeAlias = Literal["float64", "float32", "bfloat16"]
 
 
 class Section(BaseModel):
-    """A table of the job file: frozen, strict about unknown keys and about types (true is no 1, "6" no 6)."""
+    """A table of the job file: frozen, strict about unknown keys and types (true is no 1, "6" no 6); numbers are finite."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
     )
 
 
 class BlockSection(Section):
     """One transformer block. In `model.pattern` a key left out takes the value of `model.block`."""
 
-    heads: int | None = Field(None, ge=1)
+    heads: Whole | None = Field(None, ge=1)
     """Query heads."""
-    kv_heads: int | None = Field(None, ge=1)
+    kv_heads: Whole | None = Field(None, ge=1)
     """Key and value heads (grouped-query attention); must divide `heads`. Left out: as many as `heads`."""
-    head_size: int | None = Field(None, ge=2)
+    head_size: Whole | None = Field(None, ge=2)
     """Size of one head. Left out: width / heads."""
-    hidden: int | None = Field(None, ge=1)
+    hidden: Whole | None = Field(None, ge=1)
     """Width of the feed-forward part. Left out: 4 x width, or 8/3 x width rounded up to a multiple of 32 for SwiGLU."""
     activation: Literal["swiglu", "gelu", "gelu_tanh"] | None = None
     """SwiGLU (three matrices), or exact or tanh-approximated GELU (two)."""
@@ -97,7 +125,7 @@ class BlockSection(Section):
     """MegaScale's parallel block, y = x + attention(norm x) + mlp(norm x), instead of one after the other."""
     norm: Literal["rms", "layer"] | None = None
     """RMSNorm or LayerNorm, before each part."""
-    norm_epsilon: float | None = Field(None, gt=0)
+    norm_epsilon: float | None = Field(None, gt=0, le=1)
     """Added to the variance before the root."""
     norm_bias: bool | None = None
     """LayerNorm's bias (RMSNorm has none)."""
@@ -109,7 +137,7 @@ class BlockSection(Section):
     """Bias of the attention's output projection."""
     mlp_bias: bool | None = None
     """Biases of the feed-forward matrices."""
-    window: int | None = Field(None, ge=0)
+    window: Whole | None = Field(None, ge=0)
     """Sliding window: a token sees itself and so many - 1 before it. 0 = all before it."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Share of activations dropped after the attention and the feed-forward part while training."""
@@ -118,21 +146,21 @@ class BlockSection(Section):
 class ModelSection(Section):
     """The decoder. A preset fills all of it; every field can be said beside the preset."""
 
-    preset: str | None = None
+    preset: str | None = Field(None, min_length=1)
     """A shape by name: `argosy job schema --presets` lists them."""
-    init: str = Field("random", json_schema_extra={"path": "random"})
+    init: str = Field("random", min_length=1, json_schema_extra={"path": "random"})
     """First weights: "random", or a run folder of the same shape to start from its newest checkpoint."""
-    layers: int | None = Field(None, ge=1)
+    layers: Whole | None = Field(None, ge=1, le=10_000)
     """Number of blocks."""
-    width: int | None = Field(None, ge=1)
+    width: Whole | None = Field(None, ge=1)
     """Size of the residual stream (D)."""
-    vocabulary: int | None = Field(None, ge=2)
+    vocabulary: Whole | None = Field(None, ge=2)
     """Rows of the embedding. Left out: the tokenizer's. Larger is allowed, smaller is refused."""
     positions: Literal["rotary", "learned"] | None = None
     """Rotary angles in every block, or a learned table added to the embedding."""
-    context: int | None = Field(None, ge=1)
+    context: Whole | None = Field(None, ge=1)
     """Rows of the learned table. Left out: `batch.sequence`."""
-    rope_theta: float | None = Field(None, gt=0)
+    rope_theta: float | None = Field(None, gt=0, le=1e12)
     """Base of the rotary angles."""
     tied: bool | None = None
     """Whether the head uses the embedding's weights."""
@@ -147,22 +175,22 @@ class Trained(Section):
 
     train: Literal["bpe"]
     """Byte-level byte-pair encoding."""
-    vocabulary: int = Field(ge=257, le=1_000_000)
+    vocabulary: Whole = Field(ge=257, le=1_000_000)
     """Entries, the 256 bytes and the end-of-document mark among them."""
 
 
 class DataSection(Section):
     """What is read."""
 
-    source: str = Field("python", json_schema_extra={"path": "python"})
+    source: str = Field("python", min_length=1, json_schema_extra={"path": "python"})
     """A text file, a folder of text files, or "python": the standard library of the interpreter that runs."""
-    tokenizer: str | Trained = Field("bytes", json_schema_extra={"path": "bytes"})
+    tokenizer: Annotated[str, Field(min_length=1)] | Trained = Field("bytes", json_schema_extra={"path": "bytes"})
     """ "bytes", the path of a tokenizer.json, or { train = "bpe", vocabulary = 2048 }."""
     held_out: Share = 0.02
     """Share of the documents never trained on, chosen by their hash; always at least one, and at least one left."""
     license: str = "unknown"
     """Licence of the text, shown in the report."""
-    cache: str | None = Field(None, json_schema_extra={"change": "free", "path": ""})
+    cache: str | None = Field(None, min_length=1, json_schema_extra={"change": "free", "path": ""})
     """Folder for prepared text. Left out: $ARGOSY_CACHE, else ~/.cache/argosy."""
 
 
@@ -173,7 +201,7 @@ class BatchSection(Section):
     """Tokens per sequence; attention never crosses documents."""
     tokens: Count = 4096
     """Tokens per step over all workers; a multiple of `sequence`."""
-    micro: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    micro: Annotated[Whole, Field(ge=1)] | Literal["auto"] = Field("auto", json_schema_extra={"change": "free"})
     """Sequences that a worker computes at once; "auto" takes the largest that fits by prediction."""
 
 
@@ -198,7 +226,7 @@ class TrainSection(Section):
     """Keys weights, dropout and data order."""
     deterministic: bool = False
     """Bitwise repeatable kernels on a GPU too, at a cost in speed; a CPU run is repeatable anyway."""
-    collect_every: int = Field(50, ge=1, json_schema_extra={"change": "free"})
+    collect_every: Whole = Field(50, ge=1, json_schema_extra={"change": "free"})
     """Python's garbage is collected every so many steps, on all ranks together."""
 
 
@@ -207,7 +235,7 @@ class OptimSection(Section):
 
     name: Literal["muon", "adamw"] = "muon"
     """Muon for matrices and AdamW for the rest, or AdamW for all."""
-    lr: float | None = Field(None, gt=0)
+    lr: float | None = Field(None, gt=0, le=100)
     """Peak learning rate. Left out: derived from size and tokens."""
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
     """Warm up, stay, decay; or a half cosine after the warm-up; or warm up and stay."""
@@ -217,32 +245,32 @@ class OptimSection(Section):
     """Share of the run over which "wsd" falls to `final`. Left out: 0.4."""
     final: Share = 0.0
     """Learning rate at the end as a share of the peak."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(0.1, ge=0, le=100)
     """Decoupled weight decay of matrices, as a share of the learning rate."""
     clip: Annotated[
-        Annotated[float, Field(gt=0)] | None,
+        Annotated[float, Field(gt=0, le=1e9)] | None,
         BeforeValidator(_none),
-        WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "none"}]}),
+        WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1e9}, {"const": "none"}]}),
     ] = 1.0
     """Largest norm of the whole gradient; "none" does not clip."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """AdamW's average of gradients."""
     beta2: float = Field(0.95, ge=0, lt=1)
     """AdamW's average of squared gradients."""
-    epsilon: float = Field(1e-8, gt=0)
+    epsilon: float = Field(1e-8, gt=0, le=1)
     """AdamW's guard against division by zero."""
     momentum: float | None = Field(None, ge=0, lt=1)
     """Muon's momentum. Left out: 0.95."""
-    newton_schulz: int | None = Field(None, ge=1, le=20)
+    newton_schulz: Whole | None = Field(None, ge=1, le=20)
     """Muon's iterations. Left out: 5."""
 
 
 class LayoutSection(Section):
     """Who does which part."""
 
-    shape: str = Field("auto", json_schema_extra={"change": "free"})
+    shape: str = Field("auto", min_length=1, json_schema_extra={"change": "free"})
     """Degrees, as "dp4" (sharded) or "replicate2 dp2"; ranks not named go to dp. "auto" chooses."""
-    zero: int = Field(2, ge=1, le=3, json_schema_extra={"change": "free"})
+    zero: Whole = Field(2, ge=1, le=3, json_schema_extra={"change": "free"})
     """ZeRO stage over dp: 1 optimizer state, 2 and gradients, 3 and parameters are sharded."""
 
 
@@ -260,7 +288,7 @@ class CheckpointSection(Section):
 
     every: Every = Field("60 s", json_schema_extra={"change": "free"})
     """How often a checkpoint is written: steps, seconds, a share of the run, or "never" (only at the end)."""
-    keep: int = Field(2, ge=1, json_schema_extra={"change": "free"})
+    keep: Whole = Field(2, ge=1, json_schema_extra={"change": "free"})
     """How many of the newest are kept; an older one goes only after a newer one was verified."""
     bandwidth: Bandwidth | None = Field(None, json_schema_extra={"change": "free"})
     """Most bytes per second written to disk, as "100 MB/s". Left out: no limit."""
@@ -271,20 +299,20 @@ class FaultsSection(Section):
 
     recover: bool = Field(True, json_schema_extra={"change": "free"})
     """Start all workers again from the last checkpoint when one dies; false leaves a failed run as it is."""
-    restarts: int = Field(5, ge=0, json_schema_extra={"change": "free"})
+    restarts: Whole = Field(5, ge=0, json_schema_extra={"change": "free"})
     """How often in a row workers are started again without one step of progress."""
 
 
 class ObserveSection(Section):
     """What is shown and kept."""
 
-    sample_every: Every = Field("25%", json_schema_extra={"change": "free"})
-    """How often the model continues the prompts."""
+    sample_every: Counted = Field("25%", json_schema_extra={"change": "free"})
+    """How often the model continues the prompts: steps, a share of the run, or "never"."""
     prompts: tuple[str, ...] = Field(("",), strict=False, json_schema_extra={"change": "free"})
     """What it continues."""
     sample_tokens: Count = Field(64, json_schema_extra={"change": "free"})
     """Tokens of one sample."""
-    temperature: float = Field(0.8, ge=0, json_schema_extra={"change": "free"})
+    temperature: float = Field(0.8, ge=0, le=1000, json_schema_extra={"change": "free"})
     """Sharpness of the samples; 0 takes the likeliest token."""
     log_every: Seconds = Field(10.0, json_schema_extra={"change": "free"})
     """Seconds between lines where the output is no terminal."""
@@ -293,8 +321,8 @@ class ObserveSection(Section):
 class EvaluateSection(Section):
     """What is measured on held-out documents."""
 
-    every: Every = Field("25%", json_schema_extra={"change": "free"})
-    """How often; always at the end, unless "never"."""
+    every: Counted = Field("25%", json_schema_extra={"change": "free"})
+    """How often: steps or a share of the run; always at the end, unless "never"."""
     tokens: Count = Field(65_536, json_schema_extra={"change": "free"})
     """Most held-out tokens read by one evaluation."""
 

@@ -8,18 +8,17 @@ not after it, at most `window` of them. Rows of padding give zeros and take no g
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from argosy.device import torch_versions
+from argosy.model import documents
+from argosy.plan.bytes import DENSE
 
 Forward = Callable[[Tensor, Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
 Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor, Tensor]]
-
-TILE = 32  # sides of loop tiles are multiples of this: oneDNN keeps one generated kernel per shape for ever
-BAND = 256  # query rows of a tile under a sliding window
 
 
 def allowed(segments: Tensor, window: int) -> Tensor:
@@ -73,6 +72,9 @@ def _dense_forward(
     """Holds the whole square of scores: the fastest for short sequences, quadratic in memory."""
     B, S, H, _ = q.shape
     G = k.shape[2]
+    # In bfloat16 the scores are rounded before the softmax; flash keeps them in float32. Here that would take products of
+    # float32 copies, for torch has none of bfloat16 into float32 on a CPU, at a third of the kernel's time ("copies" of
+    # benchmarks/attention.py bounds it): more than a tenth of a step of the laptop job, for an error of 0.3% made 0.2%.
     scores = torch.bmm(_grouped(q, G), _grouped(k, G).mT).view(B, H, S, S)
     p, lse = _probabilities(scores, segments, window, scale)
     out = _ungrouped(torch.bmm(p.view(B * G, -1, S), _grouped(v, G)), q.shape, G)
@@ -106,128 +108,29 @@ def _dense_backward(
     return dq, dk, dv
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Queries [begin, end) of row `row` and the keys from `first` on that they may see; `end` ends both."""
-
-    row: int
-    first: int
-    begin: int
-    end: int
-
-
-def tiles(segments: list[list[int]], window: int) -> list[Tile]:
-    """The squares and bands that hold everything that is allowed; padding is in none."""
-    found = []
-    for row, numbers in enumerate(segments):
-        begin = 0
-        for place in range(1, len(numbers) + 1):
-            if place < len(numbers) and numbers[place] == numbers[begin]:
-                continue
-            if numbers[begin]:
-                found += _bands(row, begin, place, window)
-            begin = place
-    return found
-
-
-def _bands(row: int, begin: int, end: int, window: int) -> list[Tile]:
-    """One document's tiles: itself, or under a window shorter than it bands of queries with the keys they reach."""
-    if not window or window >= end - begin:
-        return [Tile(row, begin, begin, end)]
-    starts = range(begin, end, BAND)
-    return [Tile(row, max(begin, start - window + 1), start, min(start + BAND, end)) for start in starts]
-
-
-class _Packing:
-    """The tiles of the last segments seen: every layer of a step asks for the same, and reading them costs a copy."""
-
-    segments: Tensor | None = None
-    window = -1
-    found: list[Tile]
-
-    def tiles(self, segments: Tensor, window: int) -> list[Tile]:
-        """The tiles of `segments`; compared by content, because a buffer may be filled again in place."""
-        known = self.segments
-        if known is None or self.window != window or known.shape != segments.shape or not torch.equal(known, segments):
-            self.segments, self.window = segments.clone(), window
-            self.found = tiles(segments.tolist(), window)
-        return self.found
-
-
-_packings: dict[int, _Packing] = {}  # by window
-
-
-def _packed(segments: Tensor, window: int) -> list[Tile]:
-    return _packings.setdefault(window, _Packing()).tiles(segments, window)
-
-
-def _cut(x: Tensor, row: int, begin: int, end: int, heads: int) -> Tensor:
-    """Rows [begin, end) of sequence `row` as [1, heads, rounded up to TILE, K]; what is beyond is zero."""
-    piece = x[row, begin:end].transpose(0, 1)
-    if piece.shape[0] != heads:
-        piece = piece.repeat_interleave(heads // piece.shape[0], 0)
-    out = piece.new_zeros((1, heads, -(-(end - begin) // TILE) * TILE, x.shape[-1]))
-    out[0, :, : end - begin] = piece
-    return out
-
-
-def _band_mask(tile: Tile, window: int, queries: int, keys: int, like: Tensor) -> Tensor | None:
-    """What is added to a band's scores; None where the tile is plainly causal."""
-    if tile.first == tile.begin and not (window and window < tile.end - tile.begin):
-        return None
-    q = torch.arange(tile.begin, tile.begin + queries, device=like.device)[:, None]
-    k = torch.arange(tile.first, tile.first + keys, device=like.device)[None, :]
-    # Rows and keys beyond the tile's end are thrown away; rows there see themselves at least, so that none is empty.
-    seen = (q - k >= 0) & (q - k < window) & ((k < tile.end) | (q >= tile.end))
-    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))[None, None]
-
-
-def _loop_forward(
-    q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: int, scale: float
-) -> tuple[Tensor, Tensor]:
-    B, S, H, _ = q.shape
-    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
-    lse = torch.zeros((B, H, S), dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
-    for tile in _packed(segments, window):
-        row, first, begin, end = tile.row, tile.first, tile.begin, tile.end
-        tile_q = _cut(q, row, begin, end, H)
-        tile_k, tile_v = _cut(k, row, first, end, H), _cut(v, row, first, end, H)
-        mask = _band_mask(tile, window, tile_q.shape[2], tile_k.shape[2], q)
-        found, found_lse = torch_versions.flash_forward_cpu(tile_q, tile_k, tile_v, mask, scale)
-        out[row, begin:end] = found[0, :, : end - begin].transpose(0, 1)
-        lse[row, :, begin:end] = found_lse[0, :, : end - begin]
-    return out, lse
-
-
-def _loop_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    segments: Tensor, window: int, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    H, G = q.shape[2], k.shape[2]
-    dq = torch.zeros_like(q, memory_format=torch.contiguous_format)
-    dk = torch.zeros_like(k, memory_format=torch.contiguous_format)
-    dv = torch.zeros_like(v, memory_format=torch.contiguous_format)
-    for tile in _packed(segments, window):
-        row, first, begin, end = tile.row, tile.first, tile.begin, tile.end
-        tile_q, tile_out, tile_grad = (_cut(x, row, begin, end, H) for x in (q, out, grad))
-        tile_k, tile_v = _cut(k, row, first, end, H), _cut(v, row, first, end, H)
-        tile_lse = lse.new_zeros((1, H, tile_q.shape[2]))
-        tile_lse[0, :, : end - begin] = lse[row, :, begin:end]
-        mask = _band_mask(tile, window, tile_q.shape[2], tile_k.shape[2], q)
-        found = torch_versions.flash_backward_cpu(tile_grad, tile_q, tile_k, tile_v, tile_out, tile_lse, mask, scale)
-        dq[row, begin:end] = found[0][0, :, : end - begin].transpose(0, 1)
-        for target, part in ((dk, found[1]), (dv, found[2])):
-            heads = part[0, :, : end - first].view(G, H // G, end - first, -1).sum(1)
-            target[row, first:end] += heads.transpose(0, 1)
-    return dq, dk, dv
-
-
-def _offsets(segments: Tensor) -> Tensor:
+def borders(segments: Tensor) -> Tensor:
     """Where a document begins in the batch laid end to end, and its end: int32 [documents + 1]. Padding is a document."""
-    borders = torch.ones_like(segments, dtype=torch.bool)
-    borders[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    begins = borders.flatten().nonzero().flatten()
+    first = torch.ones_like(segments, dtype=torch.bool)
+    first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    begins = first.flatten().nonzero().flatten()
     return torch.cat((begins, begins.new_tensor([segments.numel()]))).int()
+
+
+_known = WeakTensorKeyDictionary()  # segments -> (their version when they were looked at, their borders)
+
+
+def remember(segments: Tensor, offsets: Tensor) -> None:
+    """Keep the borders of `segments`, both on one device: how many documents there are need not be asked of a GPU then."""
+    _known[segments] = (torch_versions.version(segments), offsets)
+
+
+def offsets(segments: Tensor) -> Tensor:
+    """`borders`, found once for all layers, forward and backward: on a GPU the host waits for them, unless told before."""
+    version, found = _known.get(segments, (None, segments))
+    if version != torch_versions.version(segments):  # never seen, or filled again in place
+        found = borders(segments)
+        remember(segments, found)
+    return found
 
 
 def _documents_forward(
@@ -235,7 +138,7 @@ def _documents_forward(
 ) -> tuple[Tensor, Tensor]:
     """The GPU's flash kernel for documents of any length laid end to end. Sees `device/capability.py` for where it ran."""
     out, lse, _, _ = torch_versions.flash_forward_cuda(
-        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), _offsets(segments), q.shape[1], window, scale
+        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), offsets(segments), q.shape[1], window, scale
     )
     out = out.view(q.shape) * (segments != 0)[:, :, None, None]
     return out, lse.view(q.shape[2], *q.shape[:2]).transpose(0, 1).contiguous()
@@ -251,13 +154,10 @@ def _documents_backward(
     state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # the generator's: there is no dropout
     unused = torch.empty(0, dtype=torch.uint64, device=q.device)
     parts = torch_versions.flash_backward_cuda(
-        flat_grad, flat_q, flat_k, flat_v, flat_out, rows, _offsets(segments), q.shape[1], window, scale, state, unused
+        flat_grad, flat_q, flat_k, flat_v, flat_out, rows, offsets(segments), q.shape[1], window, scale, state, unused
     )
     dq, dk, dv = (part.view(like.shape) for part, like in zip(parts, (q, k, v), strict=True))
     return dq, dk, dv
-
-
-DENSE_LIMIT = 512  # sequences up to here hold their scores whole: twice as fast as flash there, and still small
 
 
 def choose(device: str, sequence: int, compiled: bool, kind: torch.dtype) -> str:
@@ -266,7 +166,7 @@ def choose(device: str, sequence: int, compiled: bool, kind: torch.dtype) -> str
         return "documents"
     if device != "cpu":
         return "dense compiled" if compiled else "dense"
-    if sequence <= DENSE_LIMIT:
+    if sequence <= DENSE[str(kind).removeprefix("torch.")]:
         return "dense compiled" if compiled else "dense"
     return "loop"
 
@@ -277,6 +177,6 @@ KERNELS: dict[str, tuple[Forward, Backward]] = {
         torch.compile(_dense_forward, dynamic=False, fullgraph=True),
         torch.compile(_dense_backward, dynamic=False, fullgraph=True),
     ),
-    "loop": (_loop_forward, _loop_backward),
+    "loop": (documents.forward, documents.backward),
     "documents": (_documents_forward, _documents_backward),
 }

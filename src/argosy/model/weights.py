@@ -59,5 +59,6 @@ def initialise(decoder: Decoder, seed: int) -> None:
         if deviation is None:
             own.fill_(0.0 if name.endswith(".bias") else 1.0)
         elif own.numel():
-            values = normals(key(seed, "weights", name), box(parameter), parameter.shape)
+            held = [range(*ends) for ends in zip(*box(parameter), strict=True)]
+            values = normals(key(seed, "weights", name), held, parameter.shape)
             own.copy_(values.mul_(deviation).view(own.shape))

@@ -113,8 +113,9 @@ def svg(chart: Chart, *, colours: Sequence[str] = ()) -> str:
         up = (point[1] - y_low) / (y_high - y_low) if y_high > y_low else 0.5
         return _LEFT + across * (wide - _LEFT - _RIGHT), high - _BOTTOM - up * (high - _TOP - _BOTTOM)
 
+    size = f'width="{wide}" height="{high}" ' if colours else ""  # a picture that stands alone has a size of its own
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" role="img" class="chart {kind}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}viewBox="0 0 {wide} {high}" role="img" class="chart {kind}" '
         f'font-family="system-ui, sans-serif" font-size="12"><title>{escape(chart.title)}</title>'
     ]
     if colours:

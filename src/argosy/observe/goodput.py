@@ -16,7 +16,7 @@ from argosy.run.record import Entries
 
 # From what is weakest to what is strongest: where two overlap, the later of them counts.
 CLASSES = {
-    "other": "between the steps, and leaving",
+    "other": "between the steps, timing matrix products alone, and leaving",
     "start": "from the command to the first step: data, processes, groups, model, checkpoint",
     "recovery": "from the end of one start of the workers to the first step of the next",
     "training": "forward, backward, agreeing, update",
@@ -43,6 +43,7 @@ _PHASES = {
     "save": "saving",
     "collect": "garbage",
     "wait": "other",
+    "gauge": "other",
 }
 
 

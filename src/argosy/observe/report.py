@@ -1,11 +1,14 @@
 """The page of a run: `report.html`, one file that needs neither network nor scripts, made from the run folder alone.
 
+The one script that it holds adds downloads as PNG; the page's policy admits that script by its hash, and no other.
 Order of the page = order of the questions one has. Everything that comes from the folder is escaped; long parts are cut and
 say so, so that the page stays under a megabyte whatever the run's length.
 """
 
 from __future__ import annotations
 
+import base64
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -25,15 +28,22 @@ def write(run: Run) -> Path:
 def page(run: Run) -> str:
     """The whole page as text."""
     summary = Summary(run)
-    template = Template(files("argosy.observe").joinpath("report.html").read_text(encoding="utf-8"))
+    template = Template(_part("report.html"))
+    script = _part("report.js")
     return template.substitute(
         title=sections.text(f"{summary.info.get('name', run.path.name)}: {sections.sentence(summary)}"),
         version=sections.text(summary.info.get("argosy", "?")),
         light=_colours(charts.LIGHT),
         dark=_colours(charts.DARK),
         rules=_rules(),
+        script=script,
+        permit="sha256-" + base64.b64encode(sha256(script.encode()).digest()).decode(),
         body="\n".join(part for section in sections.ORDER if (part := section(summary))),
     )
+
+
+def _part(name: str) -> str:
+    return files("argosy.observe").joinpath(name).read_text(encoding="utf-8")
 
 
 def _colours(colours: tuple[str, ...]) -> str:

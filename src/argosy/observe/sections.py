@@ -98,7 +98,9 @@ def _figures(summary: Summary) -> list[tuple[str, str, str]]:
     if summary.tokens_per_second:
         found.append(("speed", f"{summary.tokens_per_second:,.0f}", "tokens/s"))
     if summary.gemm_share:
-        found.append(("matrix-multiply rate", f"{summary.gemm_share:.0%}", "of this machine's"))
+        found.append(("of its matrix products' speed", f"{summary.gemm_share:.0%}", "timed alone, beside it"))
+    if summary.mfu:
+        found.append(("MFU", f"{summary.mfu:.0%}", "of the device's peak"))
     if summary.account.total:
         useful = summary.account.seconds["training"] / summary.account.total
         found.append(("training", f"{useful:.0%}", f"of {seconds_text(summary.account.total)}"))
@@ -287,7 +289,7 @@ def environment(summary: Summary) -> str:
     rates = (info.get("probed") or {}).get("gemm") or {}
     if isinstance(rates, Mapping):
         rows += [
-            (f"matrix products in {name}", f"{float(rate):,.0f} GFLOP/s, measured")
+            (f"matrix products in {name}", f"{float(rate):,.0f} GFLOP/s, one worker, measured")
             for name, rate in rates.items()
             if rate
         ]

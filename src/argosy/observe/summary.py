@@ -144,23 +144,26 @@ class Summary:
     @cached_property
     def tokens_per_second(self) -> float | None:
         """The median over the steps."""
-        found = [row["tokens_per_second"] for row in self.metrics if row.get("tokens_per_second")]
-        return median(found) if found else None
+        return self._median("tokens_per_second")
 
     @cached_property
     def step_seconds(self) -> float | None:
         """The median over the steps."""
-        found = [row["seconds"] for row in self.metrics if row.get("seconds")]
-        return median(found) if found else None
+        return self._median("seconds")
 
-    @property
+    @cached_property
     def gemm_share(self) -> float | None:
-        """Training's FLOP/s as a share of this machine's matrix-multiply rate in the run's type; None where unknown."""
-        rate = (self.info.get("probed") or {}).get("gemm", {}).get(self.used("train.precision"))
-        if not rate or not self.flops_per_token or not self.tokens_per_second:
-            return None
-        devices = len((self.info.get("machine") or {}).get("devices") or []) and int(self.info.get("workers") or 1)
-        return float(self.flops_per_token * self.tokens_per_second / (rate * 1e9 * max(1, devices)))
+        """Training's FLOP/s over what the model's own matrix products reach alone: the median over the steps."""
+        return self._median("gemm_share")
+
+    @cached_property
+    def mfu(self) -> float | None:
+        """Training's FLOP/s over the devices' dense peak: the median over the steps; None where no peak is known."""
+        return self._median("mfu")
+
+    def _median(self, key: str) -> float | None:
+        found = [row[key] for row in self.metrics if row.get(key)]
+        return median(found) if found else None
 
     @cached_property
     def memory_peak(self) -> float | None:
@@ -209,10 +212,12 @@ class Summary:
 def _stepped(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those of `found` that name a step, with nothing but numbers where numbers belong: others' folders are read too."""
     numbers = ("tokens", "loss", "bits_per_byte", "lr", "gradient_norm", "seconds", "tokens_per_second", "time")
+    shares = ("gemm_share", "mfu")
     return [
         row
         for row in found
-        if isinstance(row.get("step"), int) and all(isinstance(row.get(key), int | float | None) for key in numbers)
+        if isinstance(row.get("step"), int)
+        and all(isinstance(row.get(key), int | float | None) for key in (*numbers, *shares))
     ]
 
 

@@ -62,6 +62,8 @@ def pairs(row: Mapping[str, Any], steps: int, left: float | None) -> str:
         ("lr", "lr", ".3e"),
         ("gradient_norm", "gnorm", ".3g"),
         ("tokens_per_second", "tok/s", ".0f"),
+        ("gemm_share", "gemm", ".2f"),
+        ("mfu", "mfu", ".2f"),
     ):
         if row.get(key) is not None:
             words.append(f"{name}={row[key]:{form}}")

@@ -54,6 +54,10 @@ class Prediction(Protocol):
     def parameters(self) -> int:
         """Of the model."""
 
+    @property
+    def basis(self) -> str:
+        """What the seconds come from, in words."""
+
 
 def title(machine: Machine) -> str:
     """Versions and machine in one line."""
@@ -83,12 +87,13 @@ def start(
     workers: int,
     threads: int,
     backend: str,
+    because: str = "",
     notes: Sequence[str] = (),
 ) -> StartFacts:
     """The block before the first step.
 
     run: "runs/laptop (new)". data: `Prepared.summary`; documents, tokens: what is trained on; held_out: documents kept
-    back. backend: "gloo" or "nccl".
+    back. backend: "gloo" or "nccl". because: who says how many threads, where it is not the cores.
     """
     why = {setting.key: setting.why for setting in settings}
     steps, all_tokens = int(job.train.steps or 0), int(job.train.tokens or 0)
@@ -101,15 +106,26 @@ def start(
         ),
         ("Batch", _batch(job, steps, all_tokens, tokens)),
         ("Optim", _optim(job, steps)),
-        ("Layout", _layout(job, workers, threads, backend)),
+        ("Layout", _layout(job, workers, threads, backend, because)),
         ("Numbers", _numbers(job, why)),
         (
             "Expect",
-            f"≈{seconds_text(prediction.seconds)} of steps, ≈{prediction.tokens_per_second:,.0f} tokens/s, "
-            f"{bytes_text(prediction.memory_bytes)} per worker, {bytes_text(prediction.disk_bytes)} on disk",
+            f"≈{seconds_text(prediction.seconds)} of steps, ≈{prediction.tokens_per_second:,.0f} tokens/s"
+            f"{f' ({prediction.basis})' if prediction.basis else ''}, "
+            f"{bytes_text(prediction.memory_bytes)} per worker, {bytes_text(prediction.disk_bytes)} on disk"
+            + _timed(settings),
         ),
     ]
     return StartFacts(tuple(lines), tuple(notes), steps)
+
+
+def _timed(settings: Sequence[Setting]) -> str:
+    """That the number of steps is a prediction, where a time was asked for."""
+    known = {setting.key: setting for setting in settings}
+    time, steps = known.get("train.time"), known.get("train.steps")
+    if time is None or steps is None or not isinstance(time.asked, int | float):
+        return ""
+    return f"\n{steps.used:,} steps are {steps.why}; start, compiling and evaluation come on top"
 
 
 def _model(job: Job, parameters: int) -> str:
@@ -151,10 +167,11 @@ def _optim(job: Job, steps: int) -> str:
     return ", ".join(words)
 
 
-def _layout(job: Job, workers: int, threads: int, backend: str) -> str:
+def _layout(job: Job, workers: int, threads: int, backend: str, because: str = "") -> str:
+    told = f" ({because})" if because else ""
     if workers == 0:
-        return "in this process, no workers"
-    text = f"{workers} worker{'s' * (workers != 1)} of {threads} thread{'s' * (threads != 1)}: {job.layout.shape}"
+        return "in this process, no workers" + (f", {threads} thread{'s' * (threads != 1)}{told}" if told else "")
+    text = f"{workers} worker{'s' * (workers != 1)} of {threads} thread{'s' * (threads != 1)}{told}: {job.layout.shape}"
     sharded = f", ZeRO-{job.layout.zero}" if "dp" in job.layout.shape.replace("dp1", "") else ""
     return text + sharded + (f" over {backend}" if workers > 1 else "") + f", {job.batch.micro} sequences at once"
 
@@ -208,10 +225,12 @@ def held_out(summary: Summary) -> str:
 
 
 def speed(summary: Summary) -> str:
-    """Tokens per second, and what share of the matrix-multiply rate that is."""
-    share = summary.gemm_share
+    """Tokens per second, and how near that is to what the model's own matrix products reach, and to the devices' peak."""
     text = f"{summary.tokens_per_second:,.0f} tokens/s"
-    return text + (f" = {share:.0%} of the matrix-multiply rate measured on this machine" if share else "")
+    if summary.gemm_share:
+        share = f"{summary.gemm_share:.0%}" if summary.gemm_share >= 0.01 else "less than 1%"
+        text += f" = {share} of the speed of its matrix products alone, timed beside it"
+    return text + (f"; {summary.mfu:.0%} of the device's peak" if summary.mfu else "")
 
 
 def compared(item: Compared) -> str:

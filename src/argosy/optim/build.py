@@ -60,20 +60,38 @@ class Optimizer:
                 }
 
     @torch.no_grad()
-    def step(self, rate: float, scale: float = 1.0) -> None:
+    def step(self, rate: float, scale: float | Tensor = 1.0, good: Tensor | None = None) -> None:
         """Apply the gradients times `scale` (clipping) with `rate` (schedule.rate) times the peak learning rate.
 
-        With a group or with shards, every rank must call. RuntimeError where a parameter of Muon has no gradient.
+        scale: a number, or a scalar on the device. good: a scalar (bool) on the device, without which nothing changes; the
+        host need not know it, and says `uncount` when it learns that it was false. With a group or with shards, every rank
+        must call. RuntimeError where a parameter of Muon has no gradient.
         """
-        if scale != 1.0:
+        if isinstance(scale, Tensor) or scale != 1.0:
             multiply_all([local(p.grad) for p in self.parameters if p.grad is not None], scale)
         if self.inner is not None:
             for group in self.inner.param_groups:
                 group["lr"] = self.lr * rate
-            self.inner.step()
+            self._update(self.inner, good)
         if self.muon is not None:
-            self.muon.step(self.lr * rate)
+            self.muon.step(self.lr * rate, good)
         self.updates += 1
+
+    def uncount(self) -> None:
+        """One of the last updates was not good, and thus none."""
+        self.updates -= 1
+
+    @staticmethod
+    def _update(inner: torch.optim.AdamW, good: Tensor | None) -> None:
+        """AdamW's own step. Its fused update reads `found_inf`, and changes nothing where that is 1."""
+        if good is None:
+            inner.step()
+            return
+        inner.found_inf = (~good).to(torch.float32)  # type: ignore[attr-defined]
+        try:
+            inner.step()
+        finally:
+            del inner.found_inf  # type: ignore[attr-defined]
 
     @property
     def parameters(self) -> list[Tensor]:

@@ -66,17 +66,25 @@ class Muon:
         self.owners = owners([parameter.shape for parameter in self.parameters.values()], ranks)
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Apply the gradients with learning rate `lr`. With a group or shards: every rank must call."""
-        updates = self._orthogonal(self._nesterov())
+    def step(self, lr: float, good: Tensor | None = None) -> None:
+        """Apply the gradients with learning rate `lr`; change nothing where `good`, a scalar on the device, is false.
+
+        With a group or shards: every rank must call.
+        """
+        updates = self._orthogonal(self._nesterov(good))
         own = [local(parameter.detach()) for parameter in self.parameters.values()]
         if self.weight_decay:
-            multiply_all(own, 1 - lr * self.weight_decay)
+            one = torch.ones((), dtype=torch.float64, device=own[0].device)
+            decay = 1 - lr * self.weight_decay
+            multiply_all(own, decay if good is None else torch.where(good, one.new_full((), decay), one))
         for parameter, target, update in zip(self.parameters.values(), own, updates, strict=True):
             scale = 0.2 * sqrt(max(parameter.shape))
-            target.add_(update[slices(box(parameter))].to(target.dtype), alpha=-lr * scale)
+            mine = update[slices(box(parameter))].to(target.dtype)
+            if good is not None:
+                mine = torch.where(good, mine, 0.0)
+            target.add_(mine, alpha=-lr * scale)
 
-    def _nesterov(self) -> list[Tensor]:
+    def _nesterov(self, good: Tensor | None) -> list[Tensor]:
         """Momentum's look-ahead of every matrix, sharded as the parameters are."""
         gradients = []
         for name, parameter in self.parameters.items():
@@ -84,7 +92,12 @@ class Muon:
                 raise RuntimeError(f"{name} has no gradient")
             gradients.append(parameter.grad)
         momenta = list(self.state.values())
-        interpolate_all([local(m) for m in momenta], [local(g) for g in gradients], 1 - self.momentum)
+        held, towards = [local(m) for m in momenta], [local(g) for g in gradients]
+        if good is None:
+            interpolate_all(held, towards, 1 - self.momentum)
+        else:  # one by one: no second copy of all momenta stands for the sake of a step that may be none
+            for old, gradient in zip(held, towards, strict=True):
+                old.copy_(torch.where(good, torch.lerp(old, gradient, 1 - self.momentum), old))
         return [torch.lerp(gradient, m, self.momentum) for gradient, m in zip(gradients, momenta, strict=True)]
 
     def _orthogonal(self, updates: list[Tensor]) -> list[Tensor]:

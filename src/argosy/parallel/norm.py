@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from argosy.device.shards import local
+
 
 def copies(tensor: Tensor, world: int) -> int:
     """How many of `world` ranks hold the same elements of `tensor`: all of them for a plain tensor."""
@@ -24,11 +26,6 @@ def copies(tensor: Tensor, world: int) -> int:
         if placement.is_shard():
             parts *= mesh.size(dimension)
     return world // parts
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of `tensor` that this rank holds, as a plain tensor that shares its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def norm2(gradients: Iterable[Tensor], world: int = 1) -> Tensor:

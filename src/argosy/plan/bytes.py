@@ -21,7 +21,10 @@ WIDER = {
     True: 0.6,
     False: 3.3,
 }  # bytes kept beside each activation, compiled or not: float32 copies in norms and rotations
-DENSE = 512  # longest sequence whose attention scores are held whole for a moment (model/kernels.py)
+# The longest sequence whose attention scores a CPU holds whole for a moment, by type: where the two kernels of
+# model/kernels.py cross, measured by benchmarks/attention.py with one to eight documents a sequence. In float32 they are even
+# at 128 tokens and flash takes half the time at 256; in bfloat16 dense is the faster at 256, flash from 512 to 768 on.
+DENSE = {"float64": 96, "float32": 96, "bfloat16": 384}
 SCORE = 6  # bytes each of them takes then
 ENDS = 56  # bytes per token and width at both ends of the model: embedding, last norm, their gradients
 
@@ -64,7 +67,8 @@ def activations(job: Job, micro: int) -> int:
     each = [_block_activations(job.model, block, width) for block in layers(job.model)]
     held = micro * job.batch.sequence * (sum(each) + max(each) + ENDS * (job.model.width or 0))
     heads = max(block.heads or 1 for block in layers(job.model))
-    scores = micro * heads * job.batch.sequence**2 * SCORE if job.batch.sequence <= DENSE else 0
+    dense = DENSE[str(job.train.precision)]
+    scores = micro * heads * job.batch.sequence**2 * SCORE if job.batch.sequence <= dense else 0
     return round(held + scores)
 
 

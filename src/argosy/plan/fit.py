@@ -31,18 +31,27 @@ def settle_memory(draft: _Draft, layout: Layout, machine: Machine, world: int) -
         micro = int(asked)
     elif draft.measured("batch.micro"):
         micro = min(int(draft.values["batch.micro"]), mine)
+        if memory.peak(job, layout, micro, device).total > limit:  # it was chosen where there was more
+            before, micro = micro, _chosen(draft, job, layout, mine, limit, device)
+            draft.notes.append(f"batch.micro = {before} does not fit into the memory that is free now; using {micro}")
     else:
-        micro = largest(job, layout, mine, limit, device)
-        pieces = -(-mine // micro)
-        micro = -(-mine // pieces)
-        why = f"{mine} sequences of a worker in {pieces} part{'s' if pieces > 1 else ''}"
-        draft.put("batch.micro", micro, "measured", why)
+        micro = _chosen(draft, job, layout, mine, limit, device)
     draft.put("batch.micro", micro, "")
     if draft.loaded.job.memory.limit == "auto":
         draft.put("memory.limit", limit * world, "this machine", "free when the run started")
     need = memory.peak(job, layout, micro, device).total
     if need > limit:
         raise _refusal(draft, job, layout, micro, limit, device, world, need)
+
+
+def _chosen(draft: _Draft, job: Job, layout: Layout, mine: int, limit: int, device: str) -> int:
+    """Put the micro-batch that fits, evened out over the parts it makes of `mine` sequences; gives it."""
+    micro = largest(job, layout, mine, limit, device)
+    pieces = -(-mine // micro)
+    micro = -(-mine // pieces)
+    why = f"{mine} sequences of a worker in {pieces} part{'s' if pieces > 1 else ''}"
+    draft.put("batch.micro", micro, "measured", why)
+    return micro
 
 
 def _limit(draft: _Draft, job: Job, machine: Machine, world: int) -> int:
@@ -78,9 +87,12 @@ def _refusal(
         f"\n  {text:<34} {bytes_text(found):>9}{'' if found <= limit or text[:2] == '--' else ' (not enough alone)'}"
         for found, text in sorted(remedies, key=lambda one: (one[0] > limit and one[1][:2] != "--", one[0]))
     ]
-    what = f"not enough memory: a worker needs about {bytes_text(need)}, it may take {bytes_text(limit)}"
+    may = bytes_text(limit) if limit else "nothing beside what the run keeps outside its workers"
+    what = f"not enough memory: a worker needs about {bytes_text(need)}, it may take {may}"
     what += f" ({world} workers share it)." if world > 1 and device == "cpu" else "."
     where = draft.loaded.written.get("memory.limit", "")
+    if lines and all(found > limit and text[:2] != "--" for found, text in remedies):
+        lines = [" a smaller model.preset, or a larger machine; less need:", *lines]
     return Refused(
         what, where=where, do=("Overrides that help:" + "".join(lines)) if lines else "Use a smaller model.preset."
     )

@@ -1,8 +1,9 @@
-"""How long a step takes, from measured rates. Knows the model's size and the probe's figures, no machine.
+"""How long a step takes: as the last such run took, from timed pieces of the model, or from rates. Knows no machine.
 
-On a CPU a small model's time is the time of its matrix products and, as much or more, of everything else: norms, softmax,
-activations, the loss. The second part is counted in elements kept for the backward pass, each as if a number of bytes were
-moved; that number is fitted to the laptop job's step in both types, compiled and not, beside the probe of the same minute.
+Where nothing of the model could be timed only rates are known. On a CPU a small model's time is the time of its matrix
+products and, as much or more, of everything else: norms, softmax, activations, the loss. The second part is then counted in
+elements kept for the backward pass, each as if a number of bytes were moved; that number is fitted to the laptop job's step
+in both types, compiled and not, beside the probe of the same minute.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from argosy.job import presets
-from argosy.job.schema import Job, layers
+from argosy.job.schema import BlockSection, Job, ModelSection, layers
 from argosy.plan import flops
 from argosy.plan.bytes import kept
 
 MOVED = {True: 110.0, False: 250.0}  # bytes an element of activations costs, with and without the compiler
+# Of what a model does beside matrix products, the share of its time that the compiler leaves: fitted to the laptop job's
+# layers, compiled and not. In bfloat16 less is left, for the compiler also removes conversions.
+LEFT = {"float32": 0.42, "bfloat16": 0.28, "float64": 0.42}
+EXCHANGE = 1.0e9  # bytes/s at which a rank hands gradients to others of its machine over gloo
+EXCHANGE_LINK = 5e10  # the same between devices of one machine
 EFFICIENCY = 0.4  # share of the matrix-multiply rate that a model reaches where only that rate is known
 RATE_UNKNOWN = 20.0  # GFLOP/s of a worker when nothing was measured: a slow core, so that lengths err on the short side
 
@@ -39,13 +45,74 @@ def rate(probed: Mapping[str, Any], precision: str) -> float:
     return found / 2 if precision == "float64" else found
 
 
+def seen(job: Job) -> str:
+    """The name under which a run's own step is kept for the next one: what changes it and is no part of a request."""
+    compiled = "eager" if job.train.compile is False else "compiled"
+    return f"{job.train.precision} {compiled} {job.batch.tokens} {job.layout.shape}"
+
+
+def known(job: Job, probed: Mapping[str, Any]) -> float | None:
+    """Seconds of a step of the last run of this kind here; None before the first."""
+    found = probed.get("seen", {}).get(seen(job))
+    return float(found) if found else None
+
+
+def basis(job: Job, probed: Mapping[str, Any]) -> str:
+    """Where `step_seconds` has its figure from, in words."""
+    if known(job, probed) is not None:
+        return "as the last such run here took"
+    if job.train.precision in probed.get("pieces", {}):
+        return "predicted from layers timed here"
+    return "predicted from measured rates" if probed.get("gemm") else "a guess, nothing was measured"
+
+
 def step_seconds(job: Job, probed: Mapping[str, Any], workers: int, devices: int) -> float:
-    """Seconds of one step: its matrix products at the measured rate, and everything else at the measured bandwidth."""
-    work = flops.flops_per_token(job.model, job.batch.sequence) * job.batch.tokens
+    """Seconds of one step, from the best that is known: the last such run here, pieces timed here, or rates alone."""
+    last = known(job, probed)
+    if last is not None:
+        return last
+    if job.train.precision in probed.get("pieces", {}):
+        return from_pieces(job, probed, workers)
+    return _from_rates(job, probed, workers, devices)
+
+
+def from_pieces(job: Job, probed: Mapping[str, Any], workers: int) -> float:
+    """Seconds of one step from the pieces that `python -m argosy.train.trial` timed in the job's type.
+
+    Timed eagerly. The compiler leaves the matrix products as they are and shortens everything between them.
+    """
+    one, asked = probed["pieces"][str(job.train.precision)], probed["request"]
+    workers = max(1, workers)
+    like = sum(work(job.model, block, job.batch.sequence) for block in layers(job.model))
+    blocks = like / work(job.model, job.model.block, job.batch.sequence)
+    left = LEFT[str(job.train.precision)] if job.train.compile is not False else 1.0
+
+    def part(name: str) -> float:
+        products = min(one[f"{name}_products"], one[name])
+        return float(products + left * (one[name] - products))
+
+    each = blocks * part("block") / (asked["rows"] * asked["sequence"]) + part("ends") / asked["ends"]
+    mine = -(-(job.batch.tokens // job.batch.sequence) // workers) * job.batch.sequence
+    shared = workers if job.optim.name == "muon" else 1  # ranks share out the matrices
+    update = blocks * one["block_update"] / shared + one["ends_update"]
+    exchanged = 4.0 * flops.parameters(job.model) * 2 * (workers - 1) / workers
+    reduce = exchanged / (EXCHANGE if asked["device"] == "cpu" else EXCHANGE_LINK)
+    return float(mine * each + update + reduce)
+
+
+def work(model: ModelSection, block: BlockSection, sequence: int) -> float:
+    """FLOP of one block, forward and backward, for one token."""
+    one = model.model_copy(update={"layers": 1, "pattern": (), "block": block, "vocabulary": 0})
+    return flops.flops_per_token(one, sequence)
+
+
+def _from_rates(job: Job, probed: Mapping[str, Any], workers: int, devices: int) -> float:
+    """Matrix products at the measured rate, and everything else at the measured bandwidth."""
+    total = flops.flops_per_token(job.model, job.batch.sequence) * job.batch.tokens
     together = rate(probed, str(job.train.precision)) * (max(1, workers) if devices else 1) * 1e9
     bandwidth = float(probed.get("bandwidth", 0))
     if devices or not bandwidth:
-        return work / (together * EFFICIENCY)
+        return total / (together * EFFICIENCY)
     blocks = layers(job.model)
     elements = sum(kept(job.model, block) for block in blocks) * (1 + 1 / len(blocks)) * job.batch.tokens
-    return work / together + elements * MOVED[job.train.compile is not False] / bandwidth
+    return total / together + elements * MOVED[job.train.compile is not False] / bandwidth

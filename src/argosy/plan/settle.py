@@ -20,10 +20,9 @@ from argosy.job.schema import BlockSection, Job, ModelSection, layers
 from argosy.job.setting import Setting
 from argosy.layout.layout import Layout
 from argosy.plan import bytes as memory
-from argosy.plan import derive, fit, flops, layouts, seconds
+from argosy.plan import derive, fit, flops, layouts, precision, seconds
 from argosy.plan.prepared import PreparedFacts
 
-FASTER = 1.3  # how much faster bfloat16 must be before its lost digits are worth it
 COMPILE_EARNS = 20.0  # seconds of compiled training from which compiling pays: eager takes more than twice as long
 
 
@@ -38,6 +37,7 @@ class Prediction:
     seconds: float
     parameters: int = 0
     flops_per_token: float = 0.0
+    basis: str = ""  # what the seconds come from, in words
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,16 @@ class _Draft:
         if self.values[key] is None:
             self.put(key, found.value, "derived", found.why)
 
-    def measured(self, key: str) -> bool:
-        """Whether an unfinished run measured `key` for the same question; its value is then in force."""
+    def measured(self, key: str, *origins: str) -> bool:
+        """Whether an unfinished run measured `key` for the same question; its value is then in force.
+
+        origins: others beside "measured" that stand for a decision which must not be taken again.
+        """
         old = self.kept.get(key)
         asked = leaves.plain(leaves.leaves(self.loaded.job)[key])
-        if old is None or old.origin != "measured" or old.asked != asked:
+        if old is None or old.origin not in ("measured", *origins) or old.asked != asked:
             return False
-        self.put(key, old.used, "measured", old.why)
+        self.put(key, old.used, old.origin, old.why)
         return True
 
     def replaced(self, key: str, value: object, why: str) -> None:
@@ -128,7 +131,7 @@ def settle(
     accelerated = bool(machine.devices)
     _model(draft, prepared)
     _layout(draft, world, accelerated)
-    _numbers(draft, probed, accelerated)
+    _numbers(draft, probed, world, accelerated)
     _length(draft, probed, world, accelerated)
     _optimizer(draft)
     _compile(draft, probed, machine, world)
@@ -230,17 +233,17 @@ def _layout(draft: _Draft, world: int, accelerated: bool) -> None:
         draft.dead("layout.zero", f"layout.zero = {job.layout.zero} has no effect: {layout.text()} shards nothing")
 
 
-def _numbers(draft: _Draft, probed: Mapping[str, Any], accelerated: bool) -> None:
+def _numbers(draft: _Draft, probed: Mapping[str, Any], world: int, accelerated: bool) -> None:
     train = draft.loaded.job.train
-    if train.precision == "auto" and not draft.measured("train.precision"):
-        draft.put("train.precision", *_precision(probed, accelerated))
+    if train.precision == "auto" and not draft.measured("train.precision", "default"):
+        draft.put("train.precision", *precision.chosen(_for_speed(draft), probed, world, accelerated))
     elif train.precision == "bfloat16":
-        slower = _slower(probed)
+        slower = precision.slower(_for_speed(draft), probed, world)
         if slower:
             draft.notes.append(f"train.precision = bfloat16 is {slower}")
-    precision = str(draft.values["train.precision"])
+    kind = str(draft.values["train.precision"])
     if train.master == "auto":
-        double = precision == "float64"
+        double = kind == "float64"
         draft.put(
             "train.master", "float64" if double else "float32", "derived", "updates need more digits than products"
         )
@@ -248,34 +251,6 @@ def _numbers(draft: _Draft, probed: Mapping[str, Any], accelerated: bool) -> Non
         draft.put("train.reduce", draft.values["train.master"], "derived", "the master's")
     if train.deterministic and not accelerated:
         draft.dead("train.deterministic", "train.deterministic = true changes nothing on a CPU: its runs repeat anyway")
-
-
-def _slower(probed: Mapping[str, Any]) -> str:
-    """ "4.4x slower on this machine: 32 against 140 GFLOP/s", or nothing when it is not slower."""
-    rates = probed.get("gemm", {})
-    half, single = rates.get("bfloat16"), rates.get("float32")
-    if not half or not single or half >= single:
-        return ""
-    return f"{single / half:.1f}x slower here: {half:.0f} against {single:.0f} GFLOP/s"
-
-
-def _precision(probed: Mapping[str, Any], accelerated: bool) -> tuple[str, str, str]:
-    """The type of the matrix products, its origin and the measured reason."""
-    rates = probed.get("gemm", {})
-    half, single = rates.get("bfloat16"), rates.get("float32")
-    place = "device" if accelerated else "CPU"
-    if not half or not single:
-        return "float32", "default", "nothing was measured here"
-    figures = f"{half:.0f} against {single:.0f} GFLOP/s, measured"
-    if half > FASTER * single:
-        return (
-            "bfloat16",
-            "measured",
-            f"bfloat16 is {half / single:.1f}x faster than float32 on this {place}: {figures}",
-        )
-    if half >= single:
-        return "float32", "measured", f"bfloat16 is only {half / single:.1f}x faster on this {place}: {figures}"
-    return "float32", "measured", f"bfloat16 is {single / half:.1f}x slower on this {place}: {figures}"
 
 
 def _length(draft: _Draft, probed: Mapping[str, Any], world: int, accelerated: bool) -> None:
@@ -296,9 +271,11 @@ def _length(draft: _Draft, probed: Mapping[str, Any], world: int, accelerated: b
             known = int(str(draft.kept["train.tokens"].used))  # a change of the batch leaves the length in tokens
             draft.put("train.steps", steps_of(known), "measured")
         else:
-            one = seconds.step_seconds(_for_speed(draft), probed, world, int(accelerated))
+            job = _for_speed(draft)
+            one = seconds.step_seconds(job, probed, world, int(accelerated))
             steps = max(1, round(train.time / one))
-            draft.put("train.steps", steps, "measured", f"{quantities.seconds_text(train.time)} at {one:.3g} s a step")
+            why = f"{quantities.seconds_text(train.time)} at {one:.3g} s a step, {seconds.basis(job, probed)}"
+            draft.put("train.steps", steps, "measured", why)
     elif train.steps is None:
         parameters = flops.parameters(_for_speed(draft).model)
         why = f"20 tokens for each of {quantities.count_text(parameters)} parameters"
@@ -317,9 +294,12 @@ def _for_speed(draft: _Draft) -> Job:
 def _optimizer(draft: _Draft) -> None:
     job = draft.job()
     tokens = int(draft.values["train.tokens"])
-    draft.derived("optim.lr", derive.lr(job, tokens))
+    _begun_with(draft, "optim.lr", derive.lr(job, tokens))
     if job.optim.schedule == "wsd":
         draft.derived("optim.decay", derive.decay())
+    warmup = draft.kept.get("optim.warmup")
+    if warmup is None or int(str(warmup.used)) <= tokens:
+        _begun_with(draft, "optim.warmup", derive.warmup(job, tokens))
     draft.derived("optim.warmup", derive.warmup(job, tokens))
     if job.optim.name == "muon":
         draft.derived("optim.momentum", derive.momentum())
@@ -329,6 +309,16 @@ def _optimizer(draft: _Draft) -> None:
             f"optim.warmup = {draft.values['optim.warmup']} tokens is longer than the run of {tokens}.",
             where=draft.loaded.written.get("optim.warmup", ""),
             do="Shorten it, or leave it out: it is then derived.",
+        )
+
+
+def _begun_with(draft: _Draft, key: str, found: derive.Derived) -> None:
+    """Take what was derived when the run began, else `found`: after another length the rate must not leap in mid-run."""
+    if not draft.measured(key, "derived"):
+        draft.derived(key, found)
+    elif draft.values[key] != found.value:
+        draft.notes.append(
+            f"{key} stays {draft.values[key]}, as the run began; for a new run it would be {found.value}"
         )
 
 
@@ -361,6 +351,7 @@ def _prediction(job: Job, layout: Layout, probed: Mapping[str, Any], machine: Ma
         seconds=one * steps,
         parameters=flops.parameters(job.model),
         flops_per_token=flops.flops_per_token(job.model, job.batch.sequence),
+        basis=seconds.basis(job, probed),
     )
 
 

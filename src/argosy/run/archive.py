@@ -19,6 +19,9 @@ from argosy.run.lines import Rows, whole
 from argosy.run.parquet import Folder
 from argosy.run.record import Entries
 
+YARDSTICKS = ("flops_per_token", "gemm_rate", "peak_rate")  # scalars that speed is compared with
+MINUTE = 60_000_000_000  # ns after which a measured rate says nothing more about a step
+
 
 @dataclass(frozen=True)
 class Line:
@@ -130,12 +133,21 @@ class Archive:
 
     @staticmethod
     def _complete(row: dict[str, Any], before: Mapping[str, Any]) -> None:
-        """Add the speed, for which the step before must be known."""
+        """Add the speed, for which the step before must be known, and its shares of what the machine could do."""
         tokens, earlier = row["tokens"], before.get("tokens") if before.get("step") == row["step"] - 1 else None
         if row["step"] == 1:
             earlier = 0
-        if tokens is not None and earlier is not None and row["seconds"] > 0:
-            row["tokens_per_second"] = (tokens - earlier) / row["seconds"]
+        rates = {name: row.pop(name, None) for name in YARDSTICKS}
+        if tokens is None or earlier is None or row["seconds"] <= 0:
+            return
+        row["tokens_per_second"] = (tokens - earlier) / row["seconds"]
+        if rates["flops_per_token"]:
+            done = rates["flops_per_token"] * row["tokens_per_second"]
+            row |= {
+                key: done / rates[name]
+                for key, name in (("gemm_share", "gemm_rate"), ("mfu", "peak_rate"))
+                if rates[name]
+            }
 
     def _new_samples(self, incarnation: int) -> list[Line]:
         if not self._samples.exists():
@@ -165,12 +177,16 @@ class Merge:
         self._held: dict[int, dict[str, float]] = {}
         self._seconds: dict[int, float] = {}
         self._tokens: float | None = None
+        self._rates: dict[str, tuple[int, float]] = {}  # of YARDSTICKS: when it was written, in ns, and how much
 
     def take(self, found: Entries) -> Iterator[Line]:
         """The rows that `found` completes."""
         for _, kind, index, _, step, entered, left, value, *_ in found.tolist():
             name = record.name(kind, index)
             if kind == record.SCALAR:
+                if name in YARDSTICKS:
+                    self._rates[name] = (entered, value)
+                    continue
                 into = self._held if name.startswith("held_out_") else self._values
                 into.setdefault(step, {})[name] = value
             elif kind == record.STEP:
@@ -208,6 +224,10 @@ class Merge:
             "incarnation": self.incarnation,
             "time": left / 1e9,
         }
+        row |= {name: self._rates[name][1] for name in YARDSTICKS if name in self._rates}
+        measured = self._rates.get("gemm_rate")
+        if measured is not None and entered - measured[0] > MINUTE:
+            del row["gemm_rate"]
         if values.get("skipped"):
             row["skipped"] = True
         return row

@@ -27,6 +27,11 @@ from argosy.run.ledger import Ledger
 
 VERSION = 1
 PREPARED = "data.prepared"  # an extra setting, no key of a job: the folder of prepared text
+# The names that a run makes in its folder, and those that were written half when it was killed.
+MADE = re.compile(
+    r"(run|settings|tokenizer)\.json|job\.toml|(ledger|journal|metrics|evaluations|samples)\.jsonl|log\.txt|crash\.txt"
+    r"|report\.html|diff\.patch|lock|save|stop|checkpoints|log|local|record|\..+\.[0-9]+"
+)
 PATIENCE = 5.0  # seconds that a second start waits for the first to leave
 _ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 GLANCE = 0.15  # seconds that a lock may be held by somebody who only looks whether it is free
@@ -111,17 +116,25 @@ class Run:
         append_line(self.path / "journal.jsonl", {"time": time.time(), **event})
 
     def newest_step(self) -> int:
-        """The step of the newest checkpoint that was committed; 0 where there is none. Says nothing about its health."""
-        found = (entry.parent.name.removeprefix("step-") for entry in self.checkpoints.glob("step-*/manifest.json"))
-        return max((int(step) for step in found if step.isdecimal()), default=0)
+        """The step of the newest checkpoint that was committed; 0 where there is none. Says nothing about its health.
+
+        Newest as a start chooses: of a later incarnation first, told by the names of the data files, without reading any.
+        """
+        found = [(0, 0)]
+        for manifest in self.checkpoints.glob("step-*/manifest.json"):
+            step = manifest.parent.name.removeprefix("step-")
+            written = [file.stem.rpartition("-")[2] for file in manifest.parent.glob("node-*-inc-*.safetensors")]
+            if step.isdecimal():
+                found.append((min((int(number) for number in written if number.isdecimal()), default=0), int(step)))
+        return max(found)[1]
 
     def metrics(self) -> Any:
         """The table of metrics.jsonl as a pyarrow.Table, one row a step; empty before the first."""
         import pyarrow as pa  # here, not above: a worker that has no use for it starts sooner
 
-        file = self.path / "metrics.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
-        return pa.Table.from_pylist([json.loads(line) for line in lines if line.endswith("\n")])
+        from argosy.run.lines import rows
+
+        return pa.Table.from_pylist(rows(self.path / "metrics.jsonl"))
 
     def busy(self) -> int | None:
         """The pid of the process that holds the lock, None where nobody does."""
@@ -161,7 +174,7 @@ def create(path: Path, *, asked: Job, text: str, origin: Mapping[str, object], *
     """
     run = Run(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)  # samples and tokenizer tell what was read
         run.log.mkdir(exist_ok=True)
         run.checkpoints.mkdir(exist_ok=True)
     except OSError as error:

@@ -55,9 +55,13 @@ class Incarnation:
 
     @staticmethod
     def next(run: Run) -> int:
-        """The first number that no start of this run has had yet; counted from 1."""
+        """The first number that no start of this run has had yet; counted from 1.
+
+        Of all that tells it, checkpoints are asked too: one written under a number that was used before would count as older.
+        """
         kept = int(run.info().get("incarnation", 0))
-        found = (path.stem.removeprefix("incarnation-") for path in run.local.glob("incarnation-*.json"))
+        paths = [*run.local.glob("incarnation-*.json"), *run.checkpoints.glob("step-*/node-*-inc-*.safetensors")]
+        found = (path.stem.rpartition("-")[2] for path in paths)
         return 1 + max([kept, *(int(number) for number in found if number.isdecimal())])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 _EXACT = frozenset({"loss", "bits_per_byte", "lr", "gradient_norm"})  # written so that they read back bit for bit
+_FORMS = {"seconds": ".6f", "time": ".6f", "gemm_share": ".4g", "mfu": ".4g"}
 
 
 class Rows:
@@ -102,7 +103,7 @@ def _value(key: str, value: object) -> str:
             return "null"
         if key in _EXACT:
             return f"{value:.17g}"
-        return f"{value:.6f}" if key in ("seconds", "time") else f"{value:.1f}"
+        return f"{value:{_FORMS.get(key, '.1f')}}"
     return json.dumps(value)
 
 

@@ -1,8 +1,8 @@
-"""What a rank did and when: fixed 64-byte entries in a memory-mapped file that survives SIGKILL. The writer and the readers.
+"""What a rank did and when: fixed 64-byte entries in a memory-mapped file that survives SIGKILL. The format and its readers.
 
-A rank of an incarnation writes `record-rank-0000-inc-0001-000.bin` (segments of 2**20 entries) in the run's local folder.
-Every entry is published by its sequence number, written last, and carries a checksum, so a reader beside a running or killed
-writer sees whole entries only. Knows the folder's `local` path and nothing of what the entries mean to others.
+A rank of an incarnation writes `record-rank-0000-inc-0001-000.bin` (segments of 2**20 entries) in the run's local folder;
+the writer is recorder.py. Every entry is published by its sequence number, written last, and carries a checksum, so a reader
+beside a running or killed writer sees whole entries only. Nothing here knows what the entries mean to others.
 
 Format, version 1, little-endian. Header: magic, version, entry size, rank, incarnation, pid, start (ns), the writer's own CPU
 time so far (ns). Entry: see ENTRY. The tables PHASES, SCALARS and MARKS only ever grow at the end.
@@ -10,22 +10,18 @@ time so far (ns). Entry: see ENTRY. The tables PHASES, SCALARS and MARKS only ev
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import struct
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, TypeAlias
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.errors import MACHINE, Refused
+from argosy.errors import Refused
 
 VERSION = 1
 MAGIC = b"ARGOSYR\n"
@@ -51,6 +47,7 @@ PHASES = (
     "save",  # a shard is copied for the writer, and waiting for it
     "collect",  # Python's garbage
     "wait",  # nothing to do but wait
+    "gauge",  # matrix products are timed alone
 )
 SCALARS = (
     "loss",  # nats per counted token of the global batch
@@ -69,8 +66,10 @@ SCALARS = (
     "memory_device",  # bytes on the device
     "skipped",  # 1 where a step's update was skipped
     "record_seconds",  # CPU seconds this writer took
-    "gemm_rate",  # FLOP/s of a matrix product measured beside the run
+    "gemm_rate",  # FLOP/s of all ranks in the model's own matrix products alone, measured beside the run
     "collected",  # objects that a garbage collection freed
+    "flops_per_token",  # forward and backward, attention counted causally
+    "peak_rate",  # dense peak of all ranks' devices in FLOP/s, by the catalogue; only where it is known
 )
 MARKS = (
     "born",
@@ -86,7 +85,7 @@ MARKS = (
     "ended",  # the writer closed its file
 )
 _TABLES = {PHASE: PHASES, SCALAR: SCALARS, MARK: MARKS}
-_NUMBERS = {kind: {name: index for index, name in enumerate(table)} for kind, table in _TABLES.items()}
+NUMBERS = {kind: {name: index for index, name in enumerate(table)} for kind, table in _TABLES.items()}
 
 ENTRY = np.dtype(
     [
@@ -105,12 +104,13 @@ ENTRY = np.dtype(
 )
 Entries: TypeAlias = NDArray[Any]
 
-_BODY = struct.Struct("<QHHIqqqdQI")
-_CHECK = struct.Struct("<I")
-_SEQUENCE = struct.Struct("<Q")
-_HEADER = struct.Struct("<8sIIIIIIqq")
-_OWN = struct.Struct("<q")
-_OWN_AT = _HEADER.size - _OWN.size
+# The format's parts, for the writer and the readers.
+BODY = struct.Struct("<QHHIqqqdQI")
+CHECK = struct.Struct("<I")
+SEQUENCE = struct.Struct("<Q")
+HEADER = struct.Struct("<8sIIIIIIqq")
+OWN = struct.Struct("<q")
+OWN_AT = HEADER.size - OWN.size
 _FILE = re.compile(r"record-rank-(\d{4,})-inc-(\d{4,})-(\d{3,})\.bin")
 
 
@@ -147,136 +147,6 @@ class Header:
     own: int  # CPU time the writer took so far
 
 
-class Recorder:
-    """Writes one rank's record. One thread or several; a few microseconds an entry, counted in the header."""
-
-    def __init__(self, run: Local, rank: int, incarnation: int):
-        self.folder, self.name = run.local, Name(incarnation, rank)
-        self.own = 0
-        self._lock = threading.Lock()
-        self._map: mmap.mmap | None = None
-        self._descriptor = -1
-        self.folder.mkdir(parents=True, exist_ok=True)
-        while (self.folder / self.name.file).exists():  # never over an older record
-            self.name = Name(incarnation, rank, self.name.segment + 1)
-        self._open()
-
-    def step(self, step: int, entered: int, left: int) -> None:
-        """`step` was computed between `entered` and `left` (ns); publishes the step's scalars written before it."""
-        self._write(STEP, 0, step, entered, left, 0.0)
-
-    def phase(self, name: str, step: int, entered: int, left: int) -> None:
-        """A part of a step, or of the time around steps, by its name in PHASES."""
-        self._write(PHASE, _NUMBERS[PHASE][name], step, entered, left, 0.0)
-
-    def scalar(self, name: str, step: int, value: float) -> None:
-        """A number of `step`, by its name in SCALARS."""
-        now = time.time_ns()
-        self._write(SCALAR, _NUMBERS[SCALAR][name], step, now, now, float(value))
-
-    def mark(self, name: str, step: int = 0, value: float = 0.0) -> None:
-        """Something happened, by its name in MARKS."""
-        now = time.time_ns()
-        self._write(MARK, _NUMBERS[MARK][name], step, now, now, float(value))
-
-    def during(self, name: str, step: int) -> During:
-        """Context manager: the block is the phase `name` of `step`; recorded when it is left, also by an exception."""
-        return During(self, name, step)
-
-    def finish(self) -> None:
-        """Write how much CPU time the record took and close; nothing may be written after it. Twice is harmless."""
-        if self._map is None:
-            return
-        self.scalar("record_seconds", 0, self.own / 1e9)
-        self.mark("ended")
-        self._close()
-
-    def _write(self, kind: int, name: int, step: int, entered: int, left: int, value: float) -> None:
-        began = time.thread_time_ns()
-        with self._lock:
-            if self._count == self._room:
-                self._grow()
-            mapped = self._map
-            if mapped is None:
-                raise ValueError("the record was finished")
-            self._count += 1
-            at = SIZE * self._count  # the header takes the first place
-            body = _BODY.pack(self._count, kind, name, 0, step, entered, left, value, 0, 0)
-            mapped[at + 8 : at + SIZE] = body[8:] + _CHECK.pack(crc32(body))
-            mapped[at : at + 8] = body[:8]  # published
-            self.own += time.thread_time_ns() - began
-            _OWN.pack_into(mapped, _OWN_AT, self.own)
-
-    def _grow(self) -> None:
-        if self._map is None:
-            return
-        if self._room < SEGMENT:
-            self._make_room(min(self._room * 2, SEGMENT))
-            return
-        self._close()
-        self.name = Name(self.name.incarnation, self.name.rank, self.name.segment + 1)
-        self._open()
-
-    def _open(self) -> None:
-        self._descriptor = os.open(
-            self.folder / self.name.file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644
-        )
-        self._count = 0
-        self._make_room(FIRST)
-        header = _HEADER.pack(
-            MAGIC, VERSION, SIZE, self.name.rank, self.name.incarnation, os.getpid(), 0, time.time_ns(), self.own
-        )
-        if self._map is not None:
-            self._map[8 : _HEADER.size] = header[8:]
-            self._map[:8] = header[:8]
-
-    def _make_room(self, entries: int) -> None:
-        """Room for `entries`. Blocks are reserved: writing into a hole of a full disk would end the process by SIGBUS."""
-        size = SIZE * (entries + 1)
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._descriptor, 0, size)
-            else:
-                os.ftruncate(self._descriptor, size)
-        except OSError as problem:
-            raise Refused(
-                f"the record of rank {self.name.rank} cannot grow to {size:,} bytes.",
-                where=str(self.folder),
-                found=problem.strerror or str(problem),
-                do="Make room there, or set ARGOSY_LOCAL to another folder.",
-                code=MACHINE,
-            ) from None
-        before, self._map, self._room = self._map, mmap.mmap(self._descriptor, size), entries
-        if before is not None:
-            before.close()
-
-    def _close(self) -> None:
-        if self._map is not None:
-            self._map.close()
-            self._map = None
-            os.close(self._descriptor)
-
-
-class During:
-    """See Recorder.during. After the block, `entered` and `left` hold its times (ns)."""
-
-    __slots__ = ("_name", "_recorder", "_step", "entered", "left")
-
-    def __init__(self, recorder: Recorder, name: str, step: int):
-        self._recorder, self._name, self._step = recorder, name, step
-        self.entered = self.left = 0
-
-    def __enter__(self) -> During:
-        self.entered = time.time_ns()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.left = time.time_ns()
-        self._recorder.phase(self._name, self._step, self.entered, self.left)
-
-
 def name(kind: int, index: int) -> str:
     """The name of a phase, scalar or mark ("" for a step); "?n" for one that a newer version wrote."""
     table = _TABLES.get(kind, ())
@@ -285,7 +155,7 @@ def name(kind: int, index: int) -> str:
 
 def number(kind: int, name: str) -> int:
     """The index that stands for `name` in entries of `kind`."""
-    return _NUMBERS[kind][name]
+    return NUMBERS[kind][name]
 
 
 def parse(path: Path) -> Name:
@@ -318,9 +188,9 @@ def header(path: Path) -> Header:
     """The header of a record file. Refused where it is none, or of a version this program does not know."""
     with path.open("rb") as file:
         text = file.read(SIZE)
-    if len(text) < _HEADER.size or text[:8] != MAGIC:
+    if len(text) < HEADER.size or text[:8] != MAGIC:
         raise Refused("this is no record of argosy.", where=str(path))
-    _, version, size, rank, incarnation, pid, _, start, own = _HEADER.unpack_from(text)
+    _, version, size, rank, incarnation, pid, _, start, own = HEADER.unpack_from(text)
     if version != VERSION or size != SIZE:
         raise Refused(
             f"a record of version {version} with {size} bytes an entry.",
@@ -358,8 +228,8 @@ def _good(text: bytes, after: int) -> int:
     view = memoryview(text)
     for index in range(len(text) // SIZE):
         at = index * SIZE
-        (sequence,) = _SEQUENCE.unpack_from(text, at)
-        if sequence != after + index + 1 or crc32(view[at : at + 60]) != _CHECK.unpack_from(text, at + 60)[0]:
+        (sequence,) = SEQUENCE.unpack_from(text, at)
+        if sequence != after + index + 1 or crc32(view[at : at + 60]) != CHECK.unpack_from(text, at + 60)[0]:
             return index
     return len(text) // SIZE
 

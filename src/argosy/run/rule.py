@@ -5,7 +5,9 @@ In: what was asked (`Asked`) and what lies there (`look` -> `Found`). Out: `Verd
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +172,7 @@ def _unfinished(asked: Asked, found: Found) -> Verdict:
     if changed and not asked.change:
         what = f"an unfinished run of another job ({_list(changed)}). Choose: --run {free_name(found.path)} (new), "
         what += f"--fork (new run from its step {found.step:,}), " if found.step else ""
-        what += "--change (go on with it changed), " if all(_changeable(key) for key, *_ in changed) else ""
+        what += "--change (go on with it changed), " if not any(_fixed(row, asked.job) for row in changed) else ""
         return _refuse(found, what + f"or take back {_back(changed)}.")
     if found.step:
         because = f"goes on after step {found.step:,}" + (f" of {found.steps:,}" if found.steps else "")
@@ -182,7 +184,7 @@ def _unfinished(asked: Asked, found: Found) -> Verdict:
 
 
 def _go_on(asked: Asked, found: Found, changed: list[tuple[str, object, object]], because: str) -> Verdict:
-    fixed = [row for row in changed if not _changeable(row[0])]
+    fixed = [row for row in changed if _fixed(row, asked.job)]
     if fixed:
         what = f"--change cannot change {_list(fixed)} in the middle of a run. Start a new one: --run DIR."
         return _refuse(found, what)
@@ -214,7 +216,7 @@ def _fork(asked: Asked, found: Found, free: Path) -> Verdict:
     if not found.step:
         return _refuse(found, "--fork needs a checkpoint, and this run has none yet.")
     changed = differences(found.job, asked.job) if found.job else []
-    unfit = [row for row in changed if row[0].startswith(_SHAPES)]
+    unfit = [row for row in changed if row[0].startswith(_SHAPES) or _reshapes(row, asked.job)]
     if unfit:
         what = f"--fork cannot change {_list(unfit)}: the checkpoint would not fit. Start a new run: --run DIR."
         return _refuse(found, what)
@@ -224,8 +226,8 @@ def _fork(asked: Asked, found: Found, free: Path) -> Verdict:
 
 
 def free_name(path: Path) -> Path:
-    """The first of path-2, path-3, ... that is not there."""
-    number = 2
+    """The next of path-2, path-3, ...: behind all runs of this name, so that it is the newest of them."""
+    number = 1 + max(_numbered(path), default=1)
     while (candidate := path.with_name(f"{path.name}-{number}")).exists():
         number += 1
     return candidate
@@ -233,12 +235,19 @@ def free_name(path: Path) -> Path:
 
 def newest_of(path: Path) -> Path:
     """The newest of path, path-2, path-3, ... of one name: the one that the same command goes on with."""
-    number, newest = 2, path
-    while (candidate := path.with_name(f"{path.name}-{number}")).exists():
-        if look(candidate).kind in ("finished", "unfinished") and Run(candidate).info().get("name") == path.name:
-            newest = candidate
-        number += 1
-    return newest
+    later = _numbered(path)
+    return path.with_name(f"{path.name}-{max(later)}") if later else path
+
+
+def _numbered(path: Path) -> list[int]:
+    """The numbers of path-2, path-3, ... that are runs of this name; some may have been removed in between."""
+    found = []
+    for entry in path.parent.glob(f"{glob.escape(path.name)}-*"):
+        end = entry.name.removeprefix(f"{path.name}-")
+        number = int(end) if re.fullmatch("[1-9][0-9]{0,8}", end) else 0
+        if number > 1 and look(entry).kind in ("finished", "unfinished") and Run(entry).info().get("name") == path.name:
+            found.append(number)
+    return found
 
 
 def _refuse(found: Found, what: str) -> Verdict:
@@ -250,8 +259,16 @@ def _compared(key: str) -> bool:
     return not (isinstance(extra, dict) and extra.get("change") == "free")
 
 
-def _changeable(key: str) -> bool:
-    return not key.startswith(_FIXED)
+def _fixed(row: tuple[str, object, object], job: Job) -> bool:
+    return row[0].startswith(_FIXED) or _reshapes(row, job)
+
+
+def _reshapes(row: tuple[str, object, object], job: Job) -> bool:
+    """Whether the weights' type or shape follows the key that changes: a checkpoint of the old one would not fit."""
+    key, *values = row
+    if key == "train.precision":
+        return job.train.master == "auto" and "float64" in values
+    return key == "batch.sequence" and job.model.positions == "learned" and job.model.context is None
 
 
 def _length(job: Job) -> str:

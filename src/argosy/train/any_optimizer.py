@@ -18,14 +18,22 @@ class AnyOptimizer:
         self.lr = self.peaks[0]
 
     @torch.no_grad()
-    def step(self, rate: float, scale: float = 1.0) -> None:
-        """Apply the gradients times `scale`; each group's learning rate is `rate` times its peak."""
+    def step(self, rate: float, scale: float | Tensor = 1.0, good: Tensor | None = None) -> None:
+        """Apply the gradients times `scale`; each group's learning rate is `rate` times its peak.
+
+        Nothing unless `good`: an optimizer that knows no such thing cannot leave that to the device, so the host waits.
+        """
+        if good is not None and not good.item():
+            return
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * rate
             for parameter in group["params"]:
-                if scale != 1.0 and parameter.grad is not None:
+                if (isinstance(scale, Tensor) or scale != 1.0) and parameter.grad is not None:
                     parameter.grad.mul_(scale)
         self.optimizer.step()
+
+    def uncount(self) -> None:
+        """Nothing was counted."""
 
     def named_state(self) -> dict[str, Tensor]:
         """The tensors of its state: "optim.<parameter>.<key>"."""

@@ -29,7 +29,7 @@ class Callback:
         """Before the first step; `facts` are those of the checkpoint gone on from, empty for a new run."""
 
     def step(self, trainer: Trainer, vote: Vote) -> None:
-        """After each step."""
+        """After each step, with the last vote heard: on a GPU the one of the step before, until `trainer.settle()`."""
 
     def save(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         """A checkpoint is taken: add to `facts` what this callback needs to go on."""
@@ -76,13 +76,15 @@ class Save(Callback):
     def step(self, trainer: Trainer, vote: Vote) -> None:
         """Save here, or ask in the next vote for a save."""
         now = trainer.state.step
-        if vote.save or trainer.last or due(self.every, now, trainer.steps):
+        if trainer.saving or trainer.last or due(self.every, now, trainer.steps):
             self.take(trainer)
         elif trainer.rank == 0 and self.every.seconds is not None and self.clock() - self._last >= self.every.seconds:
             trainer.wants_save = True
 
     def take(self, trainer: Trainer) -> None:
         """Take a checkpoint of the state as it is."""
+        trainer.settle()
+        trainer.saving = False
         state = trainer.state
         with trainer.recorder.during("save", state.step):
             facts = state.facts()
@@ -117,6 +119,7 @@ class Evaluate(Callback):
         at_end = now >= trainer.steps and self.every != Interval()
         if not at_end and not due(self.every, now, trainer.steps):
             return
+        trainer.settle()
         point("evaluate.begin")
         with trainer.recorder.during("evaluate", now):
             loss, bits, documents, tokens = self.measure()
@@ -142,6 +145,7 @@ class Sample(Callback):
         now = trainer.state.step
         at_end = now >= trainer.steps and self.every != Interval()
         if at_end or due(self.every, now, trainer.steps):
+            trainer.settle()
             with trainer.recorder.during("sample", now):
                 self.write(now)
 

@@ -8,24 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 
-from argosy.data.batch import Batch, filler
+from argosy.data.batch import Batch, filler, joined
+from argosy.data.reader import Batches
 from argosy.layout.layout import Layout, share
-
-
-class Batches(Protocol):
-    """Where global batches come from."""
-
-    def get(self, step: int) -> Batch:
-        """The global batch of `step`; views that hold until the next call."""
-        ...
-
-    def close(self) -> None:
-        """Nothing more will be asked."""
+from argosy.model import kernels
 
 
 @dataclass(frozen=True)
@@ -76,12 +66,17 @@ def cut(batch: Batch, parts: int, part: int, micro: int) -> list[Batch]:
     return pieces
 
 
-def joined(first: Batch, second: Batch) -> Batch:
-    """The rows of two batches, one after the other."""
-    pairs = {field.name: (getattr(first, field.name), getattr(second, field.name)) for field in fields(Batch)}
-    return Batch(**{name: np.concatenate(pair) for name, pair in pairs.items()})
-
-
 def tensors(batch: Batch, device: torch.device) -> Batch:
     """The same batch as torch tensors on `device`: copies, so that the reader may overwrite its own."""
-    return Batch(**{field.name: torch.tensor(getattr(batch, field.name), device=device) for field in fields(Batch)})
+    moved = Batch(**{field.name: _moved(getattr(batch, field.name), device) for field in fields(Batch)})
+    if device.type != "cpu":  # counted here, so that no layer has to ask the device how many documents there are
+        borders = kernels.borders(torch.from_numpy(batch.segments))
+        kernels.remember(torch.as_tensor(moved.segments), _moved(borders.numpy(), device))
+    return moved
+
+
+def _moved(values: Any, device: torch.device) -> torch.Tensor:
+    """A copy of the array `values` on `device`; the host does not wait until a GPU has it."""
+    if device.type != "cuda":
+        return torch.tensor(values, device=device)
+    return torch.tensor(values, pin_memory=True).to(device, non_blocking=True)

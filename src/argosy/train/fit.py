@@ -1,7 +1,7 @@
 """Any torch module with a loss and an iterable, trained by the same trainer as a language model: `argosy.fit`.
 
 Same step, vote, state, checkpoints and record; a run folder that a killed program finds again and goes on from, bit for bit.
-One process. Knows nothing of tokens.
+One process, which also answers `argosy save` and `argosy stop`. Knows nothing of tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import count
 from pathlib import Path
 from types import FrameType
@@ -26,29 +25,27 @@ from argosy.checkpoint.load import load
 from argosy.checkpoint.save import TYPES, Saver, specs_of
 from argosy.checkpoint.slots import Slots
 from argosy.checkpoint.store import refuse_lost, search
-from argosy.errors import NO, Refused
-from argosy.job.schema import CheckpointSection, Job, TrainSection
-from argosy.job.setting import Setting
+from argosy.errors import DONE, NO, Refused
 from argosy.layout.layout import Layout
+from argosy.layout.world import world
 from argosy.parallel import apply
 from argosy.parallel.execute import Plain
 from argosy.parallel.mesh import Mesh
 from argosy.quantities import interval
 from argosy.random import key
-from argosy.run import folder
+from argosy.run import requests
 from argosy.run.archive import Archive
 from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
-from argosy.run.ledger import Ledger
-from argosy.run.record import Recorder
+from argosy.run.lines import rows
+from argosy.run.recorder import Recorder
+from argosy.train import fit_folder
 from argosy.train.any_optimizer import AnyOptimizer
 from argosy.train.callbacks import Callback, Garbage, Save
 from argosy.train.feed import Part
 from argosy.train.state import State
 from argosy.train.trainer import FINISHED, Trainer
 from argosy.train.vote import Agree, Vote
-
-_TEXT = "# Begun by argosy.fit in a program of yours: settings.json holds what is in force.\n"
 
 Loss = Callable[[Any, Any], Tensor]  # (module, batch) -> scalar
 
@@ -59,7 +56,7 @@ class Fitted:
 
     run: Run
     step: int
-    finished: bool  # false after Ctrl-C: the same call goes on
+    finished: bool  # false after Ctrl-C, SIGTERM or `argosy stop`: the same call goes on
     loss: float | None  # of the last step that this call computed
 
 
@@ -87,16 +84,33 @@ def fit(
     the mean loss of one batch, a scalar. A step averages `batches` of them. optimizer: one over the module's parameters;
     left out, AdamW with learning rate `lr`. rate(step) multiplies the learning rate, steps counted from 1. clip: largest
     gradient norm, None for any. save_every: steps (200), time ("60 s"), a share ("25%") or "never" (only at the end).
-    Refused when the folder holds a run of another module, is in use, or the data end.
+    Ctrl-C, SIGTERM and `argosy stop RUN` end it after the step under way, with a checkpoint; `argosy save RUN` only saves.
+    Another lr or clip is in force from the next step on, and the ledger says so. It is one process: Refused as one of several
+    ranks of a launcher, and when the folder holds something else or a run of another module, seed or `batches`, is in use,
+    or the data end.
     """
+    launched = world(os.environ)
+    if launched is not None and launched.world > 1:
+        raise Refused(
+            "argosy.fit trains a module in one process; many processes train the decoder (argosy train).",
+            found=f"rank {launched.rank} of {launched.world}, started by {launched.launcher}",
+            do="Start the program once, without the launcher.",
+        )
     if steps < 1 or batches < 1:
         raise Refused(f"steps = {steps} and batches = {batches} must be at least 1.")
     module.train()
     chosen = optimizer or torch.optim.AdamW(module.parameters(), lr=lr)
-    place = _folder(Path(run))
+    place = fit_folder.made(Path(run))
+    begun = {"train.seed": seed, "fit.batches": batches}
     with place.lock() as _, _stoppable() as stop:
-        _open(place, _fingerprint(module, chosen), steps=steps, save_every=save_every, keep=keep, seed=seed)
+        if place.exists:
+            requests.clear(place)  # of an earlier call; from here on whoever asks is heard
+        fit_folder.opened(
+            place, fit_folder.fingerprint(module, chosen), begun, steps=steps, save_every=save_every, keep=keep
+        )
         number = Incarnation.next(place)
+        place.update_info(incarnation=number)
+        place.journal({"what": "begun", "command": "argosy.fit", "because": f"process {os.getpid()}"})
         Incarnation(number, 1, "dp1", torch.get_num_threads(), parent=os.getpid()).write(place)
         recorder = Recorder(place, 0, number)
         archive = Archive(place)
@@ -105,7 +119,7 @@ def fit(
         taker = _Taker(place, number)
         try:
             return _trained(
-                place, recorder, module, chosen, data, loss, taker, stop,
+                place, recorder, module, chosen, data, loss, taker, _Asked(place, number, stop),
                 steps=steps, rate=rate, clip=clip, batches=batches, save_every=save_every, seed=seed,
                 callbacks=(*callbacks, export),
             )  # fmt: skip
@@ -125,7 +139,7 @@ def _trained(
     data: Iterable[Any] | Callable[[int], Any],
     loss: Loss,
     taker: _Taker,
-    stop: threading.Event,
+    asked: _Asked,
     *,
     steps: int,
     rate: Callable[[int], float],
@@ -141,7 +155,7 @@ def _trained(
     state = State(module, update, applied.data, recorder, rate=rate, clip=clip)
     facts: dict[str, Any] = {}
     taker.settle()
-    found, reasons = search(place.checkpoints)
+    found, reasons = search(place.checkpoints, aside=True)
     if found is None:
         refuse_lost(place, reasons)
     else:
@@ -150,6 +164,9 @@ def _trained(
         facts = load(place, found, state.tensors())
         state.restore(facts)
         found.close()
+    fit_folder.rated(
+        place, state.step, {"optim.lr": update.peaks if len(set(update.peaks)) > 1 else update.lr, "optim.clip": clip}
+    )
     recorder.mark("loaded", state.step)
     taker.state = state
     last = _Last()
@@ -159,14 +176,16 @@ def _trained(
         Plain(applied.whole, loss, applied.data),
         Agree(),
         steps=steps,
-        callbacks=(last, Save(taker, interval(save_every)), Garbage(50), *callbacks),
-        asked=lambda: frozenset({"stop"} if stop.is_set() else ()),
+        callbacks=(last, Save(taker, interval(save_every)), asked, Garbage(50), *callbacks),
+        asked=asked,
         after_first=applied.check_gradients,
     )
     place.update_info(state="running")
+    place.journal({"what": "started", "incarnation": taker.incarnation, "world": 1, "step": state.step})
     end = trainer.run(facts)
     recorder.mark("finished" if end == FINISHED else "stopped", state.step)
     place.update_info(state=end, step=state.step)
+    place.journal({"what": "ended", "code": DONE, "state": end, "step": state.step, "because": asked.reason})
     return Fitted(place, state.step, end == FINISHED, last.loss)
 
 
@@ -245,6 +264,52 @@ class _Taker:
             self.saver.close()
 
 
+class _Asked(Callback):
+    """What people ask of this run: signals through `signal`, and the files of `argosy save` and `argosy stop`."""
+
+    def __init__(self, run: Run, incarnation: int, signal: _Signal):
+        self.run, self.incarnation, self.signal = run, incarnation, signal
+        self.reason = ""  # why it stops
+        self._saving = False  # a wish to save is under way
+        self._saved: int | None = None  # the step whose checkpoint is the answer, once it is taken
+
+    def __call__(self) -> frozenset[str]:
+        """Which of "save" and "stop" goes into the next vote."""
+        wishes: set[str] = set(requests.asked(self.run))
+        if self.signal.name or "stop" in wishes:
+            self._told("stop", self.signal.name or "argosy stop")
+            return frozenset({"stop"})
+        if "save" in wishes and not self._saving:
+            self._told("save", "")
+            return frozenset({"save"})
+        return frozenset()
+
+    def save(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        """The first checkpoint after the wish is the answer, once it is on the disk."""
+        if self._saving and self._saved is None:
+            self._saved = trainer.state.step
+
+    def step(self, trainer: Trainer, vote: Vote) -> None:
+        """Answer a wish to save as soon as its checkpoint is committed."""
+        if self._saved is None:
+            return
+        told = [row for row in rows(self.run.local / "saved.jsonl") if row.get("incarnation") == self.incarnation]
+        if any(row["ok"] and row["step"] >= self._saved for row in told):
+            requests.answered(self.run, "save", self._saved)
+            self._saving, self._saved = False, None
+
+    def end(self, trainer: Trainer) -> None:
+        """Everything is saved: answer all that was asked."""
+        for wish in requests.asked(self.run):
+            requests.answered(self.run, wish, trainer.state.step)
+
+    def _told(self, wish: str, reason: str) -> None:
+        if not self.reason:
+            self.run.journal({"what": "asked", "stop": wish == "stop", "save": wish == "save", "reason": reason})
+        self.reason = self.reason or reason
+        self._saving = self._saving or wish == "save"
+
+
 class _Export(Callback):
     """Brings the record into metrics.jsonl once a second: no parent of ours does it."""
 
@@ -266,54 +331,23 @@ class _Last(Callback):
         self.loss = vote.loss / trainer.state.counted
 
 
-def _folder(path: Path) -> Run:
-    """The run folder, with nothing in it where there was none: whoever holds its lock writes there."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refused("a run cannot be made there.", where=str(path), found=error.strerror or str(error)) from None
-    return Run(path)
+@dataclass
+class _Signal:
+    """The signal that asked to stop; no name while none did."""
 
-
-def _open(run: Run, fingerprint: str, *, steps: int, save_every: int | str, keep: int, seed: int) -> None:
-    """Write what this call asks for into the locked folder. Refused where it holds a run of something else."""
-    path = run.path
-    job = Job(
-        name="".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in path.name) or "run",
-        train=TrainSection(steps=steps, seed=seed),
-        checkpoint=CheckpointSection(every=save_every, keep=keep),
-    )
-    written = dict.fromkeys(("train.steps", "train.seed", "checkpoint.every", "checkpoint.keep"), "argosy.fit")
-    if not run.exists:
-        folder.create(path, asked=job, text=_TEXT, origin={}, fit=fingerprint)
-        Ledger.start(train__seed=seed).write(path / "ledger.jsonl")
-    elif run.info().get("fit") != fingerprint:
-        raise Refused(
-            "this folder holds a run of another module or optimizer.",
-            where=str(path),
-            do="Give another folder, or the module and optimizer that began it.",
-        )
-    values = {"train.steps": steps, "train.seed": seed, "checkpoint.every": save_every, "checkpoint.keep": keep}
-    settings = [Setting(name, value, value, "argosy.fit") for name, value in values.items()]
-    folder.settle(run, job, written, settings, path, _TEXT)
-    run.update_info(steps=steps)
-
-
-def _fingerprint(module: nn.Module, optimizer: torch.optim.Optimizer) -> str:
-    """What must be the same for a run to go on: names, shapes and types of all weights, and the optimizer's class."""
-    rows = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in module.state_dict().items()]
-    return blake2b("\n".join([type(optimizer).__name__, *rows]).encode(), digest_size=8).hexdigest()
+    name: str = ""
 
 
 @contextmanager
-def _stoppable() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set while inside; a second Ctrl-C leaves at once."""
-    stop = threading.Event()
+def _stoppable() -> Iterator[_Signal]:
+    """Notes Ctrl-C and SIGTERM while inside; a second Ctrl-C leaves at once."""
+    stop = _Signal()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        name = signal.Signals(number).name
+        if name == "SIGINT" and stop.name == name:
             raise KeyboardInterrupt
-        stop.set()
+        stop.name = stop.name or name
 
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}

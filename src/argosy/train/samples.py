@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from argosy.evaluate.generate import continuations, following, logits, stream_of
 from argosy.parallel.execute import Whole
 from argosy.run.folder import append_line, write_whole
+from argosy.run.lines import whole
 
 FILE = "samples.jsonl"
 
@@ -39,8 +39,8 @@ class Samples:
         self.whole, self.tokenizer, self.prompts = whole, tokenizer, tuple(prompts)
         self.tokens, self.temperature, self.context, self.seed, self.device = tokens, temperature, context, seed, device
 
-    def __call__(self, step: int, enough: Callable[[], bool] = lambda: False) -> list[tuple[str, str]]:
-        """(prompt, continuation) of each prompt, the same on every rank that asks; cut short once `enough()`."""
+    def __call__(self, step: int) -> list[tuple[str, str]]:
+        """(prompt, continuation) of each prompt, the same on every rank that asks."""
         begins = [self.tokenizer.encode(prompt) or [self.tokenizer.end] for prompt in self.prompts]
         written: list[list[int]] = [[] for _ in begins]
         was = self.whole.training
@@ -59,8 +59,6 @@ class Samples:
             ):
                 for ids, new in zip(written, chosen, strict=True):
                     ids += [] if new is None else [new]
-                if enough():
-                    break
         finally:
             self.whole.train(was)
         texts = [following(self.tokenizer, begin, ids) for begin, ids in zip(begins, written, strict=True)]
@@ -83,7 +81,7 @@ def cut(folder: Path, step: int) -> None:
     path = folder / FILE
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if (row := whole(line)) is not None and row["step"] <= step]
     if kept != lines:
-        write_whole(path, "".join(kept))
+        write_whole(path, b"".join(kept).decode())

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from argosy.errors import NO, Refused
 from argosy.parallel.data import DataParallel
 from argosy.parallel.norm import norm2
-from argosy.run.record import Recorder
-from argosy.train.vote import Vote
+from argosy.run.recorder import Recorder
+from argosy.train.vote import Tally, Vote
 
 PATIENCE = 10  # steps in a row without a finite loss and gradient; then the run has diverged
 
@@ -24,8 +24,14 @@ class Update(Protocol):
 
     lr: float  # the peak learning rate
 
-    def step(self, rate: float, scale: float = 1.0) -> None:
-        """Apply the gradients times `scale` with `rate` times the peak learning rate."""
+    def step(self, rate: float, scale: float | Tensor = 1.0, good: Tensor | None = None) -> None:
+        """Apply the gradients times `scale` with `rate` times the peak learning rate; change nothing unless `good`.
+
+        `scale` and `good` may be scalars on the device, which the host does not know.
+        """
+
+    def uncount(self) -> None:
+        """One of the last updates was not `good` and thus none, as the host has learnt by now."""
 
     def named_state(self) -> dict[str, Tensor]:
         """The state tensors themselves: "optim.<parameter>.<slot>"."""
@@ -83,25 +89,35 @@ class State:
         return self.optimizer.lr * self.multiplier
 
     def update(self, vote: Vote) -> None:
-        """Clip, and change the weights; leave them alone when the vote is not finite.
-
-        Refused (exit code 3) after `PATIENCE` such steps in a row.
-        """
+        """Clip, and change the weights; leave them alone when the vote is not finite. See `count` for Refused."""
         self.multiplier = self.rate(self.step)
+        self.count(vote, self.step, self.counted)
+        if vote.finite:
+            scale = self.clip / vote.norm if self.clip is not None and vote.norm > self.clip else 1.0
+            self.optimizer.step(self.multiplier, scale)
+
+    def update_there(self, tally: Tally) -> None:
+        """The same without waiting for the device: it decides from the sums that it holds. `learn` follows later."""
+        self.multiplier = self.rate(self.step)
+        self.optimizer.step(self.multiplier, 1.0 if self.clip is None else tally.scale(self.clip), tally.good)
+
+    def learn(self, vote: Vote, step: int, counted: int) -> None:
+        """What became of `update_there` in `step`, whose global batch had `counted` labels that count."""
         if not vote.finite:
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-            if self.skipped_in_a_row >= PATIENCE:
-                raise Refused(
-                    f"diverged: loss or gradient was not finite in {PATIENCE} steps in a row, the last one step {self.step}.",
-                    found=f"loss {vote.loss / self.counted}, gradient norm {vote.norm}",
-                    do="The last checkpoint is good. Try a lower rate (--optim.lr) or a longer warm-up (--optim.warmup).",
-                    code=NO,
-                )
-            return
-        self.skipped_in_a_row = 0
-        scale = self.clip / vote.norm if self.clip is not None and vote.norm > self.clip else 1.0
-        self.optimizer.step(self.multiplier, scale)
+            self.optimizer.uncount()
+        self.count(vote, step, counted)
+
+    def count(self, vote: Vote, step: int, counted: int) -> None:
+        """Count updates left out. Refused (exit code 3) after `PATIENCE` of them in a row."""
+        self.skipped_in_a_row = 0 if vote.finite else self.skipped_in_a_row + 1
+        self.skipped += not vote.finite
+        if self.skipped_in_a_row >= PATIENCE:
+            raise Refused(
+                f"diverged: loss or gradient was not finite in {PATIENCE} steps in a row, the last one step {step}.",
+                found=f"loss {vote.loss / counted}, gradient norm {vote.norm}",
+                do="The last checkpoint is good. Try a lower rate (--optim.lr) or a longer warm-up (--optim.warmup).",
+                code=NO,
+            )
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint holds, by global name; the tensors (and their shards) themselves, not copies."""

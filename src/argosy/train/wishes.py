@@ -6,8 +6,12 @@ vote, through which the others learn it.
 
 from __future__ import annotations
 
+import time
+
 from argosy.run import requests
 from argosy.run.folder import Run
+
+FRESH = 1_000_000_000  # nanoseconds in which a file is read again though it looks the same
 
 
 class Wishes:
@@ -16,34 +20,27 @@ class Wishes:
     def __init__(self, run: Run, *, looks: bool):
         self.run, self.looks = run, looks
         self._file = run.local / "request"
-        self._seen: int | None = None
+        self._seen: tuple[int, int] | None = None
         self._stop = False
         self._save = False
         self._last = 0  # number of the last request whose save was taken up
 
     def __call__(self) -> frozenset[str]:
         """Which of "save" and "stop" this rank brings to the next vote. A save is brought once, a stop from then on."""
-        self._look()
-        found = {word for word, wanted in (("save", self._save), ("stop", self._stop)) if wanted}
-        self._save = False
-        return frozenset(found)
-
-    def stopping(self) -> bool:
-        """Whether a stop was asked for: what takes long and can wait is left off."""
-        self._look()
-        return self._stop
-
-    def _look(self) -> None:
         if self.looks and self._changed():
             told = requests.told(self.run)
             self._stop = self._stop or told.stop
             if told.save and told.number != self._last:
                 self._save, self._last = True, told.number
+        found = {word for word, wanted in (("save", self._save), ("stop", self._stop)) if wanted}
+        self._save = False
+        return frozenset(found)
 
     def _changed(self) -> bool:
         try:
-            changed = self._file.stat().st_mtime_ns
+            found = self._file.stat()
         except FileNotFoundError:
             return False
-        before, self._seen = self._seen, changed
-        return changed != before
+        # Another request may come within the tick of the clock in which the last one was read: a new file, the same time.
+        before, self._seen = self._seen, (found.st_ino, found.st_mtime_ns)
+        return self._seen != before or time.time_ns() - found.st_mtime_ns < FRESH

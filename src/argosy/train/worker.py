@@ -19,14 +19,14 @@ from argosy.checkpoint.load import load, tell_skipped
 from argosy.checkpoint.save import Saver, specs_of
 from argosy.checkpoint.store import Checkpoint, at, refuse_lost, search
 from argosy.data.batch import Batch, counted_bytes, held_out_batches
-from argosy.data.order import read_at, tokens_before
+from argosy.data.order import read_at, refuse_backdated, tokens_before
 from argosy.data.reader import LocalBatches, batches
 from argosy.data.shards import Shards
 from argosy.data.tokenizer import open_tokenizer
 from argosy.device.device import Device
 from argosy.device.memory import ran_out
 from argosy.device.precision import dtype
-from argosy.device.threads import limit
+from argosy.device.threads import limit, restored
 from argosy.device.torch_versions import compile_strictly
 from argosy.errors import FULL, MACHINE, NO, Refused
 from argosy.evaluate.held_out import held_out
@@ -44,10 +44,11 @@ from argosy.quantities import interval
 from argosy.run.folder import Run, write_whole
 from argosy.run.incarnation import Incarnation
 from argosy.run.ledger import Ledger
-from argosy.run.record import Recorder
+from argosy.run.recorder import Recorder
 from argosy.train import samples
 from argosy.train.callbacks import Callback, Evaluate, Garbage, Sample, Save
 from argosy.train.feed import Feed, cut, tensors
+from argosy.train.gauge import gauge
 from argosy.train.state import State
 from argosy.train.trainer import Trainer
 from argosy.train.vote import Agree
@@ -68,7 +69,8 @@ def live(run: str, rank: int, incarnation: int) -> str:
     recorder.mark("born")
     point("worker.start")
     try:
-        return Worker(place, start, rank, recorder).live()
+        with restored():
+            return Worker(place, start, rank, recorder).live()
     except BaseException as error:
         recorder.mark("failed")
         kind, refused = explained(error, rank)
@@ -220,6 +222,7 @@ class Worker:
                 where=str(self.run.path / "ledger.jsonl"),
                 do="Restore the file, or begin a new run.",
             )
+        refuse_backdated(self.run.path, self.ledger.entries[len(kept) :], self.state.step)
         if self.rank == 0:
             samples.cut(self.run.path, self.state.step)
         return facts
@@ -236,7 +239,7 @@ class Worker:
 
     def agreed(self, run: Run, mesh: Mesh) -> Checkpoint | None:
         """The checkpoint that rank 0 finds newest. The others are told, since one may just be being committed."""
-        found, reasons = search(run.checkpoints) if self.rank == 0 else (None, [])
+        found, reasons = search(run.checkpoints, aside=run is self.run) if self.rank == 0 else (None, [])
         if reasons and run is self.run:
             if found is None:
                 refuse_lost(run, reasons)
@@ -263,7 +266,6 @@ class Worker:
             (lambda batch: counted_bytes(batch, shards.bytes_of)) if self.rank == 0 else None,
         )
         execute = Plain(self.applied.whole, self.loss, self.applied.data)
-        self.wishes = Wishes(self.run, looks=self.rank == 0)
         agree = Agree(mesh.world, device=self.device.torch, copies=self.layout.world // self.layout.data)
         micro, rows = int(job.batch.micro), int(job.batch.micro) * self.layout.data
 
@@ -286,6 +288,7 @@ class Worker:
             Sample(self.sampler(), interval(job.observe.sample_every)),
             Keep(self.saver, job, self.ledger),
             Garbage(job.train.collect_every),
+            gauge(job, self.device, self.layout.world),
         ]
         self.applied.whole.train()
         return Trainer(
@@ -296,7 +299,7 @@ class Worker:
             steps=self.steps,
             rank=self.rank,
             callbacks=callbacks,
-            asked=self.wishes,
+            asked=Wishes(self.run, looks=self.rank == 0),
             held=self.saver.held,
             after_first=self.after_first,
             device=self.device,
@@ -340,12 +343,11 @@ class Worker:
             device=self.device.torch,
         )
         together = self.layout.dp_shard > 1
-        # A rank that samples alone leaves off when a stop is asked for; together none could leave off alone.
-        enough = (lambda: False) if together else self.wishes.stopping
 
         def sample(step: int) -> None:
+            # Whole, also when a stop is asked for meanwhile: the weights of this step are gone when the run goes on.
             if self.rank == 0 or together:
-                texts = write(step, enough)
+                texts = write(step)
                 self.applied.data.settle()
                 if self.rank == 0:
                     samples.append(self.run.path, step, self.start.number, texts)

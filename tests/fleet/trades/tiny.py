@@ -15,7 +15,7 @@ from argosy.errors import Refused
 from argosy.run import requests
 from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
-from argosy.run.record import Recorder
+from argosy.run.recorder import Recorder
 
 STEPS = 6
 

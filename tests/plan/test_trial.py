@@ -1,0 +1,121 @@
+"""What is asked about a job before it starts, and what the answers decide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from plan_machines import FACTS, a_machine, setting
+
+from argosy.job.load import load
+from argosy.plan import flops, seconds, trial
+
+# Seconds: compiled, a step of two workers in float32 takes 2.1 times as long as one in bfloat16.
+PIECES = {
+    "float32": {"block": 0.2, "ends": 0.085, "block_update": 0.02, "ends_update": 0.001,
+                "block_products": 0.045, "ends_products": 0.037},
+    "bfloat16": {"block": 0.15, "ends": 0.04, "block_update": 0.012, "ends_update": 0.001,
+                 "block_products": 0.01, "ends_products": 0.009},
+}  # fmt: skip
+
+
+def answer(settled: Any, **pieces: Any) -> dict[str, Any]:
+    asked = trial.request(settled().job, 2, 1, "cpu")
+    return {
+        "pieces": {**PIECES, **pieces},
+        "request": asked,
+        "compile": True,
+        "gemm": {"float32": 413, "bfloat16": 348},
+    }
+
+
+def test_the_request_holds_the_job_s_own_shapes(settled: Any) -> None:
+    asked = trial.request(settled().job, 2, 1, "cpu")
+    assert (asked["rows"], asked["sequence"], asked["ends"], asked["workers"]) == (8, 256, 2048, 2)
+    assert asked["block"] == [[192, 576], [192, 1024], [192, 192], [512, 192]]
+    assert asked["model"]["layers"] == 1
+    parallel = settled("model.block.parallel=true").job
+    assert trial.request(parallel, 2, 1, "cpu")["block"] == [[192, 1600], [192, 192], [512, 192]]
+    assert trial.request(settled("train.precision=float64").job, 2, 1, "cpu")["kinds"][-1] == "float64"
+
+
+def test_length_and_rate_change_nothing_of_the_request(settled: Any) -> None:
+    plain = trial.request(settled().job, 2, 1, "cpu")
+    assert trial.request(settled("train.steps=7", "optim.lr=1e-4", "model.layers=9").job, 2, 1, "cpu") == plain
+    assert trial.request(settled("batch.micro=4").job, 2, 1, "cpu") != plain
+
+
+def test_a_large_model_is_tried_with_fewer_tokens_and_a_larger_one_not_at_all(settled: Any) -> None:
+    wide = ["model.width=2048", "model.block.heads=16", "model.layers=1", "batch.sequence=128", "batch.tokens=512"]
+    asked = trial.request(settled(*wide, "model.block.hidden=512").job, 2, 1, "cpu")
+    assert trial.FEWEST <= asked["rows"] * asked["sequence"] < 256
+    huge = settled(*wide, "model.block.hidden=60000", machine=a_machine(memory=1 << 40)).job
+    assert trial.request(huge, 2, 1, "cpu") == {}
+    assert trial.request(huge, 2, 1, "cuda")["rows"] == 2
+
+
+def test_the_passes_of_a_model_are_its_matrix_products(settled: Any) -> None:
+    for words in ((), ("model.block.kv_heads=2", "model.pattern=[{ window = 64 }, { hidden = 100 }]")):
+        model = settled(*words).job.model
+        found = trial.passes(model)
+        elements = sum(times * sum(inner * outer for inner, outer in part) for part, times in found)
+        assert elements == flops.matrix_parameters(model) + 192 * 2048
+
+
+def test_steps_decide_the_type_where_products_say_otherwise(settled: Any) -> None:
+    found = settled(probed=answer(settled))
+    one = setting(found, "train.precision")
+    assert (one.used, one.origin) == ("bfloat16", "measured")
+    assert one.why.startswith("bfloat16 is 2.")
+    assert one.why.endswith("s a step, timed with this model's own layers")
+    assert f"{found.plan.step_seconds:.3g} against" in one.why
+    slow = {name: 3 * taken for name, taken in PIECES["float32"].items()}
+    other = setting(settled(probed=answer(settled, bfloat16=slow)), "train.precision")
+    assert (other.used, "slower on this CPU" in other.why) == ("float32", True)
+    assert "slower here" in settled("train.precision=bfloat16", probed=answer(settled, bfloat16=slow)).notes[0]
+
+
+def test_a_step_is_the_sum_of_its_pieces(settled: Any) -> None:
+    probed = answer(settled)
+    eager = settled("train.compile=false", probed=probed, workers=1)
+    one = PIECES["bfloat16"]
+    passed = 2 * (4 * one["block"] + one["ends"])  # 4,096 tokens are two passes over 2,048
+    assert eager.plan.step_seconds == pytest.approx(passed + 4 * one["block_update"] + one["ends_update"])
+    assert settled(probed=probed, workers=1).plan.step_seconds < eager.plan.step_seconds
+    more = settled("model.layers=8", "train.compile=false", probed=probed, workers=1)
+    assert more.plan.step_seconds - eager.plan.step_seconds == pytest.approx(
+        4 * (2 * one["block"] + one["block_update"])
+    )
+
+
+def test_a_time_becomes_steps_by_what_was_timed_and_better_by_what_was_seen(settled: Any) -> None:
+    probed = answer(settled)
+    first = settled("train.time=3 min", probed=probed)
+    assert first.job.train.steps == round(180 / first.plan.step_seconds)
+    assert "predicted from layers timed here" in setting(first, "train.steps").why
+    taken = {**probed, "seen": {seconds.seen(first.job): 0.3}}
+    second = settled("train.time=3 min", probed=taken)
+    assert second.job.train.steps == 600
+    assert "as the last such run here took" in setting(second, "train.steps").why
+    other = settled("train.time=3 min", "batch.tokens=8192", probed=taken)
+    assert other.plan.basis == "predicted from layers timed here"  # another step than the one seen
+
+
+def test_what_could_not_be_timed_is_said_and_never_decided_again(settled: Any) -> None:
+    first = settled(probed={"failed": "it took longer than 90 s"})
+    one = setting(first, "train.precision")
+    assert (one.used, one.why) == ("float32", "nothing was measured here: it took longer than 90 s")
+    kept = {one.key: one for one in first.settings}
+    assert settled(probed=answer(settled), kept=kept).job.train.precision == "float32"
+
+
+def test_the_question_is_asked_once_with_the_job_in_force(settled: Any) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def ask(request: dict[str, Any]) -> dict[str, Any]:
+        asked.append(request)
+        return answer(settled)
+
+    found, request, said = trial.settled(load("laptop"), a_machine(), FACTS, 2, ask)
+    assert asked == [request] == [said["request"]]
+    assert found.job.train.precision == "bfloat16"
