@@ -87,7 +87,7 @@ def size(name: str, folder: Path, options: argparse.Namespace) -> measure.Table:
     section = runs.section(chosen["overrides"], chosen["vocabulary"], SEQUENCE)
     model = folder / f"{name}.json"
     model.write_text(json.dumps(section))
-    steps = 2 if options.quick else {"2M": 24, "14M": 8}.get(name, 24)
+    steps = 2 if options.quick else {"2M": 16, "14M": 6}.get(name, 24)
     sequences = (steps + WARM) * TOKENS // SEQUENCE
     text = runs.text(folder / name, SEQUENCE, chosen["vocabulary"], sequences)
     overrides = [*chosen["overrides"], *text]
