@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,30 @@ def test_peak_memory_sees_what_was_held() -> None:
     assert memory.device_peak(Device("cpu")) == 0
 
 
+def test_freed_memory_is_kept_until_it_is_given_back() -> None:
+    """Counted in page faults: a process that keeps what it frees meets few when it takes as much again."""
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(8):
+            torch.ones(4 << 20)  # 16 MiB, 4,096 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    if not memory.keep_freed():
+        pytest.skip("this malloc is not glibc's, and cannot be asked to keep what is freed")
+    try:
+        faults()
+        kept = faults()
+    finally:
+        memory.keep_freed(wanted=False)
+    assert 3 * kept < faults()  # one of the eight may still find another place
+
+
 def test_limited_threads_are_in_force_until_all_is_restored() -> None:
     def state() -> tuple[int, bool, object, object]:
-        dynamo, inductor = torch._dynamo.config, torch._inductor.config
+        told = torch_versions.compile_settings()
         flushes = (torch.tensor([1e-40]) * 1.0).item() == 0.0
-        return torch.get_num_threads(), flushes, dynamo.recompile_limit, inductor.compile_threads
+        return torch.get_num_threads(), flushes, told["recompile_limit"], told["compile_threads"]
 
     found = state()
     with threads.restored():

@@ -1,4 +1,4 @@
-"""The threads of a worker."""
+"""How a worker's process computes: its threads, what it compiles with, the memory it keeps."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from contextlib import contextmanager
 import torch
 
 from argosy.device import torch_versions
+from argosy.device.memory import keep_freed
 
 
 def limit(threads: int) -> None:
     """Give this process `threads` threads for tensors, and compile in it; call before the first tensor is computed.
 
     Numbers too small for their type become zero at once: AdamW's averages of rows that are never read fade into them,
-    and a processor takes a hundred times longer over each.
+    and a processor takes a hundred times longer over each. Memory that tensors free stays with the process.
     """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     torch_versions.compile_threads(1)
+    keep_freed()
 
 
 @contextmanager
@@ -33,3 +35,4 @@ def restored() -> Iterator[None]:
         torch.set_flush_denormal(flushing)
         torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(threads)
+        keep_freed(wanted=False)

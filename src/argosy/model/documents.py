@@ -171,21 +171,24 @@ def backward(
     segments: Tensor, window: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v."""
-    gradients = tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     packing = _packed(segments, window)
+    if len(packing.groups) == 1 and packing.groups[0].whole:
+        dq, dk, dv = _found_backward(packing.groups[0], grad, q, k, v, out, lse, scale)
+        return dq.contiguous(), dk.contiguous(), dv.contiguous()
+    gradients = tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     for group in packing.groups:
-        _group_backward(group, grad, q, k, v, out, lse, scale, gradients)
+        for target, part in zip(gradients, _found_backward(group, grad, q, k, v, out, lse, scale), strict=True):
+            group.put(part, target)  # before any band adds to them
     for tile in packing.bands:
         _band_backward(tile, grad, q, k, v, out, lse, window, scale, gradients)
     dq, dk, dv = gradients
     return dq, dk, dv
 
 
-def _group_backward(
-    group: Group, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    scale: float, gradients: tuple[Tensor, ...],
-) -> None:  # fmt: skip
-    """Write the gradients of a group's documents, before any band adds to them."""
+def _found_backward(
+    group: Group, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> list[Tensor]:
+    """Gradients of q, k and v of a group's documents, each [count, length, its own heads, K]."""
     H = q.shape[2]
     taken_grad = group.taken(grad, H)
     if group.kept is not None:  # a repeated last token must give nothing
@@ -194,10 +197,11 @@ def _group_backward(
     taken_q, taken_k, taken_v, taken_out = (group.taken(x, H) for x in (q, k, v, out))
     taken_lse = group.taken(lse.transpose(1, 2)[..., None], H).squeeze(-1).contiguous()
     found = torch_versions.flash_backward_cpu(taken_grad, taken_q, taken_k, taken_v, taken_out, taken_lse, None, scale)
-    for target, part in zip(gradients, found, strict=True):
-        heads = target.shape[2]
-        spread = part.transpose(1, 2)
-        group.put(spread if heads == H else spread.unflatten(2, (heads, H // heads)).sum(3), target)
+    spread = [part.transpose(1, 2) for part in found]
+    return [
+        part if heads == H else part.unflatten(2, (heads, H // heads)).sum(3)
+        for part, heads in zip(spread, (H, k.shape[2], v.shape[2]), strict=True)
+    ]
 
 
 def _band_backward(
