@@ -88,8 +88,7 @@ def size(name: str, folder: Path, options: argparse.Namespace) -> measure.Table:
     model = folder / f"{name}.json"
     model.write_text(json.dumps(section))
     steps = 2 if options.quick else {"2M": 16, "14M": 6}.get(name, 24)
-    sequences = (steps + WARM) * TOKENS // SEQUENCE
-    text = runs.text(folder / name, SEQUENCE, chosen["vocabulary"], sequences)
+    text = runs.text(folder / name, SEQUENCE, chosen["vocabulary"])
     overrides = [*chosen["overrides"], *text]
     table = measure.Table(f"cpu_training-{name}-{options.precision}", "seconds a step")
     table.settings = {

@@ -69,8 +69,11 @@ def precision(run: Path) -> str:
     return str(Run(run).job().train.precision)
 
 
-def text(folder: Path, sequence: int, vocabulary: int, sequences: int) -> list[str]:
-    """Write documents of exactly eight sequences each and a tokenizer for them; the overrides that use them."""
+def text(folder: Path, sequence: int, vocabulary: int) -> list[str]:
+    """Write 64 documents of exactly one sequence each and a tokenizer for them; the overrides that use them.
+
+    Fewer would be cut into pieces; more would be read in several lanes, whose borders cut documents.
+    """
     import numpy as np
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
@@ -82,8 +85,8 @@ def text(folder: Path, sequence: int, vocabulary: int, sequences: int) -> list[s
     documents.mkdir(parents=True, exist_ok=True)
     made.save(str(folder / "tokenizer.json"))
     random = np.random.default_rng(0)
-    for number in range(max(-(-sequences // 8), 64) + 8):  # fewer than 64 files would be cut into pieces
-        chosen = random.integers(0, vocabulary - 1, 8 * sequence - 1)  # the end mark is the last token
+    for number in range(64):
+        chosen = random.integers(0, vocabulary - 1, sequence - 1)  # the end mark is the last token
         (documents / f"{number:05d}.txt").write_text(" ".join(words[one] for one in chosen))
     return [f"data.source={documents}", f"data.tokenizer={folder / 'tokenizer.json'}", f"batch.sequence={sequence}"]
 
