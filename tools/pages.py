@@ -131,7 +131,7 @@ def exit_codes() -> str:
             "the machine: disk or memory ran out, a device was lost, or restarts were spent; the last good state is kept",
         ),
         (errors.SAVED, "saved after SIGUSR1, or after SIGTERM where a scheduler asks again: start it again to go on"),
-        (errors.INTERRUPTED, "saved after Ctrl-C (SIGINT)"),
+        (errors.INTERRUPTED, "saved after Ctrl-C (SIGINT); a second Ctrl-C leaves without saving, and says so"),
         (errors.TERMINATED, "saved after SIGTERM"),
     ]
     return f"""# Exit codes

@@ -185,6 +185,7 @@ def test_a_run_whose_checkpoints_lost_their_files_is_refused_before_the_start(pl
     assert refused.value.code == 2
     announce(run, 3)  # in memory still: nothing is lost
     begun()
+    Slots(run.path, run.local).clear()
 
 
 def test_a_change_is_dated_by_the_newest_checkpoint_that_is_whole(place):

@@ -55,6 +55,16 @@ def test_check_says_good_or_refuses() -> None:
     assert run("check", "smoke")[1].startswith("smoke.toml is good: ")
     with pytest.raises(Refused, match=r"Did you mean optim\.lr"):
         run("check", "smoke", "optim.learning_rate=1")
+    assert "note: train.steps is given twice" in run("check", "smoke", "train.steps=3", "train.steps=4")[1]
+    for word, said in (
+        ("model.init=/nope", "there is no run with a checkpoint there"),
+        ("data.source=/nope", "there is no such file"),
+        ("layout.shape=", "write a text that is not empty"),
+        ("memory.limit=-5GB", "write more than 0"),
+        ("model.preset=gpt3-175b", "not enough memory"),
+    ):
+        with pytest.raises(Refused, match=said):
+            run("check", "smoke", word)
 
 
 def test_diff_answers_with_its_exit_code() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 import psutil
 import pytest
 
-from argosy.fleet.clerk import Clerk
+from argosy.fleet.clerk import AT_ONCE, Clerk, hurried, left
 from argosy.run.requests import Request
 
 ALL = [1, 2, 3, 4, 5, 6]
@@ -137,6 +138,22 @@ def test_a_request_stops_after_a_checkpoint_and_the_same_run_goes_on(lead, actio
     if reason == "argosy stop":
         again = lead({}, world=1, run=led.run)
         assert (again.outcome.state, again.steps, again.run.info()["incarnation"]) == ("finished", ALL, 2)
+
+
+def test_a_second_ctrl_c_leaves_without_saving_and_says_so(lead):
+    led = lead({"1:0:3": "save 2", "1:0:5": "hurry"}, world=1)
+    assert (led.outcome.code, led.outcome.state, led.outcome.step) == (130, "stopped", 2)
+    assert led.outcome.because.endswith("nothing is saved since step 2; step 4 was reached")
+    assert led.screen.faults == [f"{led.outcome.because} "]
+    assert (led.journal[-1]["step"], led.journal[-1]["because"]) == (2, led.outcome.because)
+    assert left(4, 4).endswith("step 4, the last one, is saved")
+
+
+def test_one_press_that_arrives_twice_is_one():
+    seen: dict[str, float] = {}
+    assert not hurried(seen, "SIGINT") and not hurried(seen, "SIGINT")
+    early = {"SIGINT": time.monotonic() - AT_ONCE, "SIGTERM": time.monotonic() - AT_ONCE}
+    assert hurried(early, "SIGINT") and not hurried(early, "SIGTERM")
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,8 @@ def test_quiet_says_only_trouble(tmp_path: Path) -> None:
     out = io.StringIO()
     play(progress.screen("quiet", out, log=tmp_path / "log.txt"))
     lines = out.getvalue().splitlines()
-    assert len(lines) == 3 and "killed" in lines[0] and lines[2] == "  stopping (Ctrl-C): saving first"
+    assert len(lines) == 3 and "killed" in lines[0]
+    assert lines[2] == "  stopping (Ctrl-C): saving first; Ctrl-C again leaves WITHOUT saving"
     assert "Done: 200 steps." in (tmp_path / "log.txt").read_text()
 
 

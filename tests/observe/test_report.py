@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from argosy.observe import charts, report, words
+from argosy.job.load import load
+from argosy.observe import charts, curves, report, summary, words
 from argosy.observe.summary import Summary
 from argosy.run.archive import Archive
 from argosy.run.folder import Run
@@ -30,7 +34,9 @@ def made(path: Path, steps: int = 40, hostile: str = "", fault: bool = True) -> 
     """A run folder as `argosy train` leaves it: two incarnations, evaluations, samples, saves."""
     info: dict[str, Any] = {
         "version": 1, "id": "x", "name": "laptop" + hostile, "state": "finished", "created": "2026-11-21T10:00:00+00:00",
-        "argosy": "0.1.0", "torch": "2.13.0", "steps": steps, "commit": "abc" + hostile, "command": "argosy train " + hostile,
+        "argosy": "0.1.0", "torch": "2.13.0+cpu", "threads": 3,
+        "steps": steps, "commit": "abc" + hostile,
+        "command": "argosy train " + hostile,
         "workers": 2, "layout": "replicate2", "versions": {"numpy" + hostile: "2"}, "environment": {"OMP_X": hostile},
         "machine": {"cores": 2, "memory_bytes": 1 << 30, "processor": "CPU" + hostile, "devices": []},
         "probed": {"gemm": {"float32": 140.0}},
@@ -41,6 +47,9 @@ def made(path: Path, steps: int = 40, hostile: str = "", fault: bool = True) -> 
     (path / "run.json").write_text(json.dumps(info))
     settings = [
         {"key": "train.precision", "asked": "auto", "used": "float32", "origin": "measured", "why": "4.4x" + hostile},
+        {"key": "train.compile", "asked": "auto", "used": False, "origin": "this machine", "why": "no compiler"},
+        {"key": "batch.micro", "asked": "auto", "used": 8, "origin": "measured", "why": "what fits"},
+        {"key": "layout.shape", "asked": "auto", "used": "replicate2 dp1", "origin": "this machine", "why": ""},
         {"key": "observe.prompts", "asked": None, "used": [hostile or "def "], "origin": "default", "why": ""},
     ]
     (path / "settings.json").write_text(json.dumps({"version": 1, "asked": {}, "written": {}, "settings": settings}))
@@ -132,6 +141,17 @@ def test_the_page_answers_the_questions_in_order(page: Page) -> None:
     assert -1 not in places and places == sorted(places), dict(zip(told, places, strict=True))
 
 
+def test_the_command_that_repeats_it_says_all_that_was_found_here(page: Page) -> None:
+    said = re.search(r"OMP_NUM_THREADS=3 argosy train (.*) --run again", page.text)
+    assert said, "what is measured anew may come out otherwise"
+    job, workers, two, *overrides = shlex.split(said[1])
+    assert (job, workers, two) == ("laptop/job.toml", "--workers", "2")
+    chosen = load("laptop", overrides).job
+    assert (chosen.train.precision, chosen.train.compile, chosen.batch.micro) == ("float32", False, 8)
+    assert chosen.layout.shape == "replicate2 dp1"
+    assert "torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu &&" in page.text
+
+
 def test_the_page_needs_nothing_else(page: Page) -> None:
     """No script, picture, style, font or frame from elsewhere; links are downloads within the page."""
     assert not {"link", "iframe", "object", "embed", "img", "base", "form"} & {tag for tag, _ in page.tags}
@@ -221,6 +241,32 @@ def test_rows_of_a_stranger_do_no_harm(tmp_path: Path) -> None:
     assert not Page(report.page(run)).open
 
 
+def test_facts_of_a_stranger_do_no_harm(tmp_path: Path) -> None:
+    run = made(tmp_path / "r")
+    info = json.loads((run.path / "run.json").read_text())
+    for wrong in ([1], "x", 3, {"notes": 3, "gemm": {"float32": []}, "memory_bytes": {}, "step_seconds": "fast"}):
+        for key in ("data", "machine", "probed", "versions", "environment", "predicted", "steps", "created", "torch"):
+            (run.path / "run.json").write_text(json.dumps({**info, key: wrong}))
+            assert not Page(report.page(run)).open
+            words.end(run)
+
+
+def test_files_that_go_while_they_are_counted_count_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "step-1").mkdir()
+    for name in ("kept", "step-1/weights", "step-1/more"):
+        (tmp_path / name).write_bytes(b"1234")
+    walk = os.walk
+
+    def pruned(path: Path) -> Iterator[Any]:
+        for found in walk(path):
+            if Path(found[0]).name == "step-1":
+                shutil.rmtree(found[0])  # between its listing and a look at its files, as a new save may
+            yield found
+
+    monkeypatch.setattr(os, "walk", pruned)
+    assert summary.disk(tmp_path) == 4
+
+
 def test_a_new_run_has_a_page_too(tmp_path: Path) -> None:
     run = Run(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"version": 1, "id": "x", "name": "new", "state": "new"}))
@@ -239,6 +285,39 @@ def test_the_end_block_says_what_came_out(tmp_path: Path) -> None:
     assert lines["Faults"].startswith("1, ")
     assert facts.sample.startswith("def f40()")
     assert [name for name, _ in facts.commands] == ["Page", "Try", "Longer", "Your text"]
+    assert dict(facts.commands)["Longer"] == "argosy train laptop --train.time '30 min'"
+    run.update_info(command="argosy train my.toml --run r", data={"source": "~/notes"}, state="stopped", step=30)
+    assert words.end(run).sentence.endswith(". Nothing is saved since step 30.")
+    run.update_info(state="finished")
+    own = dict(words.end(run).commands)
+    assert own["Longer"] == f"argosy train {run.path}/job.toml --run {run.path}-longer --train.time '30 min'"
+    assert "Your text" not in own
+
+
+def test_a_run_of_a_module_of_ones_own_speaks_of_no_tokens(tmp_path: Path) -> None:
+    run = made(tmp_path / "net", fault=False)
+    (run.path / "evaluations.jsonl").unlink()
+    metrics = [{"step": step, "loss": 0.04, "lr": 0.01, "tokens": 9} for step in range(1, 41)]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    run.update_info(fit="a1")
+    page = Page(report.page(run))
+    assert "net: A module of your own took 40 steps; its last loss is 0.04." in page.text
+    assert "nats" not in page.text and "tokens/s" not in page.text
+    assert [name for name, _ in words.end(run).commands] == []
+
+
+def test_a_curve_is_smoothed_and_one_point_flattens_no_other() -> None:
+    raw = [(float(x), 2.0 + (x == 500) * 100) for x in range(1000)]
+    mean, window = curves.smooth(raw)
+    assert (len(mean), window, mean[0], mean[-1]) == (1000, 21, raw[0], raw[-1])
+    assert max(y for _, y in mean) == pytest.approx(2 + 100 / 21)
+    assert curves.smooth(raw[:50]) == (raw[:50], 1)
+    chart = charts.Chart("t", "x", "y", (charts.Series("a", tuple(raw)),), str, str, charts.SMALL, True)
+    assert charts._ranges(chart)[3] < 3
+    assert charts.told(charts.ticks(0.0095, 0.0105), lambda value: f"{value:.2g}") == [
+        "0.0096", "0.0098", "0.01", "0.0102", "0.0104",
+    ]  # fmt: skip
+    assert all(len(charts.ticks(1, last, charts.SMALL[0] // 92)) >= 2 for last in range(3, 5000))
 
 
 def test_a_hundred_thousand_steps_stay_under_a_megabyte(tmp_path: Path) -> None:

@@ -219,17 +219,18 @@ class Command:
         name: str,
         *words: str,
         workers: int | None = 2,
+        job: str | None = None,
         environment: Mapping[str, str] | None = None,
         program: Sequence[str] = (sys.executable, "-P", "-m", "argosy"),
         **options: Any,
     ) -> Started:
-        """Start it for the run called `name`."""
+        """Start it for the run called `name`; job: another than the one of the fault tests."""
         path = self.folder / "runs" / name
         before = max((int(row["incarnation"]) for row in rows(path / "metrics.jsonl")), default=0)
         self.count += 1
         output = self.folder / f"{name}-{self.count}.txt"
         how = [] if workers is None else ["--workers", str(workers)]
-        command = [*program, "train", str(self.folder / "faults.toml"), "--run", str(path), *how, *words]
+        command = [*program, "train", job or str(self.folder / "faults.toml"), "--run", str(path), *how, *words]
         file: IO[bytes]
         with output.open("wb") as file:
             process = subprocess.Popen(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
+import inspect
+import shutil
 import subprocess
 import sys
+import typing
 
 import pytest
 from tests.system.harness import Command, same
 
 from argosy.errors import DONE
 from argosy.run.folder import Run
+from argosy.run.lines import rows
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
@@ -31,20 +37,40 @@ def test_torchrun_gives_the_same_bits(command: Command, undisturbed: Run) -> Non
     same(started.run, undisturbed, 9)
 
 
-def test_nothing_but_loopback_is_needed(command: Command, undisturbed: Run) -> None:
-    prefixes = (["unshare", "-n"], ["unshare", "-rn"])
-    alone = next((prefix for prefix in prefixes if _works(prefix)), None)
-    if alone is None:
-        pytest.skip("this machine lets nobody make a network namespace (unshare -n, unshare -rn)")
-    program = (*alone, sys.executable, "-c", LOOPBACK, "-P", "-m", "argosy")
-    started = command.train("alone", program=program)
+@pytest.fixture(scope="module")
+def alone() -> list[str]:
+    """The words before a Python command that let it run with nothing but loopback; chosen by whether they work at all."""
+    reasons = []
+    for prefix in (["unshare", "-rn"], ["unshare", "-n"]):
+        if shutil.which(prefix[0]) is None:
+            pytest.skip("there is no unshare to make a network namespace with")
+        words = [*prefix, sys.executable, "-c", LOOPBACK]
+        tried = subprocess.run([*words, "-c", ""], capture_output=True, text=True)
+        if tried.returncode == 0:
+            return words
+        reasons.append(f"{' '.join(prefix)}: {tried.stderr.strip().splitlines()[-1:]}")
+    pytest.skip(f"this machine lets nobody make a network namespace ({'; '.join(reasons)})")
+
+
+def test_nothing_but_loopback_is_needed(command: Command, undisturbed: Run, alone: list[str]) -> None:
+    started = command.train("alone", program=(*alone, "-P", "-m", "argosy"))
     started.reach(5)
     assert started.stop() == DONE, started.text
     same(started.run, undisturbed, 5)
 
 
-def _works(prefix: list[str]) -> bool:
-    try:
-        return subprocess.run([*prefix, sys.executable, "-c", LOOPBACK, "-c", ""], capture_output=True).returncode == 0
-    except FileNotFoundError:
-        return False
+def test_the_main_job_needs_no_network_either(command: Command, alone: list[str]) -> None:
+    """The laptop job as it is, compiled and in six steps, on a part of its text."""
+    text = command.folder / "library"
+    text.mkdir()
+    for module in (argparse, ast, inspect, shutil, subprocess, typing):
+        shutil.copy(str(module.__file__), text)
+    words = ("--data.source", str(text), "--train.steps", "6", "--train.compile", "true", "--evaluate.tokens", "8192")
+    started = command.train("main", *words, job="laptop", workers=None, program=(*alone, "-P", "-m", "argosy"))
+    started.process.wait(900)  # the compiler works for a minute and more
+    assert started.ended() == DONE, started.text
+    run = started.run
+    assert [row["step"] for row in rows(run.path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert run.setting("train.compile").used or "cannot be done here" in started.text  # no compiler, and that was told
+    assert run.newest_step() == 6 and (run.path / "report.html").is_file()
+    assert {row["step"] for row in rows(run.path / "samples.jsonl")} >= {6}

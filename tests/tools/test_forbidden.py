@@ -62,6 +62,7 @@ def test_a_breach_is_found(tmp_path: Path, where: str, text: str, rule: str) -> 
     "where, text",
     [
         ("src/argosy/device/torch_versions.py", "import torch\ntorch._dynamo.reset()\nv = torch.__version__\n"),
+        ("tests/device/test_torch_versions.py", "import torch\ntorch._dynamo.reset()\n"),
         (TRAIN, "import torch\n\n\ndef f(model):\n    model.eval()\n    return torch.__version__, model._parts\n"),
         (TRAIN, "from argosy.device import torch_versions\n"),
         (RUN, "import numpy as np\nnp.load('x.npy', allow_pickle=False)\n"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import argosy
 from argosy.errors import MACHINE, Refused
 from argosy.prove.pool import Failed, Pool
 
@@ -70,7 +71,9 @@ def small(tmp_path: Path, data: Any, *, width: int = 1, **more: Any) -> Any:
     return fit(nn.Linear(width, 1), data, loss=lambda line, x: line(x).square().mean(), **options)
 
 
-def test_an_iterable_is_begun_again_and_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
+def test_an_iterable_is_begun_again_and_a_finished_run_is_not_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import torch
 
     data = [torch.ones(2, 1), torch.zeros(2, 1), torch.ones(2, 1)]
@@ -78,8 +81,14 @@ def test_an_iterable_is_begun_again_and_a_finished_run_is_not_repeated(tmp_path:
     assert (done.step, done.finished) == (4, True)
     assert len(metrics(tmp_path / "run")) == 4
     again = small(tmp_path, data, batches=2)
-    assert (again.step, again.finished, again.loss) == (4, True, None)
+    assert (again.step, again.finished, again.loss) == (4, True, pytest.approx(done.loss))
+    with pytest.raises(Refused, match="this run has taken 4 steps, and this call asks for 3"):
+        small(tmp_path, data, batches=2, steps=3)
+    capsys.readouterr()
     longer = small(tmp_path, data, batches=2, steps=6)
+    assert capsys.readouterr().err == f"{tmp_path / 'run'}: going on from step 4 of 6\n"
+    with pytest.raises(Refused, match="this run holds a module of your own"):
+        argosy.sample(tmp_path / "run", "x")
     assert longer.step == 6
     assert [step for step, _ in metrics(tmp_path / "run")] == list(range(1, 7))
 

@@ -211,16 +211,6 @@ def test_what_a_killed_start_announced_is_written_before_the_next_one_chooses(
     assert {row["incarnation"] for row in rows(run, "metrics.jsonl")} == {1}, "no step was done twice"
 
 
-def test_every_kind_of_full_disk_is_one() -> None:
-    import errno
-
-    from argosy.train.worker import explained
-
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        kind, refused = explained(OSError(number, "no", "file"), 0)
-        assert kind == "out_of_disk" and refused is not None and refused.code == 4
-
-
 def test_the_loss_is_computed_in_few_equal_chunks() -> None:
     from argosy.train.worker import chunk
 

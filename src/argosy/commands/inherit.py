@@ -46,8 +46,8 @@ def text(loaded: Loaded, verdict: Verdict, progress: Callable[[str, int, int], N
 
     parent = Run(verdict.source or verdict.path)
     if not verdict.step or not (parent.path / "settings.json").is_file():
-        other = loaded.job.model.init
-        return made(section if other == "random" else _with_tokenizer(section, base / paths.expand(other)))
+        other = first_weights(loaded)
+        return made(section if other is None else _with_tokenizer(section, other))
     if any(key.startswith("data.") for key, *_ in verdict.changes):
         return made(_with_tokenizer(section, parent.path))
     folder = parent.prepared()
@@ -70,6 +70,19 @@ def text(loaded: Loaded, verdict: Verdict, progress: Callable[[str, int, int], N
             do="Restore the text as it was, or begin a new run: --run DIR.",
         )
     return found, cached
+
+
+def first_weights(loaded: Loaded) -> Path | None:
+    """The run with whose weights the job begins; None = random ones. Refused where it has no checkpoint."""
+    init = loaded.job.model.init
+    path = loaded.base / paths.expand(init)
+    if init != "random" and not Run(path).newest_step():
+        raise Refused(
+            "there is no run with a checkpoint there.",
+            where=f"model.init = {init} ({loaded.written.get('model.init', 'job')})",
+            do='Name the folder of a run that has saved, or "random".',
+        )
+    return None if init == "random" else path
 
 
 def whole(verdict: Verdict) -> Verdict:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from argosy.errors import NO, Refused
+from argosy.errors import NO
 
 if TYPE_CHECKING:
     from argosy.job.load import Loaded
@@ -88,10 +88,15 @@ def _table(settings: Sequence[Setting]) -> list[str]:
 
 def check(words: Sequence[str], *, strict: bool = False, workers: int | None = None) -> str:
     """One line when the job is good here; Refused, with place and remedy, when it is not."""
+    from argosy.commands.inherit import first_weights
+    from argosy.data.sources import find
     from argosy.job.load import load, split
 
     name, overrides = split(words)
     loaded = load(name, overrides, strict=strict)
+    first_weights(loaded)
+    if loaded.job.data.source != "python":
+        find(loaded.job.data.source, loaded.base)
     found = settled(loaded, workers)
     notes = "".join(f"\nnote: {note}" for note in (*loaded.notes, *found.notes))
     return f"{loaded.chain[-1]} is good: {len(found.settings)} keys, {len(loaded.written)} of them written.{notes}"

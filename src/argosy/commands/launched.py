@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from argosy.commands import runs
 from argosy.errors import BUG, DONE, INTERRUPTED, SAVED, Refused
-from argosy.fleet.clerk import Clerk, leaving
+from argosy.fleet.clerk import Clerk, hurried, leaving, left
 from argosy.fleet.driver import BEAT, Outcome
 from argosy.layout.world import World, world
 from argosy.run import guardian, origin, requests
@@ -31,6 +31,7 @@ from argosy.run.folder import Run, write_whole
 if TYPE_CHECKING:
     from argosy.commands.conduct import Start
 
+LEFT = "left at once"
 PATIENCE = 1800.0  # seconds that a rank waits for rank 0 to prepare the text
 
 
@@ -118,7 +119,10 @@ def lead(start: Start, run: Run, number: int) -> Outcome:
     step = run.newest_step()
     if outcome.state != "failed":
         state = clerk.outcome or ("stopped" if clerk.request.stop else "finished")
-        outcome = Outcome(clerk.code if state == "stopped" else 0, state, step, clerk.request.reason)
+        because = left(step, clerk.step) if outcome.because == LEFT else clerk.request.reason
+        if outcome.because == LEFT:
+            start.screen.fault(because)
+        outcome = Outcome(clerk.code if state == "stopped" else 0, state, step, because)
         clerk.answer(step)
     else:
         start.screen.fault(
@@ -136,7 +140,7 @@ def _work(run: Run, rank: int, number: int) -> Outcome:
     try:
         end = worker.live(str(run.path.absolute()), rank, number)
     except KeyboardInterrupt:
-        return Outcome(INTERRUPTED, "stopped", run.newest_step(), "left at once")
+        return Outcome(INTERRUPTED, "stopped", run.newest_step(), LEFT)
     except Refused as refused:
         return Outcome(refused.code, "failed", run.newest_step(), refused.text)
     except Exception as error:
@@ -178,13 +182,13 @@ def _wait(where: World, note: Path) -> dict[str, object]:
 @contextmanager
 def _signals(ask: Callable[[str], object]) -> Iterator[None]:
     """Turn signals into requests while inside; a second Ctrl-C leaves at once."""
-    seen: set[str] = set()
+    seen: dict[str, float] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if name == "SIGINT" and name in seen:
+        if hurried(seen, name):
+            signal.signal(number, signal.SIG_IGN)
             raise KeyboardInterrupt
-        seen.add(name)
         ask(name)
 
     before = {}

@@ -47,8 +47,7 @@ def continued(
     """What `model` writes after `text`."""
     from argosy.evaluate.generate import pieces
 
-    if text.encode("utf-8", "replace").decode() != text:  # bytes of a command line that are none
-        raise Refused("the text to continue is no UTF-8.", found=repr(text[:80]))
+    readable(text)
     heat = model.job.observe.temperature if temperature is None else temperature
     prompt, ids = model.continued(text, tokens=tokens, temperature=heat, seed=seed)
     written = []
@@ -56,6 +55,13 @@ def continued(
         written.append(piece)
         show(piece)
     return "".join(written)
+
+
+def readable(text: str) -> str:
+    """`text`, Refused where bytes of the command line or of a pipe were none."""
+    if text.encode("utf-8", "replace").decode() != text:
+        raise Refused("the text to continue is no UTF-8.", found=repr(text[:80]))
+    return text
 
 
 def piped() -> str | None:
@@ -72,7 +78,11 @@ def piped() -> str | None:
 def register(app: typer.Typer) -> None:
     """Spell the command for the shell."""
 
-    @app.command("sample", rich_help_panel=HELP, help="Let a model continue TEXT, or what is piped in; without either, ask for it.")
+    @app.command(
+        "sample",
+        rich_help_panel=HELP,
+        help="Let a model continue TEXT, or what is piped in; without either, ask for it.",
+    )
     def command(
         run: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None,
         text: Annotated[str | None, typer.Argument(metavar="[TEXT]")] = None,
@@ -97,12 +107,12 @@ def register(app: typer.Typer) -> None:
                 except (EOFError, KeyboardInterrupt):
                     print()
                     return
-                show(text)
+                show(readable(text))
                 continued(model, text, tokens, temperature, seed, show)
                 print()
                 seed += 1
         text = piped() if text is None else text
         begin = model.job.observe.prompts[0] if text is None and model.job.observe.prompts else text or ""
-        show(begin)
+        show(readable(begin))
         continued(model, begin, tokens, temperature, seed, show)
         print()

@@ -126,18 +126,24 @@ def remember_instructions() -> None:
     kind._probe_load = remembered
 
 
+_LIMITS = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
+
+
+def compile_settings() -> dict[str, Any]:
+    """What torch.compile was told, by name: its limits, and how many processes may compile ("compile_threads")."""
+    found = {name: getattr(torch._dynamo.config, name) for name in _LIMITS}
+    return {**found, "compile_threads": torch._inductor.config.compile_threads}
+
+
 @contextmanager
 def compile_settings_restored() -> Iterator[None]:
     """Afterwards torch.compile has the limits and the number of processes that it had before."""
-    dynamo, inductor = torch._dynamo.config, torch._inductor.config
-    limits = ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit")
-    before = [(dynamo, name, getattr(dynamo, name)) for name in limits]
-    before.append((inductor, "compile_threads", inductor.compile_threads))
+    before = compile_settings()
     try:
         yield
     finally:
-        for settings, name, value in before:
-            setattr(settings, name, value)
+        for name, value in before.items():
+            setattr(torch._dynamo.config if name in _LIMITS else torch._inductor.config, name, value)
 
 
 def compile_threads(threads: int) -> None:

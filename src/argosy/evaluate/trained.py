@@ -47,7 +47,9 @@ class Trained:
         """
         if run.info().get("fit"):
             raise Refused(
-                "this run holds a module of your own.", where=str(run.path), do="Use it from Python: argosy.fit gives it back."
+                "this run holds a module of your own.",
+                where=str(run.path),
+                do="Use it from Python: argosy.fit gives it back.",
             )
         job, (found, reasons) = run.job(), search(run.checkpoints)
         if found is None:

@@ -6,6 +6,7 @@ Shared by the parent of worker processes and by a process that is the worker its
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from argosy.run.folder import Run
 from argosy.run.lines import whole
 from argosy.run.requests import Request
 
+AT_ONCE = 0.5  # seconds in which several Ctrl-C are one
 SCHEDULERS = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")  # who asks again after SIGTERM
 
 
@@ -49,6 +51,23 @@ def leaving(reason: str, requeue: bool) -> int:
     if reason == "SIGUSR1" or (reason == "SIGTERM" and again):
         return SAVED
     return INTERRUPTED if reason == "SIGINT" else TERMINATED
+
+
+def hurried(seen: dict[str, float], name: str) -> bool:
+    """Whether the signal `name` says to leave at once, without saving: a second Ctrl-C. `seen` keeps when each came first.
+
+    One press may arrive several times, from the terminal and from whatever started us: what comes at once counts as one.
+    """
+    now = time.monotonic()
+    return now - seen.setdefault(name, now) >= AT_ONCE and name == "SIGINT"
+
+
+def left(saved: int, reached: int) -> str:
+    """What a second Ctrl-C has cost, in words; `saved` and `reached` are steps."""
+    if saved >= reached:
+        return f"left at once by a second Ctrl-C; step {saved:,}, the last one, is saved"
+    since = f"nothing is saved since step {saved:,}" if saved else "nothing is saved"
+    return f"left at once by a second Ctrl-C, without saving: {since}; step {reached:,} was reached"
 
 
 class Clerk:

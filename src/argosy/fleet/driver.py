@@ -16,7 +16,7 @@ from types import FrameType
 
 from argosy.errors import BUG, FULL, INTERRUPTED, MACHINE
 from argosy.fleet.agent import Agent
-from argosy.fleet.clerk import Clerk, Screen
+from argosy.fleet.clerk import Clerk, Screen, hurried, left
 from argosy.fleet.journal import read
 from argosy.policy.events import Broken, End, Event, GiveUp, Mend, Progress, Restart
 from argosy.policy.rules import culprit, decide
@@ -62,13 +62,17 @@ class Driver:
             try:
                 outcome = self._lead(wake)
             except KeyboardInterrupt:  # a second Ctrl-C
-                outcome = Outcome(INTERRUPTED, "stopped", self.run_folder.newest_step(), "left at once")
+                outcome = Outcome(INTERRUPTED, "stopped", 0)
             except OSError as error:
                 outcome = self._full(error)
             finally:
                 self.agent.close()
         try:
             self.clerk.close()
+            if outcome.code == INTERRUPTED and not outcome.because:
+                step = self.run_folder.newest_step()
+                outcome = replace(outcome, step=step, because=left(step, self.clerk.step), faults=self.fleet.faults)
+                self.screen.fault(outcome.because)
             self.clerk.journal.note(
                 "ended", code=outcome.code, state=outcome.state, step=outcome.step, because=outcome.because
             )
@@ -212,14 +216,14 @@ class Driver:
 
         def note(number: int, frame: FrameType | None) -> None:
             name = signal.Signals(number).name
-            if name == "SIGINT" and "SIGINT" in seen:
+            if hurried(seen, name):
+                signal.signal(number, signal.SIG_IGN)  # a third one must not disturb the leaving
                 raise KeyboardInterrupt
-            seen.add(name)
             self.signals.append(name)
             with suppress(BlockingIOError):
                 os.write(writing, b"!")
 
-        seen: set[str] = set()
+        seen: dict[str, float] = {}
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
         before = {}
         with suppress(ValueError):  # not the main thread, as in some notebooks: then only files can ask

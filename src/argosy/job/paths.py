@@ -67,7 +67,9 @@ def content(path: Path, *, where: str = "", most: int | None = LARGEST_FILE, do:
             raise Refused("this is no regular file.", where=where, found=kind, do=do)
         size = path.stat().st_size
         if most is not None and size > most:
-            raise Refused(f"this file is too large: at most {bytes_text(most)}.", where=where, found=bytes_text(size), do=do)
+            raise Refused(
+                f"this file is too large: at most {bytes_text(most)}.", where=where, found=bytes_text(size), do=do
+            )
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise Refused("this cannot be read.", where=where, found=error.strerror or str(error), do=do) from None

@@ -126,10 +126,11 @@ def remember(segments: Tensor, offsets: Tensor) -> None:
 
 def offsets(segments: Tensor) -> Tensor:
     """`borders`, found once for all layers, forward and backward: on a GPU the host waits for them, unless told before."""
-    version, found = _known.get(segments, (None, segments))
-    if version != torch_versions.version(segments):  # never seen, or filled again in place
-        found = borders(segments)
-        remember(segments, found)
+    known: tuple[int, Tensor] | None = _known.get(segments)
+    if known is not None and known[0] == torch_versions.version(segments):
+        return known[1]
+    found = borders(segments)  # never seen, or filled again in place
+    remember(segments, found)
     return found
 
 

@@ -18,7 +18,8 @@ Format: TypeAlias = Callable[[float], str]
 
 POINTS = 400  # of a curve at most
 LARGE, SMALL = (920, 330), (460, 230)  # width and height of a diagram across the page, and of one beside another
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 14, 14, 44
+OUTLIER = 10  # times the median
 
 # Okabe and Ito's colours, told apart with any colour vision; light and dark ground. Marks differ in shape as well.
 LIGHT = (
@@ -51,16 +52,19 @@ DARK = (
 
 @dataclass(frozen=True)
 class Series:
-    """Points to draw: as a line, as dots, or as marks at the foot whose y does not count."""
+    """Points to draw: as a line, as a faint one behind the first series, as dots, or as marks at the foot, whose y is none."""
 
     name: str
     points: tuple[Point, ...]
-    kind: Literal["line", "dots", "triangles", "crosses"] = "line"
+    kind: Literal["line", "faint", "dots", "triangles", "crosses"] = "line"
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One diagram. The formats turn an axis' numbers into text."""
+    """One diagram. The formats turn an axis' numbers into text.
+
+    robust: what is more than OUTLIER times the median is drawn at the edge, so that one point does not flatten all others.
+    """
 
     title: str
     x: str
@@ -69,6 +73,7 @@ class Chart:
     x_format: Format
     y_format: Format
     size: tuple[int, int] = LARGE
+    robust: bool = False
 
     @property
     def empty(self) -> bool:
@@ -103,6 +108,15 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def told(values: Sequence[float], form: Format) -> list[str]:
+    """Each of `values` in `form`, or in as many digits as tell them apart."""
+    texts = [form(value) for value in values]
+    digits = 3
+    while len(set(texts)) < len(values) and digits < 12:
+        texts, digits = [f"{value:.{digits}g}" for value in values], digits + 1
+    return texts
+
+
 def svg(chart: Chart, *, colours: Sequence[str] = ()) -> str:
     """The diagram as an SVG element. colours: written into it, for a picture that stands alone."""
     x_low, x_high, y_low, y_high = _ranges(chart)
@@ -110,7 +124,7 @@ def svg(chart: Chart, *, colours: Sequence[str] = ()) -> str:
 
     def at(point: Point) -> Point:
         across = (point[0] - x_low) / (x_high - x_low) if x_high > x_low else 0.5
-        up = (point[1] - y_low) / (y_high - y_low) if y_high > y_low else 0.5
+        up = min(1.0, (point[1] - y_low) / (y_high - y_low)) if y_high > y_low else 0.5
         return _LEFT + across * (wide - _LEFT - _RIGHT), high - _BOTTOM - up * (high - _TOP - _BOTTOM)
 
     size = f'width="{wide}" height="{high}" ' if colours else ""  # a picture that stands alone has a size of its own
@@ -120,13 +134,12 @@ def svg(chart: Chart, *, colours: Sequence[str] = ()) -> str:
     ]
     if colours:
         parts.append(_style(colours))
-    for value in ticks(y_low, y_high):
+    heights = ticks(y_low, y_high)
+    for value, label in zip(heights, told(heights, chart.y_format), strict=True):
         y = at((x_low, value))[1]
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{wide - _RIGHT}"/>')
-        parts.append(
-            f'<text class="label" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(chart.y_format(value))}</text>'
-        )
-    for value in ticks(x_low, x_high, wide // 130):
+        parts.append(f'<text class="label" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>')
+    for value in ticks(x_low, x_high, wide // 92):
         x = at((value, y_low))[0]
         parts.append(_label(f'x="{x:.1f}" y="{high - _BOTTOM + 16}" text-anchor="middle"', chart.x_format(value)))
     parts.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{high - _BOTTOM}H{wide - _RIGHT}"/>')
@@ -147,8 +160,9 @@ def _ranges(chart: Chart) -> tuple[float, float, float, float]:
     """Lowest and highest x and y that are drawn, y with a little room."""
     shown = [point for series in chart.series if series.kind in ("line", "dots") for point in series.points]
     xs = [point[0] for series in chart.series for point in series.points]
-    ys = [point[1] for point in shown]
-    low, high = min(ys), max(ys)
+    ys = sorted(point[1] for point in shown)
+    usual = OUTLIER * abs(ys[len(ys) // 2]) if chart.robust else math.inf
+    low, high = ys[0], max([y for y in ys if y <= usual], default=ys[-1])
     room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
     return min(xs), max(xs), max(0.0, low - room) if low >= 0 else low - room, high + room
 
@@ -159,6 +173,9 @@ def _drawn(series: Series, index: int, at: Callable[[Point], Point], foot: float
     if series.kind == "line":
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places) if places else ""
         return f'<path class="{name} line" d="{path}"/>'
+    if series.kind == "faint":
+        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places) if places else ""
+        return f'<path class="s0 line" opacity="0.3" d="{path}"/>'
     if series.kind == "dots":
         return "".join(f'<circle class="{name} fill" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>' for x, y in places)
     if series.kind == "triangles":
@@ -177,9 +194,9 @@ def _style(colours: Sequence[str]) -> str:
 
 def legend(chart: Chart) -> str:
     """What is drawn how, as HTML."""
-    signs = {"line": "—", "dots": "●", "triangles": "▲", "crosses": "✕"}
+    signs = {"line": "—", "faint": "┄", "dots": "●", "triangles": "▲", "crosses": "✕"}
     items = [
-        f"<li>{_sign(index, signs[series.kind])} {escape(series.name)}</li>"
+        f"<li>{_sign(0 if series.kind == 'faint' else index, signs[series.kind])} {escape(series.name)}</li>"
         for index, series in enumerate(chart.series)
         if series.points
     ]
@@ -204,7 +221,7 @@ def table(chart: Chart, rows: int = 40) -> str:
     for series in chart.series:
         kept = series.points if len(series.points) <= rows else thin(series.points, rows)
         for x, y in kept:
-            value = chart.y_format(y) if series.kind in ("line", "dots") else ""
+            value = chart.y_format(y) if series.kind not in ("triangles", "crosses") else ""
             found.append(
                 f"<tr><td>{escape(series.name)}</td><td>{escape(chart.x_format(x))}</td><td>{escape(value)}</td></tr>"
             )

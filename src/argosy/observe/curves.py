@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from argosy.observe.charts import SMALL, Chart, Point, Series, thin
@@ -20,9 +22,11 @@ def learning(summary: Summary) -> list[tuple[str, Chart]]:
     if not rows:
         return []
     key = "bits_per_byte" if any(row.get("bits_per_byte") is not None for row in rows) else "loss"
-    unit = "bits per byte" if key == "bits_per_byte" else "loss, nats per token"
+    unit = "bits per byte" if key == "bits_per_byte" else "loss" if summary.own else "loss, nats per token"
     axes: list[tuple[str, str, list[float], Callable[[float], str]]] = []
-    if all(row.get("tokens") is not None for row in rows):
+    if summary.own:
+        axes.append(("steps", "step", [float(row["step"]) for row in rows], count_text))
+    elif all(row.get("tokens") is not None for row in rows):
         tokens = [float(row["tokens"]) for row in rows]
         axes.append(("tokens", "tokens trained on", tokens, count_text))
     axes.append(("time", "time at work (h:mm:ss)", elapsed(rows), clock))
@@ -37,11 +41,14 @@ def learning(summary: Summary) -> list[tuple[str, Chart]]:
             at = bisect_right(steps, step) - 1
             return across[at] if at >= 0 else 0.0
 
+        raw = [(x, float(row[key])) for x, row in zip(across, rows, strict=True) if row.get(key) is not None]
+        mean, window = smooth(raw)
         series = (
-            Series("training", _points(rows, across, key)),
+            Series(f"training, mean of {window} steps" if window > 1 else "training", thin(mean)),
             Series("held out", _held_out(summary.evaluations, place, key), "dots"),
             Series("saved", tuple((place(step), 0.0) for step in _steps(summary.saves)), "triangles"),
             Series("fault", tuple((place(step), 0.0) for step in _steps(summary.faults)), "crosses"),
+            Series("each step", thin(raw) if window > 1 else (), "faint"),
         )
         chart = Chart(f"{unit} against {label}", title, unit, series, form, lambda value: f"{value:.3g}")
         if not chart.empty:
@@ -60,10 +67,22 @@ def steps(summary: Summary) -> list[tuple[str, Chart]]:
         ("seconds", "Time of a step", "seconds", lambda value: f"{value:.3g}"),
     ):
         series = (Series(title.lower(), _points(summary.metrics, across, key)),)
-        chart = Chart(f"{title} by step", "step", unit, series, count_text, form, SMALL)
+        chart = Chart(f"{title} by step", "step", unit, series, count_text, form, SMALL, key == "seconds")
         if not chart.empty:
             found.append((key, chart))
     return found
+
+
+def smooth(points: Sequence[Point]) -> tuple[list[Point], int]:
+    """Each point with the mean of its neighbours, and of how many: a fiftieth of the curve. A short one stays as it is."""
+    finite = [point for point in points if math.isfinite(point[1])]
+    half = len(finite) // 100
+    sums = [0.0, *accumulate(y for _, y in finite)]
+    found = []
+    for index, (x, _) in enumerate(finite):
+        reach = min(half, index, len(finite) - 1 - index)  # as much on either side: the ends stay in their place
+        found.append((x, (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)))
+    return found, 2 * half + 1
 
 
 def elapsed(rows: Sequence[Row]) -> list[float]:

@@ -155,7 +155,8 @@ class Screen:
     def stopping(self, reason: str) -> None:
         """The run ends before its last step, after a save, because of `reason` ("SIGINT", "argosy stop")."""
         name = {"SIGINT": "Ctrl-C"}.get(reason, reason)
-        self._both(f"  stopping ({harmless(name)}): saving first", "stopping", {"reason": reason}, loud=True)
+        again = "; Ctrl-C again leaves WITHOUT saving" if reason == "SIGINT" else ""
+        self._both(f"  stopping ({harmless(name)}): saving first{again}", "stopping", {"reason": reason}, loud=True)
 
     def done(self, facts: EndFacts) -> None:
         """The block after the last step."""

@@ -31,7 +31,7 @@ def page(run: Run) -> str:
     template = Template(_part("report.html"))
     script = _part("report.js")
     return template.substitute(
-        title=sections.text(f"{summary.info.get('name', run.path.name)}: {sections.sentence(summary)}"),
+        title=sections.text(f"{summary.name}: {sections.sentence(summary)}"),
         version=sections.text(summary.info.get("argosy", "?")),
         light=_colours(charts.LIGHT),
         dark=_colours(charts.DARK),

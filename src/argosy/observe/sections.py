@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -59,6 +61,9 @@ def choices(name: str, label: str, panes: Sequence[tuple[str, str]], chosen: int
 
 def sentence(summary: Summary) -> str:
     """What the run came to, in one sentence."""
+    if summary.own:
+        told = f"; its last loss is {summary.figure[0]:.4g}" if summary.figure else ""
+        return f"A module of your own took {summary.step:,} steps{told}."
     size = f"{count_text(summary.parameters)}-parameter " if summary.parameters else ""
     if not summary.metrics:
         return f"A {size}model that has not begun to learn."
@@ -81,7 +86,7 @@ def head(summary: Summary) -> str:
     told = " · ".join(text(part) for part in state if part)
     tiles = [_tile(name, value, note) for name, value, note in _figures(summary)]
     return (
-        f'<header><h1>{text(info.get("name", summary.run.path.name))}</h1><p class="state">{told}</p>'
+        f'<header><h1>{text(summary.name)}</h1><p class="state">{told}</p>'
         f'<p class="sentence">{text(sentence(summary))}</p></header>\n<main>\n<dl class="figures">{"".join(tiles)}</dl>'
     )
 
@@ -95,9 +100,9 @@ def _figures(summary: Summary) -> list[tuple[str, str, str]]:
     if summary.figure:
         value, unit, place = summary.figure
         found.append((place, f"{value:.3f}", unit))
-    if summary.tokens_per_second:
+    if summary.tokens_per_second and not summary.own:
         found.append(("speed", f"{summary.tokens_per_second:,.0f}", "tokens/s"))
-    if summary.gemm_share:
+    if summary.gemm_share and summary.gemm_share <= 1:
         found.append(("of its matrix products' speed", f"{summary.gemm_share:.0%}", "timed alone, beside it"))
     if summary.mfu:
         found.append(("MFU", f"{summary.mfu:.0%}", "of the device's peak"))
@@ -308,19 +313,32 @@ def repeat(summary: Summary) -> str:
         lines.append(
             f"git checkout {commit}" + ("   # and apply the run's diff.patch" if info.get("uncommitted") else "")
         )
-    lines.append(f"pip install torch=={info.get('torch', '?')} && pip install .")
-    lines.append(
-        f"argosy train {summary.run.path.name}/job.toml --run again   # in the folder that holds this run's folder"
-    )
+    torch = str(info.get("torch", "?"))
+    build = torch.partition("+")[2]  # one that only torch's own index has
+    index = f" --index-url https://download.pytorch.org/whl/{build}" if re.fullmatch(r"cpu|cu\d+", build) else ""
+    lines.append(f"pip install torch=={torch}{index} && pip install .")
+    threads = f"OMP_NUM_THREADS={info['threads']} " if "threads" in info else ""
+    words = [f"{summary.run.path.name}/job.toml", *_found_here(summary), "--run", "again"]
+    lines.append(f"{threads}argosy train {shlex.join(words)}   # in the folder that holds this run's folder")
     note = (
-        "Same job, same text and the same number of threads give the same losses, bit for bit, on the same kind of CPU and "
-        "torch. The run was started with:"
+        "Same job, same text, the same number of threads and what was measured or found on this machine (it stands in "
+        "the command) give the same losses, bit for bit, on the same kind of CPU and torch; changes on the way stand in "
+        "the ledger. The run was started with:"
     )
     command = f"<pre>{text(info.get('command', ''))}</pre>"
     return (
         f"<section><h2>How to repeat this run</h2><pre>{text(chr(10).join(lines), 2000, lines=True)}</pre>"
         f"<p>{note}</p>{command}</section>"
     )
+
+
+def _found_here(summary: Summary) -> list[str]:
+    """What another start would measure or find anew, perhaps otherwise, as words of the command line."""
+    words = ["--workers", str(summary.info["workers"])] if "workers" in summary.info else []
+    for one in summary.settings:
+        if one.origin in ("measured", "this machine") and one.key.startswith(("train.", "batch.", "layout.")):
+            words += [f"--{one.key}", one.used if isinstance(one.used, str) else json.dumps(one.used)]
+    return words
 
 
 def foot(summary: Summary) -> str:

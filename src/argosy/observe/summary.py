@@ -3,17 +3,68 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
 from argosy.observe import goodput
 from argosy.run import parquet, record
 from argosy.run.folder import Run
 from argosy.run.lines import rows
+
+
+class _Data(BaseModel):
+    notes: list[Any] = []
+
+
+class _Machine(BaseModel):
+    memory_bytes: float | None = None
+    devices: list[str] | None = None
+
+
+class _Probed(BaseModel):
+    gemm: dict[str, float | None] | None = None
+
+
+class _Predicted(BaseModel):
+    parameters: int | None = None
+    flops_per_token: float | None = None
+    step_seconds: float | None = None
+    tokens_per_second: float | None = None
+    memory_bytes: float | None = None
+    disk_bytes: float | None = None
+
+
+# The form of what run.json holds, as far as anything is made of it but text.
+_FORMS: Mapping[str, TypeAdapter[Any]] = {
+    "data": TypeAdapter(_Data | None),
+    "machine": TypeAdapter(_Machine | None),
+    "probed": TypeAdapter(_Probed | None),
+    "predicted": TypeAdapter(_Predicted | None),
+    "versions": TypeAdapter(dict[str, Any] | None),
+    "environment": TypeAdapter(dict[str, Any] | None),
+    "steps": TypeAdapter(int | None),
+    "threads": TypeAdapter(int),
+    "workers": TypeAdapter(int),
+}
+
+
+def _fits(key: str, value: object) -> bool:
+    """Whether an entry of run.json has the form that Argosy gives it: others' folders are read too."""
+    try:
+        if key in _FORMS:
+            _FORMS[key].validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -36,7 +87,7 @@ class Summary:
 
     def __init__(self, run: Run):
         self.run = run
-        self.info: dict[str, Any] = run.info()
+        self.info: dict[str, Any] = {key: value for key, value in run.info().items() if _fits(key, value)}
 
     @cached_property
     def settings(self) -> list[Any]:
@@ -103,6 +154,16 @@ class Summary:
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # half written, or damaged: no checkpoint
         return found
+
+    @property
+    def name(self) -> str:
+        """The run's own, which its folder has; the job's may be another."""
+        return self.run.path.resolve().name
+
+    @property
+    def own(self) -> bool:
+        """Whether it trained a module of somebody's own: its steps and losses are no matter of tokens."""
+        return bool(self.info.get("fit"))
 
     @property
     def step(self) -> int:
@@ -203,7 +264,7 @@ class Summary:
     def figure(self) -> tuple[float, str, str] | None:
         """The result in one number: (value, unit, "held out" or "training"); the newest. None before the first step."""
         for source, place in ((self.evaluations, "held out"), (self.metrics, "training")):
-            for key, unit in (("bits_per_byte", "bits/byte"), ("loss", "nats/token")):
+            for key, unit in (("bits_per_byte", "bits/byte"), ("loss", "loss" if self.own else "nats/token")):
                 if source and source[-1].get(key) is not None:
                     return float(source[-1][key]), unit, place
         return None
@@ -222,5 +283,11 @@ def _stepped(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def disk(path: Path) -> int:
-    """Bytes that the files under `path` hold."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+    """Bytes that the files under `path` hold. One that goes meanwhile, as of a run that is in work, counts nothing."""
+    found = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(OSError):
+                facts = os.lstat(os.path.join(folder, name))
+                found += facts.st_size if stat.S_ISREG(facts.st_mode) else 0
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
@@ -192,6 +193,9 @@ def end(run: Run) -> EndFacts:
     sentence = (
         f"{word}: {summary.step:,}{of} steps, {count_text(summary.tokens)} tokens in {seconds_text(account.total)}."
     )
+    saved = int(summary.info.get("step") or 0)
+    if summary.state == "stopped" and saved < summary.step:
+        sentence += f" Nothing is saved since step {saved:,}." if saved else " Nothing is saved."
     lines = [("Held out", held_out(summary))] if held_out(summary) else []
     if summary.tokens_per_second:
         lines.append(("Speed", speed(summary)))
@@ -267,12 +271,27 @@ def _commands(summary: Summary) -> list[tuple[str, str]]:
             str(prompt) for prompt in summary.used("observe.prompts", ()) if str(prompt).isprintable() and prompt
         ]
         quoted = prompts[0].replace("'", "") if prompts else ""
+        if summary.own:
+            return found
         found.append(("Try", f"argosy sample {path}" + (f" '{quoted}'" if quoted else "")))
-        found.append(("Longer", "argosy train laptop --train.time '30 min'"))
-        found.append(("Your text", "argosy train laptop --data.source ~/notes"))
+        found.append(("Longer", f"{_again(summary, 'longer')} --train.time '30 min'"))
+        if (summary.info.get("data") or {}).get("source") == "python":
+            found.append(("Your text", f"{_again(summary, 'notes')} --data.source ~/notes"))
     elif summary.info.get("command"):
         found.append(("Go on", str(summary.info["command"])))
     return found
+
+
+def _again(summary: Summary, other: str) -> str:
+    """The command that trains the job of this run in another folder: short where it was a shipped job as it is."""
+    name, given = (
+        str(summary.info.get("name")),
+        str(summary.info.get("command", "")).removeprefix("argosy train").strip(),
+    )
+    if given in ("", name):
+        return f"argosy train {shlex.quote(name)}"
+    path = summary.run.path
+    return f"argosy train {shlex.quote(f'{path}/job.toml')} --run {shlex.quote(f'{path}-{other}')}"
 
 
 def _version(package: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -57,7 +58,7 @@ class Fitted:
     run: Run
     step: int
     finished: bool  # false after Ctrl-C, SIGTERM or `argosy stop`: the same call goes on
-    loss: float | None  # of the last step that this call computed
+    loss: float | None  # of the last step, also where an earlier call computed it
 
 
 def fit(
@@ -85,9 +86,9 @@ def fit(
     left out, AdamW with learning rate `lr`. rate(step) multiplies the learning rate, steps counted from 1. clip: largest
     gradient norm, None for any. save_every: steps (200), time ("60 s"), a share ("25%") or "never" (only at the end).
     Ctrl-C, SIGTERM and `argosy stop RUN` end it after the step under way, with a checkpoint; `argosy save RUN` only saves.
-    Another lr or clip is in force from the next step on, and the ledger says so. It is one process: Refused as one of several
-    ranks of a launcher, and when the folder holds something else or a run of another module, seed or `batches`, is in use,
-    or the data end.
+    Another lr or clip is in force from the next step on, and the ledger says so. Where it goes on, one line on stderr tells
+    from which step. It is one process: Refused as one of several ranks of a launcher, and when the folder holds something
+    else, a run of another module, seed or `batches` or one that is beyond `steps`, is in use, or the data end.
     """
     launched = world(os.environ)
     if launched is not None and launched.world > 1:
@@ -164,6 +165,16 @@ def _trained(
         facts = load(place, found, state.tensors())
         state.restore(facts)
         found.close()
+        if state.step > steps:
+            raise Refused(
+                f"this run has taken {state.step:,} steps, and this call asks for {steps:,}.",
+                where=str(place.path),
+                do=f"Give steps = {state.step} or more, or another folder.",
+            )
+        going = (
+            f"going on from step {state.step:,} of {steps:,}" if state.step < steps else f"all {steps:,} steps are done"
+        )
+        print(f"{place.path}: {going}", file=sys.stderr)
     fit_folder.rated(
         place, state.step, {"optim.lr": update.peaks if len(set(update.peaks)) > 1 else update.lr, "optim.clip": clip}
     )
@@ -186,7 +197,8 @@ def _trained(
     recorder.mark("finished" if end == FINISHED else "stopped", state.step)
     place.update_info(state=end, step=state.step)
     place.journal({"what": "ended", "code": DONE, "state": end, "step": state.step, "because": asked.reason})
-    return Fitted(place, state.step, end == FINISHED, last.loss)
+    told = [row.get("loss") for row in rows(place.path / "metrics.jsonl")] if last.loss is None else [last.loss]
+    return Fitted(place, state.step, end == FINISHED, told[-1] if told else None)
 
 
 class _Source:

@@ -24,11 +24,10 @@ from argosy.data.reader import LocalBatches, batches
 from argosy.data.shards import Shards
 from argosy.data.tokenizer import open_tokenizer
 from argosy.device.device import Device
-from argosy.device.memory import ran_out
 from argosy.device.precision import dtype
 from argosy.device.threads import limit, restored
 from argosy.device.torch_versions import compile_strictly
-from argosy.errors import FULL, MACHINE, NO, Refused
+from argosy.errors import Refused
 from argosy.evaluate.held_out import held_out
 from argosy.job.schema import Job, OptimSection
 from argosy.layout.layout import Layout
@@ -47,6 +46,7 @@ from argosy.run.ledger import Ledger
 from argosy.run.recorder import Recorder
 from argosy.train import samples
 from argosy.train.callbacks import Callback, Evaluate, Garbage, Sample, Save
+from argosy.train.ending import explained
 from argosy.train.feed import Feed, cut, tensors
 from argosy.train.gauge import gauge
 from argosy.train.state import State
@@ -81,24 +81,6 @@ def live(run: str, rank: int, incarnation: int) -> str:
         raise refused from error
     finally:
         recorder.finish()
-
-
-def explained(error: BaseException, rank: int) -> tuple[str, Refused | None]:
-    """What kind of end `error` is, for whoever watches, and the sentence for it; None where it is a bug."""
-    if isinstance(error, Refused):
-        return "diverged" if error.code == NO else "refused", error
-    text = str(error)
-    if ran_out(error):
-        do = "Use less: --batch.micro, --batch.sequence, or more workers."
-        return "out_of_memory", Refused(f"rank {rank} is out of memory.", found=text[:200], do=do, code=MACHINE)
-    if isinstance(error, OSError) and error.errno in FULL:
-        return "out_of_disk", Refused(f"{FULL[error.errno]}.", where=str(error.filename or ""), code=MACHINE)
-    gone = isinstance(error, dist.DistError) or ("gloo" in text.lower() and isinstance(error, RuntimeError))
-    if gone or isinstance(error, ConnectionError):
-        return "peer", Refused(
-            f"rank {rank} lost the connection to a peer.", found=text.splitlines()[0][:200], code=MACHINE
-        )
-    return "bug", None
 
 
 class Worker:

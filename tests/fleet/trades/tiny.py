@@ -78,6 +78,10 @@ def act(action: str, place: Run, start: Incarnation) -> None:
     elif word == "parent":
         os.kill(start.parent or 0, signal.Signals[rest])
         until(lambda: requests.told(place).stop)
+    elif word == "hurry":  # Ctrl-C again and again, until somebody ends this process
+        while True:
+            os.kill(start.parent or 0, signal.SIGINT)
+            time.sleep(0.1)
     elif word == "self":  # as a scheduler does that signals every process
         os.kill(os.getpid(), signal.Signals[rest])
         until(lambda: requests.told(place).stop)
