@@ -9,20 +9,20 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
 
 from argosy.checkpoint.manifest import MANIFEST, Damaged, checksum
 from argosy.checkpoint.plan import Piece, TensorSpec
 from argosy.checkpoint.save import TYPES, local_part
 from argosy.checkpoint.store import Checkpoint, at, newest, plan_of, search, sidecar_of
+from argosy.device.shards import box
 from argosy.errors import MACHINE, Refused
-from argosy.layout.placement import Box, cut, inside, overlap, volume
+from argosy.layout.placement import Box, inside, overlap, volume
 from argosy.run.folder import Run, append_line
 
 __all__ = ["at", "load", "newest", "search", "tell_skipped"]
@@ -30,14 +30,21 @@ __all__ = ["at", "load", "newest", "search", "tell_skipped"]
 _DTYPES = {name: dtype for dtype, name in TYPES.items()}
 
 
-def load(run: Run, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, partial: bool = False) -> dict[str, Any]:
+def load(
+    run: Run,
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, Tensor],
+    *,
+    partial: bool = False,
+    elsewhere: Container[str] = (),
+) -> dict[str, Any]:
     """Fill `tensors` in place from `checkpoint`; gives its facts. The layout that wrote it does not matter.
 
-    partial: the checkpoint may hold more than is asked for. Refused where tensors do not fit; where bytes are damaged the
+    partial: the checkpoint may hold more than is asked for. elsewhere: names that ranks with other stages ask for. Refused where tensors do not fit; where bytes are damaged the
     checkpoint is set aside, so that the next start takes the one before it, and Refused has code 4.
     """
     specs = {spec.name: spec for spec in checkpoint.manifest.specs}
-    _fits(checkpoint, specs, tensors, partial)
+    _fits(checkpoint, specs, tensors, partial, elsewhere)
     wanted = {name: held_box(tensor) for name, tensor in tensors.items()}
     try:
         for node in range(len(checkpoint.manifest.files)):
@@ -73,26 +80,20 @@ def set_aside(checkpoint: Checkpoint) -> Path:
 
 def held_box(tensor: Tensor) -> Box:
     """The box of the global tensor that this rank holds."""
-    begin, end = [0] * tensor.ndim, list(tensor.shape)
-    if isinstance(tensor, DTensor):
-        mesh = tensor.device_mesh
-        place = mesh.get_coordinate()
-        if place is None:
-            return tuple(begin), tuple(begin)
-        for axis, placement in enumerate(tensor.placements):
-            if isinstance(placement, Shard):
-                dim = placement.dim % tensor.ndim
-                first, last = cut(end[dim] - begin[dim], mesh.size(axis), place[axis])
-                begin[dim], end[dim] = begin[dim] + first, begin[dim] + last
-    return tuple(begin), tuple(end)
+    held = box(tensor)
+    return tuple(indices.start for indices in held), tuple(indices.stop for indices in held)
 
 
 def _fits(
-    checkpoint: Checkpoint, specs: Mapping[str, TensorSpec], tensors: Mapping[str, Tensor], partial: bool
+    checkpoint: Checkpoint,
+    specs: Mapping[str, TensorSpec],
+    tensors: Mapping[str, Tensor],
+    partial: bool,
+    elsewhere: Container[str],
 ) -> None:
     where = str(checkpoint.folder)
     missing = [name for name in tensors if name not in specs]
-    more = [] if partial else [name for name in specs if name not in tensors]
+    more = [] if partial else [name for name in specs if name not in tensors and name not in elsewhere]
     for names, what in ((missing, "does not hold"), (more, "also holds")):
         if names:
             named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -169,7 +169,8 @@ class Slots:
             if values is None or values.pop("boot") != _boot():
                 path.unlink(missing_ok=True)
                 continue
-            values |= {"layout": Layout(**values["layout"]), "nodes": tuple(values["nodes"])}
+            grid = values["layout"] | {"order": tuple(values["layout"]["order"])}
+            values |= {"layout": Layout(**grid), "nodes": tuple(values["nodes"])}
             values["specs"] = tuple(spec_from(row) for row in values["specs"])
             found[int(match[1])] = SavePlan(**values)
         return found

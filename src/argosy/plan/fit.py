@@ -27,12 +27,14 @@ def settle_memory(draft: _Draft, layout: Layout, machine: Machine, world: int) -
     limit = _limit(draft, job, machine, world)
     sequences = job.batch.tokens // job.batch.sequence
     mine = max(len(share(sequences, layout.data, part)) for part in range(layout.data))
+    # A pipeline waits for (pp - 1) micro-batches a step: with four for each of its ranks that is a fifth of the time at most.
+    most = mine if layout.pp == 1 else max(1, mine // (4 * layout.pp))
     if asked != "auto":
         micro = int(asked)
     elif draft.measured("batch.micro"):
-        micro = min(int(draft.values["batch.micro"]), mine)
+        micro = min(int(draft.values["batch.micro"]), most)
     else:
-        micro = largest(job, layout, mine, limit, device)
+        micro = largest(job, layout, most, limit, device)
         pieces = -(-mine // micro)
         micro = -(-mine // pieces)
         why = f"{mine} sequences of a worker in {pieces} part{'s' if pieces > 1 else ''}"
