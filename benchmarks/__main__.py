@@ -6,7 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-ORDER = ("start.py", "restart.py", "faults.py", "cpu_training.py", "attention.py", "recipe.py")
+ORDER = (
+    "start.py",
+    "restart.py",
+    "faults.py",
+    "cpu_training.py",
+    "attention.py",
+    "recipe.py",
+    "groups.py",
+    "pipeline.py",
+)
 
 if __name__ == "__main__":
     here = Path(__file__).resolve().parent

@@ -16,6 +16,6 @@ settings.load_profile("argosy")
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Pool]:
-    """Four ranks that stay; each call makes groups of its own."""
-    with Pool(4) as made:
+    """Eight ranks that stay, and one more that judges; each call makes groups of its own."""
+    with Pool(9) as made:
         yield made

@@ -131,6 +131,6 @@ def on_a_rank(rank: int, ranks: int, board: str, payload: Any) -> dict[str, floa
 
 def test_ranks_that_share_the_work_equal_one(pool: Pool) -> None:
     """Five matrices over four ranks, 7 and 5 rows over four shards: uneven in every way."""
-    for found in pool.call(f"{HERE}:on_a_rank"):
+    for found in pool.call(f"{HERE}:on_a_rank", ranks=4):
         assert set(found) == {"replicated", "sharded", "sharded alone", "hybrid"}
         assert all(difference < 1e-12 for difference in found.values()), found

@@ -7,8 +7,11 @@ from plan_machines import a_machine
 
 from argosy.errors import Refused
 from argosy.job.load import load
+from argosy.job.schema import LayoutSection
 from argosy.layout.layout import Layout
 from argosy.plan import layouts
+from argosy.plan.prepared import PreparedFacts
+from argosy.plan.settle import settle
 
 
 def test_how_many_workers() -> None:
@@ -44,8 +47,33 @@ def test_automatic_layouts() -> None:
     assert layouts.chosen(named, 4, accelerated=False)[0] == Layout(dp_replicate=2, dp_shard=2)
 
 
-def test_what_does_not_run_yet_or_does_not_divide_is_refused() -> None:
-    with pytest.raises(Refused, match="not tp"):
-        layouts.chosen(load("laptop", ["layout.shape=tp2"]).job, 2, accelerated=False)
+def test_what_does_not_divide_is_refused() -> None:
     with pytest.raises(Refused, match="makes 3 ranks, there are 2 workers"):
         layouts.chosen(load("laptop", ["layout.shape=dp3"]).job, 2, accelerated=False)
+
+
+def test_the_section_says_virtual_stages_and_the_order_of_the_axes() -> None:
+    section = LayoutSection(shape="tp2 pp2", virtual=2, order="tp replicate dp cp pp")
+    layout = layouts.of(section, 4, micro=3)
+    assert (layout.virtual, layout.micro) == (2, 3)
+    assert layout.group(0, "pp") == [0, 1] and layout.group(0, "tp") == [0, 2]
+    with pytest.raises(Refused, match="must name each axis once"):
+        layouts.of(LayoutSection(shape="tp2", order="tp pp"), 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "workers", "words"),
+    [
+        (["layout.shape=tp4"], 4, "tp4 must divide the 6 query heads"),
+        (["layout.shape=pp64"], 64, "pp64 makes 64 stages of"),
+        (["layout.shape=cp2"], 2, "this version has no context parallelism"),
+        (["layout.shape=pp2", "layout.schedule=interleaved"], 2, "needs at least two stages a rank"),
+        (["layout.shape=replicate2", "layout.schedule=gpipe"], 2, "layout.schedule does nothing with"),
+        (["layout.shape=dp2", "layout.sequence=false"], 2, "layout.sequence does nothing with"),
+    ],
+)
+def test_a_job_is_asked_all_rules_before_anything_starts(overrides: list[str], workers: int, words: str) -> None:
+    facts = PreparedFacts(257, 100_000, 10, 2, 1.0)
+    with pytest.raises(Refused, match=words) as caught:
+        settle(load("laptop", overrides), a_machine(), {}, facts, workers)
+    assert caught.value.code == 2

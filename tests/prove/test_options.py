@@ -1,29 +1,54 @@
-"""The table of options: every pair of values occurs, and a failing case becomes as plain as it can."""
+"""The table of options: what it calls legal the rules of layouts call legal too, and every case is a job."""
 
 from __future__ import annotations
 
-from itertools import combinations
+from random import Random
 
-from argosy.prove.options import OPTIONS, covering, plain, ranks_of, shape_of, smallest
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from argosy.layout import legal as layouts_legal
+from argosy.layout.layout import share
+from argosy.plan import layouts
+from argosy.prove.cover import Cover
+from argosy.prove.options import OPTIONS, RANKS, TOLERANCES, job_of, legal, plain, ranks_of, rows_of
 
-def test_every_pair_of_values_occurs() -> None:
-    cases = covering()
-    for first, second in combinations(OPTIONS, 2):
-        found = {(case[first], case[second]) for case in cases}
-        assert found == {(a, b) for a in OPTIONS[first] for b in OPTIONS[second]}, (first, second)
-    assert len(cases) <= 2 * len(OPTIONS["layout"]) * len(OPTIONS["kv_heads"])
-    assert covering() == cases
-
-
-def test_a_failing_case_is_reduced_to_what_makes_it_fail() -> None:
-    case = {name: values[-1] for name, values in OPTIONS.items()}
-    small = smallest(case, lambda tried: ranks_of(tried["layout"]) >= 3 and tried["window"] == 5)
-    assert {name for name in OPTIONS if small[name] != plain()[name]} == {"layout", "window"}
-    assert small["layout"] == "replicate3"
+COVER = Cover()
 
 
-def test_layouts_are_read_as_shape_and_stage() -> None:
-    assert shape_of("replicate2 dp2 zero3") == ("replicate2 dp2", 3)
-    assert ranks_of("replicate2 dp2 zero3") == 4
-    assert shape_of("dp1") == ("dp1", 2)
+@given(st.integers(0, 10_000))
+def test_a_legal_case_is_a_job_that_the_rules_of_layouts_take(seed: int) -> None:
+    case = COVER.anything(Random(seed))
+    assert legal(case)
+    job, ranks = job_of(case), ranks_of(case)
+    layout = layouts.of(job.layout, ranks)
+    assert layout.world == ranks <= RANKS
+    assert not list(layouts_legal.broken(layouts.asked(job, layout, {})))
+    rows = job.batch.tokens // job.batch.sequence
+    assert rows == rows_of(case)
+    most = max(len(share(rows, layout.data, part)) for part in range(layout.data))
+    assert -(-most // case["micro"]) == case["micros"]
+    assert case["uneven"] == (rows % (layout.data * case["micro"]) != 0)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"pp": 2}, {"shard": 2}, {"zero": 1}, {"sequence": True}, {"tp": 3}, {"stages": "front"}, {"virtual": 2},
+     {"secondary": 2}, {"window": "every other"}, {"layers": 3}, {"uneven": True}, {"micros": 6},
+     {"pp": 4, "tp": 4, "schedule": "1f1b", "layers": 4}],
+    ids=str,
+)  # fmt: skip
+def test_what_makes_no_sense_is_not_drawn(more: dict[str, object]) -> None:
+    assert legal(plain())
+    assert not legal({**plain(), **more})
+
+
+def test_half_of_the_draws_clip() -> None:
+    assert len(OPTIONS["clip"]) == 2
+
+
+def test_every_tolerance_has_a_reason_and_float64_has_ten_digits() -> None:
+    assert all(len(row.why) > 20 for row in TOLERANCES.values())
+    wide = TOLERANCES["float64"]
+    assert max(wide.loss, wide.gradient, wide.norm, wide.weight) <= 1e-10

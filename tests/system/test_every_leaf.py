@@ -255,7 +255,7 @@ def engine(run: folder.Run) -> dict[str, Any]:
     with joined(one.layout, 0, worker.meeting_of(run, number), backend="gloo", kind="cpu") as mesh:
         one.build(mesh)
         first = {name: digest(value.detach().numpy()) for name, value in one.applied.named().items()}
-        one.saver = one.keeper()
+        one.saver = one.keeper(mesh)
         one.load(mesh)
         trainer = one.trainer(mesh)
         part = cut(batches[0], 1, 0, int(one.job.batch.micro))
@@ -267,7 +267,7 @@ def engine(run: folder.Run) -> dict[str, Any]:
             "rates": [one.state.rate(step) for step in range(1, one.steps + 1)],
             "clip": one.state.clip,
             "compile": one.compiled,
-            "loss chunk": one.chunk,
+            "loss chunk": one.laid.chunk,
             "reduction": str(one.applied.data.reduce),
             "micro-batches": [len(piece) for piece in part],
             "batches": [digest(*(getattr(batch, field.name) for field in fields(Batch))) for batch in batches],
@@ -280,7 +280,7 @@ def engine(run: folder.Run) -> dict[str, Any]:
         }
         if not one.compiled:
             one.number.fill_(1)
-            found["loss"] = one.loss(one.decoder, tensors(part[0], torch.device("cpu"))).item()
+            found["loss"] = one.laid.execute([tensors(part[0], torch.device("cpu"))], scale=1.0, backward=False).item()
             measured = next(each for each in trainer.callbacks if isinstance(each, callbacks.Evaluate)).measure()
             found["evaluation"] = measured[2:]
             next(each for each in trainer.callbacks if isinstance(each, callbacks.Sample)).write(1)

@@ -93,9 +93,17 @@ def test_a_sample_is_whole_though_a_stop_is_asked_for_meanwhile(
 LAYOUTS = [
     ("replicate3", 3, None),
     ("replicate2 dp2", 4, 3),
+    ("tp2", 2, None),
     *(
         pytest.param(*more, marks=pytest.mark.long)
-        for more in [("replicate2", 2, None), ("dp2", 2, 1), ("dp3", 3, 2), ("dp2", 2, 3)]
+        for more in [
+            ("replicate2", 2, None),
+            ("dp2", 2, 1),
+            ("dp3", 3, 2),
+            ("dp2", 2, 3),
+            ("dp2 tp2", 4, 3),
+            ("replicate2 tp2", 4, None),
+        ]
     ),
 ]
 
@@ -123,6 +131,20 @@ def test_a_layout_gives_the_same_losses_and_another_goes_on(
     assert work(run) == 0
     assert [loss for _, loss in losses_of(run)] == pytest.approx([loss for _, loss in expected], rel=2e-5)
     assert run.newest_step() == 8
+
+
+@pytest.mark.parametrize("first, then", [("tp2", "dp2"), pytest.param("dp2", "tp2", marks=pytest.mark.long)])
+def test_a_run_stopped_in_one_layout_goes_on_in_another(
+    undisturbed: Run, make_run: Any, workers: Any, losses_of: Any, tmp_path: Path, first: str, then: str
+) -> None:
+    """E3 with an update of matrices that both layouts cut, each in its own way."""
+    run = make_run(tmp_path / "run", 2, **{"layout.shape": first})
+    assert workers(run, first, 2) == [0, 0]
+    shutil.rmtree(run.checkpoints / "step-000008")
+    assert workers(run, then, 2) == [0, 0]
+    expected = [loss for _, loss in losses_of(undisturbed)]
+    assert [loss for _, loss in losses_of(run)] == pytest.approx(expected, rel=2e-5)
+    assert [row["incarnation"] for row in rows(run, "metrics.jsonl")] == [1] * 6 + [2] * 2
 
 
 def killed(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> int:
@@ -212,7 +234,7 @@ def test_what_a_killed_start_announced_is_written_before_the_next_one_chooses(
 
 
 def test_the_loss_is_computed_in_few_equal_chunks() -> None:
-    from argosy.train.worker import chunk
+    from argosy.parallel.apply import chunk
 
     found = [chunk(tokens, 1024) for tokens in (600, 1024, 1536, 2048, 2039, 2 * 2039)]
     assert found == [600, 1024, 768, 1024, 1020, 1020]  # 2,039 is prime: the last chunk is filled up

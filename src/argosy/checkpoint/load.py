@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,14 +29,21 @@ __all__ = ["at", "load", "newest", "search", "tell_skipped"]
 _DTYPES = {name: dtype for dtype, name in TYPES.items()}
 
 
-def load(run: Run, checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, partial: bool = False) -> dict[str, Any]:
+def load(
+    run: Run,
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, Tensor],
+    *,
+    partial: bool = False,
+    elsewhere: Container[str] = (),
+) -> dict[str, Any]:
     """Fill `tensors` in place from `checkpoint`; gives its facts. The layout that wrote it does not matter.
 
-    partial: the checkpoint may hold more than is asked for. Refused where tensors do not fit; where bytes are damaged the
+    partial: the checkpoint may hold more than is asked for. elsewhere: names that ranks with other stages ask for. Refused where tensors do not fit; where bytes are damaged the
     checkpoint is set aside, so that the next start takes the one before it, and Refused has code 4.
     """
     specs = {spec.name: spec for spec in checkpoint.manifest.specs}
-    _fits(checkpoint, specs, tensors, partial)
+    _fits(checkpoint, specs, tensors, partial, elsewhere)
     wanted = {name: box(tensor) for name, tensor in tensors.items()}
     try:
         for node in range(len(checkpoint.manifest.files)):
@@ -63,11 +70,15 @@ def tell_skipped(run: Run, found: Checkpoint | None, reasons: Sequence[str]) -> 
 
 
 def _fits(
-    checkpoint: Checkpoint, specs: Mapping[str, TensorSpec], tensors: Mapping[str, Tensor], partial: bool
+    checkpoint: Checkpoint,
+    specs: Mapping[str, TensorSpec],
+    tensors: Mapping[str, Tensor],
+    partial: bool,
+    elsewhere: Container[str],
 ) -> None:
     where = str(checkpoint.folder)
     missing = [name for name in tensors if name not in specs]
-    more = [] if partial else [name for name in specs if name not in tensors]
+    more = [] if partial else [name for name in specs if name not in tensors and name not in elsewhere]
     for names, what in ((missing, "does not hold"), (more, "also holds")):
         if names:
             named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

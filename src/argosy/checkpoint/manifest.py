@@ -56,15 +56,22 @@ class DataFile(_Strict):
 
 
 class Grid(_Strict):
-    """The layout that wrote it: degrees by axis, and how many ranks each node had."""
+    """The layout that wrote it: degrees by axis, how many ranks each node had, and the axes in their order over ranks."""
 
     degrees: dict[str, int]
     nodes: tuple[int, ...] = Field(min_length=1)
+    order: tuple[str, ...] = AXES
 
     @property
     def layout(self) -> Layout:
         """As the type that the plan takes."""
-        return Layout(**self.degrees)
+        return Layout(**self.degrees, order=self.order)
+
+    @staticmethod
+    def of(layout: Layout, nodes: tuple[int, ...]) -> Grid:
+        """What of `layout` decides which rank holds what."""
+        degrees = {axis: int(getattr(layout, axis)) for axis in (*AXES, "ep")}
+        return Grid(degrees=degrees, nodes=nodes, order=layout.order)
 
 
 class Manifest(_Strict):

@@ -6,6 +6,7 @@ disk; `snapshot.py` takes the slots from here.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from argosy.checkpoint import plan as plans
+from argosy.checkpoint.manifest import row, spec_from
 from argosy.checkpoint.plan import Piece, TensorSpec
 from argosy.checkpoint.slots import SHM, Ready, SavePlan, Slots, places
-from argosy.device.shards import local
+from argosy.device.shards import cuts, local
+from argosy.device.torch_versions import gather_into
 from argosy.errors import BUG, MACHINE, Refused
 from argosy.layout.layout import AXES, Layout
 from argosy.layout.placement import Split, inside
@@ -53,19 +57,44 @@ def specs_of(tensors: Mapping[str, Tensor], stage: int | None = None) -> list[Te
     return [_spec(name, tensor, stage) for name, tensor in tensors.items()]
 
 
+def specs_over(
+    tensors: Mapping[str, Tensor], layout: Layout, rank: int, group: dist.ProcessGroup | None
+) -> list[TensorSpec]:
+    """The specs of the tensors of all stages, in one order everywhere; `group` are the ranks along pp, None where pp is 1.
+
+    What two stages hold (a tied embedding) is the first one's to write.
+    """
+    if group is None:
+        return specs_of(tensors)
+    rows = [row(spec) for spec in specs_of(tensors, layout.at(rank)["pp"])]
+    own = torch.frombuffer(bytearray(json.dumps(rows).encode()), dtype=torch.uint8)
+    ranks = dist.get_world_size(group)
+    device = next(iter(tensors.values())).device
+    sizes = torch.zeros(ranks, dtype=torch.int64, device=device)
+    gather_into(sizes, torch.tensor([len(own)], device=device), group)
+    longest = int(sizes.max())
+    sent = torch.zeros(longest, dtype=torch.uint8, device=device)
+    sent[: len(own)] = own.to(device)
+    everything = torch.empty(ranks * longest, dtype=torch.uint8, device=device)
+    gather_into(everything, sent, group)
+    found: dict[str, TensorSpec] = {}
+    for part, size in zip(everything.cpu().split(longest), sizes.tolist(), strict=True):
+        for values in json.loads(bytes(part[:size].tolist())):
+            spec = spec_from(values)
+            found.setdefault(spec.name, spec)
+    return list(found.values())
+
+
 def _spec(name: str, tensor: Tensor, stage: int | None) -> TensorSpec:
     splits = []
     if isinstance(tensor, DTensor):
         names = tensor.device_mesh.mesh_dim_names or ()
-        for axis, placement in zip(names, tensor.placements, strict=True):
-            if placement.is_partial():
-                raise ValueError(f"{name} is partial over {axis}: a sum that was not taken cannot be saved")
-            if isinstance(placement, Shard):
-                if axis not in AXES or type(placement) is not Shard:
-                    raise ValueError(
-                        f"{name} is cut as {placement} over {axis}; only plain shards over {AXES} can be saved"
-                    )
-                splits.append(Split(axis, placement.dim % tensor.ndim))
+        if any(placement.is_partial() for placement in tensor.placements):
+            raise ValueError(f"{name} is partial: a sum that was not taken cannot be saved")
+        for axis, dim in cuts(tensor):
+            if axis >= len(names) or names[axis] not in AXES:
+                raise ValueError(f"{name} is cut over {names[axis : axis + 1]}; only cuts over {AXES} can be saved")
+            splits.append(Split(names[axis], dim))
     if tensor.dtype not in TYPES:
         raise ValueError(f"{name} has type {tensor.dtype}, which no checkpoint can hold")
     return TensorSpec(name, TYPES[tensor.dtype], tuple(tensor.shape), tuple(splits), stage)

@@ -129,7 +129,7 @@ class Writer:
             argosy=plan.argosy,
             torch=plan.torch,
             created=time.time(),
-            grid=Grid(degrees=dict(vars(plan.layout)), nodes=plan.nodes),
+            grid=Grid.of(plan.layout, plan.nodes),
             tensors=tuple(tuple(row(spec)) for spec in plan.specs),
             facts=facts,
             files=tuple(files),

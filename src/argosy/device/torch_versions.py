@@ -11,12 +11,20 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch._dynamo
 import torch._inductor.config
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import Placement, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.pipelining import PipelineStage
 
 
 def flash_forward_cpu(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
@@ -182,3 +190,70 @@ def compiler_path() -> str | None:
         return str(builder.get_cpp_compiler())
     except Exception:  # torch raises several kinds, all of which mean: none
         return None
+
+
+def cut_dim(placement: Placement) -> int | None:
+    """The dimension that `placement` cuts a tensor along; None where it does not cut."""
+    return placement.dim if isinstance(placement, (Shard, _StridedShard)) else None
+
+
+def cut_last(placement: Placement) -> bool:
+    """Whether `placement` cuts what the plain ones leave: `fully_shard`'s, over a tensor that other ranks cut already."""
+    return isinstance(placement, _StridedShard)
+
+
+def gather_into(found: Tensor, own: Tensor, group: dist.ProcessGroup | None) -> None:
+    """Fill `found` [ranks x n, ...] with what each rank of `group` has as `own` [n, ...], in the order of ranks."""
+    newer = getattr(dist, "all_gather_single", None)  # 2.13 renamed it
+    (newer or dist.all_gather_into_tensor)(found, own, group=group)
+
+
+def pipeline_stage(
+    module: nn.Module, index: int, stages: int, group: dist.ProcessGroup, between: tuple[torch.dtype, int], micro: int
+) -> PipelineStage:
+    """Torch's stage `index` of `stages` for up to `micro` micro-batches, ready without a message or a trial run.
+
+    Only its forward and backward of a micro-batch are used. Torch's own schedules would find shapes by running the model, take
+    a vote over the ranks, and keep one receive buffer per micro-batch for good: here shapes are given, on `meta`, and whoever
+    runs the stage hands it each tensor (`set_local_fwd_input`, `set_local_bwd_input`). `between`: type and number of dimensions
+    of what flows from stage to stage.
+    """
+    from torch.distributed.pipelining import (
+        PipelineStage,
+    )  # its imports cost start-up time, and most layouts have no pipeline
+
+    kind, dims = between
+    example = torch.empty([1] * dims, dtype=kind, device="meta", requires_grad=True)
+    meta = torch.device("meta")
+    stage = PipelineStage(module, index, stages, meta, input_args=example, output_args=example, group=group)
+    stage.has_backward = True
+    if hasattr(
+        stage, "_inference_mode"
+    ):  # 2.13: shapes given or inferred is agreed on by a vote; they are given everywhere
+        from torch.distributed.pipelining._utils import InferenceMode
+
+        stage._inference_mode = InferenceMode.STATIC
+        stage._prepare_forward_infra(micro, (), has_backward=True)
+    else:
+        stage._prepare_forward_infra(micro, (example,) if index == 0 else ())
+    stage._prepare_backward_infra(micro)
+    return stage
+
+
+def reshard_over(module: FSDPModule, mesh: DeviceMesh) -> None:
+    """After its forward pass let `module`, which gives its weights back then, keep a shard over `mesh`'s second dimension.
+
+    torch does this itself for a number of ranks, but makes the groups by a barrier of the whole world.
+    """
+    from torch.distributed.fsdp._fully_shard._fsdp_common import HSDPMeshInfo
+
+    info = HSDPMeshInfo(mesh, shard_mesh_dim=1, replicate_mesh_dim=0)
+    state = module._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)  # one at most before 2.13
+    for group in [state._fsdp_param_group] if groups is None else groups:
+        if group is None:
+            continue
+        group.post_forward_mesh_info = info
+        for parameter in group.fsdp_params:
+            parameter.post_forward_mesh_info = info
+            parameter._init_sharded_post_forward_param_metadata(torch.empty(parameter._orig_size, device="meta"))

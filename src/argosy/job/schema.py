@@ -55,6 +55,11 @@ def _none(value: object) -> object:
     return None if value == "none" else value
 
 
+def _words(value: object) -> object:
+    """A word alone is a list of one; "none" an empty one."""
+    return () if value == "none" else (value,) if isinstance(value, str) else value
+
+
 def _auto(read: Any) -> Any:
     """`read`, with "auto" and null let through."""
     return lambda value: value if value is None or value == "auto" else read(value)
@@ -89,6 +94,11 @@ Bandwidth: TypeAlias = Annotated[
     BeforeValidator(_bandwidth),
     Field(gt=0, le=1e15),
     _spelling('A bandwidth: "200 Gb/s" (bits) or "25 GB/s" (bytes).', "string", "number"),
+]
+Recompute: TypeAlias = Annotated[
+    tuple[Literal["block", "attention", "mlp", "norm"], ...],
+    BeforeValidator(_words),
+    _spelling('"none", "block" or a list of operators: "attention", "mlp", "norm".', "string", "array"),
 ]
 Every: TypeAlias = Annotated[int | str, BeforeValidator(_interval)]  # read it with quantities.interval
 Counted: TypeAlias = Annotated[int | str, BeforeValidator(_without_clock)]  # the same, but not by the clock
@@ -269,9 +279,21 @@ class LayoutSection(Section):
     """Who does which part."""
 
     shape: str = Field("auto", min_length=1, json_schema_extra={"change": "free"})
-    """Degrees, as "dp4" (sharded) or "replicate2 dp2"; ranks not named go to dp. "auto" chooses."""
+    """Degrees, as "tp2 pp2 dp4" (dp is sharded) or "replicate2 dp2"; ranks not named go to dp. "auto" chooses."""
+    order: str = Field("pp replicate dp cp tp", min_length=1, json_schema_extra={"change": "free"})
+    """The axes, outermost first: ranks that differ in the last one are neighbours."""
     zero: Whole = Field(2, ge=1, le=3, json_schema_extra={"change": "free"})
     """ZeRO stage over dp: 1 optimizer state, 2 and gradients, 3 and parameters are sharded."""
+    secondary: Whole = Field(0, ge=0, json_schema_extra={"change": "free"})
+    """Under ZeRO-3, so many neighbouring ranks keep a second shard after the forward pass, which backward gathers; 0 = all."""
+    sequence: bool = Field(True, json_schema_extra={"change": "free"})
+    """Under tp, norms and residuals are split along the sequence too; false keeps them whole on every rank."""
+    schedule: Literal["gpipe", "1f1b", "interleaved"] = Field("1f1b", json_schema_extra={"change": "free"})
+    """Order of forward and backward passes under pp."""
+    virtual: Whole = Field(1, ge=1, json_schema_extra={"change": "free"})
+    """Stages that a rank holds under pp; more than one for "interleaved"."""
+    stages: tuple[Annotated[Whole, Field(ge=0)], ...] = Field((), strict=False, json_schema_extra={"change": "free"})
+    """Layers of each pipeline stage. Left out: as even as can be, embedding and head counted."""
 
 
 class MemorySection(Section):
@@ -279,6 +301,8 @@ class MemorySection(Section):
 
     limit: Size | Literal["auto"] = Field("auto", json_schema_extra={"change": "free"})
     """Memory of all workers on a node; "auto" is what is free. A prediction above it is refused before the start."""
+    recompute: Recompute = Field((), strict=False, json_schema_extra={"change": "free"})
+    """What backward computes again instead of keeping it: "none", "block" or operators, as ["attention", "norm"]."""
     loss_chunk: Count = Field(1024, json_schema_extra={"change": "free"})
     """Tokens whose logits are held at once by the cross-entropy."""
 

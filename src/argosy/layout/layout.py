@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
+from typing import Any
 
 from argosy.errors import Refused
 
 AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")  # outermost first
 
 _SPELLINGS = {"pp": "pp", "replicate": "dp_replicate", "dp": "dp_shard", "cp": "cp", "tp": "tp", "ep": "ep"}
-_WORD = re.compile(r"([a-z]+)([0-9]+)")
+_WORDS = {axis: word for word, axis in _SPELLINGS.items()}
+_WORD = re.compile(r"([a-z]+)([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """All ranks as one grid with AXES, outermost first: rank = index of the coordinates in row-major order."""
+    """All ranks as one grid of axes, outermost first: rank = index of the coordinates in row-major order.
+
+    A pipeline has pp x virtual stages; rank coordinate i holds the stages i, i + pp, i + 2 pp and so on.
+    """
 
     pp: int = 1
     dp_replicate: int = 1
@@ -24,15 +31,22 @@ class Layout:
     cp: int = 1
     tp: int = 1
     ep: int = 1  # cuts dp_shard x cp; no factor of the ranks
+    virtual: int = 1  # pipeline stages that a rank holds
+    micro: int = 1  # micro-batches of a step on every rank
+    order: tuple[str, ...] = AXES  # outermost first: neighbours along the last one are neighbouring ranks
 
     def __post_init__(self) -> None:
-        for axis in (*AXES, "ep"):
-            if getattr(self, axis) < 1:
-                raise Refused(f"layout: {axis} = {getattr(self, axis)} must be at least 1.")
+        for name in (*AXES, "ep", "virtual", "micro"):
+            if getattr(self, name) < 1:
+                raise Refused(f"layout: {name} = {getattr(self, name)} must be at least 1.")
+        if sorted(self.order) != sorted(AXES):
+            raise Refused(
+                f"layout: the order {' '.join(self.order)} must name each axis once.", do=f"Default: {' '.join(AXES)}."
+            )
         if (self.dp_shard * self.cp) % self.ep:
             raise Refused(
                 f"layout: ep {self.ep} must divide dp_shard x cp = {self.dp_shard} x {self.cp}.",
-                do=f"Nearest below: ep {_divisor_below(self.dp_shard * self.cp, self.ep)}.",
+                do=f"Nearest: ep {nearest(self.ep, divisors(self.dp_shard * self.cp))}.",
             )
 
     @property
@@ -50,19 +64,25 @@ class Layout:
         """Ranks that read different sequences: dp_replicate x dp_shard."""
         return self.dp_replicate * self.dp_shard
 
+    @property
+    def stages(self) -> int:
+        """Stages of the pipeline: pp x virtual."""
+        return self.pp * self.virtual
+
     def at(self, rank: int) -> dict[str, int]:
         """Coordinates of `rank` by axis."""
         if not 0 <= rank < self.world:
             raise IndexError(f"rank {rank} of {self.world}")
         place: dict[str, int] = {}
-        for axis, degree in zip(reversed(AXES), reversed(self.degrees), strict=True):
-            rank, place[axis] = divmod(rank, degree)
+        for axis in reversed(self.order):
+            rank, place[axis] = divmod(rank, int(getattr(self, axis)))
         return {axis: place[axis] for axis in AXES}
 
     def rank(self, **place: int) -> int:
         """The rank at the given coordinates; axes not named are 0."""
         found = 0
-        for axis, degree in zip(AXES, self.degrees, strict=True):
+        for axis in self.order:
+            degree = int(getattr(self, axis))
             if not 0 <= place.get(axis, 0) < degree:
                 raise IndexError(f"{axis} {place[axis]} of {degree}")
             found = found * degree + place.get(axis, 0)
@@ -70,20 +90,40 @@ class Layout:
 
     def group(self, rank: int, *axes: str) -> list[int]:
         """The ranks, ascending, that differ from `rank` along `axes` only; `rank` itself is one of them."""
+        return sorted(self._along(rank, axes))
+
+    def line(self, rank: int, *axes: str) -> list[int]:
+        """As `group`, in the order of the coordinates along `axes`, the first of them outermost."""
+        return list(self._along(rank, axes))
+
+    def _along(self, rank: int, axes: Sequence[str]) -> Iterator[int]:
         here = self.at(rank)
-        places = [here]
-        for axis in axes:
-            places = [{**place, axis: i} for place in places for i in range(getattr(self, axis))]
-        return sorted(self.rank(**place) for place in places)
+        for places in product(*(range(getattr(self, axis)) for axis in axes)):
+            yield self.rank(**{**here, **dict(zip(axes, places, strict=True))})
+
+    def groups(self, *axes: str) -> list[list[int]]:
+        """Every group along `axes`, by its first rank."""
+        first = {self.group(rank, *axes)[0] for rank in range(self.world)}
+        return [self.group(rank, *axes) for rank in sorted(first)]
 
     def data_index(self, rank: int) -> int:
         """Which of the `data` shares of the global batch `rank` reads."""
         place = self.at(rank)
         return place["dp_replicate"] * self.dp_shard + place["dp_shard"]
 
+    def stages_of(self, rank: int) -> tuple[int, ...]:
+        """The stages that `rank` holds, first to last."""
+        return tuple(range(self.at(rank)["pp"], self.stages, self.pp))
+
+    def holder(self, rank: int, stage: int) -> int:
+        """The rank that holds `stage` in the pipeline of `rank`."""
+        if not 0 <= stage < self.stages:
+            raise IndexError(f"stage {stage} of {self.stages}")
+        return self.rank(**{**self.at(rank), "pp": stage % self.pp})
+
     def text(self) -> str:
         """How people write it: "pp2 replicate2 dp2 tp2"; degrees of one are left out, "dp1" for a single rank."""
-        words = [f"{spelling}{getattr(self, axis)}" for spelling, axis in _SPELLINGS.items() if getattr(self, axis) > 1]
+        words = [f"{word}{getattr(self, axis)}" for axis, word in _WORDS.items() if getattr(self, axis) > 1]
         return " ".join(words) or "dp1"
 
     @staticmethod
@@ -107,20 +147,64 @@ class Layout:
     def parse(shape: str, world: int | None = None) -> Layout:
         """The layout of `shape` over `world` ranks; ranks not named go to dp_shard. Refused when it does not divide."""
         named = Layout.degrees_named(shape)
-        product = prod(degree for axis, degree in named.items() if axis != "ep")
-        if world is None or world == product:
-            return Layout(**named)
-        if world % product or "dp_shard" in named:
+        ranks = prod(degree for axis, degree in named.items() if axis != "ep")
+        if world is None or world == ranks:
+            return _of(named)
+        if world % ranks or "dp_shard" in named:
             raise Refused(
-                f'layout.shape = "{shape}" makes {product} ranks, there are {world} workers.',
-                do=f"Start {product} workers (--workers {product}), or name degrees whose product divides {world}.",
+                f'layout.shape = "{shape}" makes {ranks} ranks, there are {world} workers'
+                + (": the product of the degrees must divide them." if "dp_shard" not in named else "."),
+                do=f'Nearest: layout.shape="{fitting(named, world)}", or --workers {_workers(named, ranks, world)}.',
             )
-        return replace(Layout(**{**named, "ep": 1}), dp_shard=world // product, ep=named.get("ep", 1))
+        return _of({**named, "dp_shard": world // ranks})
 
 
-def _divisor_below(number: int, limit: int) -> int:
-    """The largest divisor of `number` not above `limit`."""
-    return max(divisor for divisor in range(1, min(number, limit) + 1) if number % divisor == 0)
+def _of(degrees: Mapping[str, int]) -> Layout:
+    """The layout with these `degrees` by axis."""
+    changes: dict[str, Any] = dict(degrees)
+    return replace(Layout(), **changes)
+
+
+def axes_of(words: str) -> tuple[str, ...]:
+    """AXES in the order that people write, outermost first: "pp replicate dp cp tp". Refused where one is missing."""
+    axes = tuple(_SPELLINGS.get(word, word) for word in words.split())
+    if sorted(axes) != sorted(AXES):
+        raise Refused(
+            f'layout.order = "{words}" must name each axis once, outermost first.',
+            do=f'The default is "{" ".join(_WORDS[axis] for axis in AXES)}".',
+        )
+    return axes
+
+
+def fitting(named: Mapping[str, int], world: int) -> str:
+    """The shape nearest to `named` that `world` ranks can take: as few ranks moved as possible, dp takes what is left."""
+    axes = [axis for axis in named if axis not in ("dp_shard", "ep")]
+    best: tuple[int, tuple[int, ...]] | None = None
+    for degrees in product(*(divisors(world) for _ in axes)):
+        if world % prod(degrees) == 0:
+            off = sum(abs(degree - named[axis]) for axis, degree in zip(axes, degrees, strict=True))
+            best = min(best or (off, degrees), (off, degrees))
+    degrees = best[1] if best else ()
+    shape = dict(zip(axes, degrees, strict=True))
+    rest = world // prod(degrees)
+    ep = nearest(named.get("ep", 1), divisors(rest * shape.get("cp", 1)))
+    return _of({**shape, "dp_shard": rest, "ep": ep}).text()
+
+
+def _workers(named: Mapping[str, int], ranks: int, world: int) -> int:
+    """The number of workers nearest to `world` that the degrees `named` fill."""
+    return ranks if "dp_shard" in named else max(1, round(world / ranks)) * ranks
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of `number`, ascending."""
+    small = [divisor for divisor in range(1, int(number**0.5) + 1) if number % divisor == 0]
+    return small + [number // divisor for divisor in reversed(small) if divisor * divisor != number]
+
+
+def nearest(wanted: int, allowed: Sequence[int]) -> int:
+    """The value of `allowed` nearest to `wanted`; of two as near, the smaller."""
+    return min(allowed, key=lambda value: (abs(value - wanted), value))
 
 
 def share(total: int, parts: int, part: int) -> range:

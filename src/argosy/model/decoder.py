@@ -7,18 +7,34 @@ Shapes: B batch, S sequence, D model, H heads, G key-value heads, K head size, F
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Container, Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from argosy.device.shards import local
 from argosy.job.schema import BlockSection, ModelSection, layers
 from argosy.model import kernels
 from argosy.model.attention import attention
-from argosy.model.layers import FeedForward, Norm, Projection, drop, known, project, rotate, rotation_table
+from argosy.model.layers import (
+    FeedForward,
+    Joint,
+    Noise,
+    Norm,
+    Projection,
+    drop,
+    known,
+    lookup,
+    project,
+    rotate,
+    rotation_table,
+)
 from argosy.model.loss import loss_sum
 from argosy.random import bits, key
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Attention(nn.Module):
@@ -31,6 +47,7 @@ class Attention(nn.Module):
         self.size = known(block.head_size, "block.head_size")
         self.window = known(block.window, "block.window")
         self.kernel = "dense"  # Decoder.prepare chooses
+        self.used: tuple[int, ...] = ()  # the key-value heads that this rank's queries use, where it holds more
         bias = known(block.qkv_bias, "block.qkv_bias")
         self.query = Projection(width, self.heads * self.size, bias)
         self.key = Projection(width, self.groups * self.size, bias)
@@ -51,6 +68,8 @@ class Attention(nn.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
+        if self.used:
+            k, v = (torch.stack([x[:, :, head] for head in self.used], 2) for x in (k, v))
         seen = attention(q, k, v, segments, self.window, self.kernel)
         return project(seen.flatten(-2), (self.output,))[0]
 
@@ -71,28 +90,48 @@ class Block(nn.Module):
             self.mlp_norm = norm_of(block, width)
         hidden, activation = known(block.hidden, "block.hidden"), known(block.activation, "block.activation")
         self.mlp = FeedForward(width, hidden, activation, known(block.mlp_bias, "block.mlp_bias"))
+        # Where ranks share a layer: from this rank's tokens to all of them, from shares of a sum to the sum for this rank's
+        # tokens, and from all tokens to this rank's.
+        self.whole, self.own, self.part = Joint(), Joint(), Joint()
 
     def forward(
-        self, x: Tensor, segments: Tensor, rotation: Tensor | None = None, noise: Tensor | None = None
+        self, x: Tensor, segments: Tensor, rotation: Tensor | None = None, noise: Noise | None = None
     ) -> Tensor:
-        """X [B, S, D]; segments [B, S]; rotation [B, S, 2, K / 2] where positions turn; noise [B, S, 2] where dropped."""
-        qkv = (self.attention.query, self.attention.key, self.attention.value)
-        if self.parallel:
-            q, k, v, *inner = project(self.attention_norm(x), (*qkv, *self.mlp.inputs))
-            seen = self._dropped(self.attention(q, k, v, segments, rotation), noise, 0)
-            return x + seen + self._dropped(self.mlp(*inner), noise, 1)
-        q, k, v = project(self.attention_norm(x), qkv)
-        x = x + self._dropped(self.attention(q, k, v, segments, rotation), noise, 0)
-        return x + self._dropped(self.mlp(*project(self.mlp_norm(x), self.mlp.inputs)), noise, 1)
+        """X [B, S, D]; segments [B, S]; rotation [B, S, 2, K / 2] where positions turn; noise (keys [B, S, 2]) where dropped.
 
-    def _dropped(self, x: Tensor, noise: Tensor | None, part: int) -> Tensor:
-        return x if noise is None or not self.dropout else drop(x, noise[..., part], self.dropout)
+        Where ranks share the sequence out, x is [B, this rank's part of S, D]; the others are whole.
+        """
+        qkv, length = (self.attention.query, self.attention.key, self.attention.value), segments.shape[1]
+        if self.parallel:  # dropped before the sum: the same elements in every share of it
+            q, k, v, *inner = project(self.whole(self.attention_norm(x), length), (*qkv, *self.mlp.inputs))
+            seen = self._dropped(self.attention(q, k, v, segments, rotation), noise, 0)
+            both: Tensor = self.own(seen + self._dropped(self.mlp(*inner), noise, 1), length)
+            return x + both
+        noise = None if noise is None else (self.part(noise[0], length), noise[1])
+        q, k, v = project(self.whole(self.attention_norm(x), length), qkv)
+        x = x + self._dropped(self.own(self.attention(q, k, v, segments, rotation), length), noise, 0)
+        made: Tensor = self.own(self.mlp(*project(self.whole(self.mlp_norm(x), length), self.mlp.inputs)), length)
+        return x + self._dropped(made, noise, 1)
+
+    def _dropped(self, x: Tensor, noise: Noise | None, part: int) -> Tensor:
+        return x if noise is None or not self.dropout else drop(x, (noise[0][..., part], noise[1]), self.dropout)
+
+
+def here(module: Module | None) -> Module:
+    """`module`, which the stages of this rank must have."""
+    if module is None:
+        raise RuntimeError("another stage of the pipeline holds this part of the model")
+    return module
 
 
 def norm_of(block: BlockSection, size: int, *, biased: bool = True) -> Norm:
     """The norm that `block` asks for, over `size`; those of queries and keys have no bias."""
     kind, epsilon = known(block.norm, "block.norm"), known(block.norm_epsilon, "block.norm_epsilon")
     return Norm(size, kind, epsilon, biased and known(block.norm_bias, "block.norm_bias"))
+
+
+class Elsewhere(nn.Module):
+    """In the place of a block that another stage of the pipeline holds: later blocks keep their numbers."""
 
 
 class Decoder(nn.Module):
@@ -103,6 +142,8 @@ class Decoder(nn.Module):
     embedding.weight, positions.weight, blocks.N.attention_norm.weight, blocks.N.attention.{query,key,value,output}.weight,
     blocks.N.attention.{query,key}_norm.weight, blocks.N.mlp_norm.weight, blocks.N.mlp.{gate,up,down}.weight, norm.weight,
     head.weight, and .bias beside each where asked.
+    Where a pipeline is split over ranks, `keep` leaves a rank its stages: blocks keep their numbers, and with them names,
+    shapes, first weights and dropout.
     """
 
     def __init__(
@@ -118,23 +159,45 @@ class Decoder(nn.Module):
         self.compile_loss = False
         self._tables: dict[tuple[Any, ...], Tensor] = {}
         with torch.device("meta"):
-            self.embedding = nn.Embedding(vocabulary, width)
+            self.embedding: nn.Embedding | None = nn.Embedding(vocabulary, width)
             self.positions = None if self.rotary else nn.Embedding(known(model.context, "context"), width)
             self.blocks = nn.ModuleList(Block(width, shape) for shape in self.shapes)
-            self.norm = norm_of(model.block, width)
+            self.norm: Norm | None = norm_of(model.block, width)
             self.head = None if known(model.tied, "tied") else Projection(width, vocabulary, bias=False)
         self.to(master)
+        self.whole, self.own, self.part = Joint(), Joint(), Joint()  # as in a block
+        self.every = Joint()  # from this rank's entries of the vocabulary to all of them
 
     @property
     def head_weight(self) -> Tensor:
-        """[V, D]: the head's own, or the embedding's where they are tied."""
-        return self.embedding.weight if self.head is None else self.head.weight
+        """[V, D]: the head's own, or the embedding's where they are tied. On the last stage of a pipeline."""
+        return here(self.embedding).weight if self.head is None else self.head.weight
+
+    @property
+    def held(self) -> list[int]:
+        """The numbers of the blocks that are here: all of them, unless a pipeline is split over ranks."""
+        return [index for index, block in enumerate(self.blocks) if not isinstance(block, Elsewhere)]
+
+    def keep(self, blocks: Container[int], *, first: bool, last: bool) -> None:
+        """Drop all that the stages of this rank do not need: they have these `blocks`, the `first` one embeds, the `last` one predicts.
+
+        A tied embedding stays on both.
+        """
+        for index in range(len(self.blocks)):
+            if index not in blocks:
+                self.blocks[index] = Elsewhere()
+        if not first:
+            self.positions = None
+            if not (last and self.head is None):
+                self.embedding = None
+        if not last:
+            self.norm = self.head = None
 
     def prepare(self, device: str, sequence: int, compiled: bool) -> str:
         """Choose the attention kernel for sequences of this length on `device` and give its name."""
         kernel = kernels.choose(device, sequence, compiled, self.compute)
-        for block in self.blocks:
-            block.attention.kernel = kernel  # type: ignore[union-attr]
+        for index in self.held:
+            self.blocks[index].attention.kernel = kernel  # type: ignore[union-attr]
         self.compile_loss = compiled
         return kernel
 
@@ -147,21 +210,46 @@ class Decoder(nn.Module):
         tokens, positions, segments [B, S] of integers. Dropout acts while training and where `step` (0-dimensional int64)
         and `sequence` [B] (int64, the sequences' global numbers) are given.
         """
-        x = F.embedding(tokens, self.embedding.weight).to(self.compute)
-        if self.positions is not None:
-            x = x + F.embedding(positions, self.positions.weight).to(self.compute)
-        for index, block in enumerate(self.blocks):
+        x = self.blocks_forward(self.embed(tokens, positions), self.held, positions, segments, step, sequence)
+        return self.finish(x, tokens.shape[1])
+
+    def blocks_forward(
+        self, x: Tensor, blocks: Iterable[int], positions: Tensor, segments: Tensor, step: Tensor | None,
+        sequence: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """X [B, S, D], or this rank's part of S, through the blocks of these numbers."""
+        for index in blocks:
             noise = self._noise(index, positions, segments, step, sequence)
-            x = block(x, segments, self._rotation(index, positions), noise)
-        return self.norm(x)  # type: ignore[no-any-return]
+            x = self.blocks[index](x, segments, self._rotation(index, positions), noise)
+        return x
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """What enters the first block: [B, S, D], or this rank's part of S."""
+        length = tokens.shape[1]
+        x: Tensor = self.own(lookup(tokens, here(self.embedding).weight).to(self.compute), length)
+        if self.positions is not None:
+            x = x + lookup(self.part(positions, length), self.positions.weight).to(self.compute)
+        return x
+
+    def finish(self, x: Tensor, length: int) -> Tensor:
+        """Hidden states of all `length` tokens from what the last block made."""
+        hidden: Tensor = self.whole(here(self.norm)(x), length)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] to [..., V], whole: for sampling, not for training."""
-        return F.linear(hidden, self.head_weight.to(hidden.dtype))
+        """[B, S, D] to [B, S, V], whole: for sampling, not for training."""
+        found: Tensor = self.every(
+            F.linear(hidden, local(self.head_weight).to(hidden.dtype)), self.head_weight.shape[0]
+        )
+        return found
 
     def loss(self, batch: Any, chunk: int = 1024, step: Tensor | None = None) -> Tensor:
         """The negative log-likelihood of the counted labels of `batch` (a data.batch.Batch of tensors), summed, in nats."""
         hidden = self(batch.tokens, batch.positions, batch.segments, step, batch.sequence)
+        return self.hidden_loss(hidden, batch, chunk)
+
+    def hidden_loss(self, hidden: Tensor, batch: Any, chunk: int) -> Tensor:
+        """The same from the hidden states [B, S, D] after the last norm."""
         return loss_sum(hidden, self.head_weight, batch.labels, batch.weights, chunk, compiled=self.compile_loss)
 
     def _rotation(self, index: int, positions: Tensor) -> Tensor | None:
@@ -177,11 +265,12 @@ class Decoder(nn.Module):
 
     def _noise(
         self, index: int, positions: Tensor, segments: Tensor, step: Tensor | None, sequence: Tensor | None
-    ) -> Tensor | None:
+    ) -> Noise | None:
         """Keys [B, S, 2] of the two dropouts of block `index`: of layer name, step, sequence, document and position."""
         if not self.training or not self.shapes[index].dropout or step is None or sequence is None:
             return None
         parts = [key(self.seed, "dropout", f"blocks.{index}.{part}") for part in ("attention", "mlp")]
         streams = bits(torch.tensor(parts, device=step.device), step)
         token = segments.long() * 2**32 + positions.long()
-        return bits(bits(streams, sequence[:, None])[:, None, :], token[..., None])
+        keys = bits(bits(streams, sequence[:, None])[:, None, :], token[..., None])
+        return keys, torch.arange(known(self.section.width, "width"), device=keys.device)

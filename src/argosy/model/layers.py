@@ -7,13 +7,14 @@ Shapes: B batch, S sequence, D model, H heads, G key-value heads, K head size, F
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from argosy.device.shards import box, local
 from argosy.errors import Refused
 from argosy.random import bits
 
@@ -27,6 +28,16 @@ def known(value: Value | None, key: str) -> Value:
     return value
 
 
+class Joint(nn.Module):
+    """A place where ranks that share a layer hand activations over. What goes in comes out, unless a layout sets `move`."""
+
+    move: Callable[[Tensor, int], Tensor] | None = None
+
+    def forward(self, x: Tensor, length: int) -> Tensor:
+        """X [B, ...] of a sequence that has `length` tokens in all."""
+        return x if self.move is None else self.move(x, length)
+
+
 class Norm(nn.Module):
     """RMSNorm or LayerNorm over the last dimension, computed in at least float32."""
 
@@ -35,20 +46,27 @@ class Norm(nn.Module):
         self.centred, self.epsilon = kind == "layer", epsilon
         self.weight = nn.Parameter(torch.empty(size))
         self.bias = nn.Parameter(torch.empty(size)) if bias and self.centred else None
+        self.average = Joint()  # of the ranks' means, where each holds a part of the last dimension
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] to the same shape and type."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.centred:
-            wide = wide - wide.mean(-1, keepdim=True)
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon) * self.weight
+            wide = wide - self.average(wide.mean(-1, keepdim=True), x.shape[1])
+        variance = self.average(wide.square().mean(-1, keepdim=True), x.shape[1])
+        wide = wide * torch.rsqrt(variance + self.epsilon) * local(self.weight)
         if self.bias is not None:
-            wide = wide + self.bias
+            wide = wide + local(self.bias)
         return wide.to(x.dtype)
 
 
 class Projection(nn.Module):
-    """The weight [out, in] and bias of a linear map; `project` applies one or several at once."""
+    """The weight [out, in] and bias of a linear map; `project` applies one or several at once.
+
+    `share` is the part of the bias that this rank adds: where ranks add up their products, one of them adds all of it.
+    """
+
+    share = 1.0
 
     def __init__(self, inputs: int, outputs: int, bias: bool):
         super().__init__()
@@ -63,13 +81,34 @@ def project(x: Tensor, maps: Sequence[Projection]) -> tuple[Tensor, ...]:
     them so) and are laid end to end here: beside a product over thousands of tokens that copy costs nothing, and where
     the master type is another one the cast makes it anyway.
     """
-    weight = torch.cat([m.weight.to(x.dtype) for m in maps]) if len(maps) > 1 else maps[0].weight.to(x.dtype)
+    weights = [local(m.weight).to(x.dtype) for m in maps]
+    weight = torch.cat(weights) if len(maps) > 1 else weights[0]
     bias = None
     if any(m.bias is not None for m in maps):
-        parts = [m.weight.new_zeros(m.weight.shape[0]) if m.bias is None else m.bias for m in maps]
-        bias = torch.cat(parts).to(x.dtype)
-    images: tuple[Tensor, ...] = F.linear(x, weight, bias).split([m.weight.shape[0] for m in maps], -1)
+        parts = [_bias(m, part) for m, part in zip(maps, weights, strict=True)]
+        bias = torch.cat(parts).to(x.dtype) if len(maps) > 1 else parts[0].to(x.dtype)
+    images: tuple[Tensor, ...] = F.linear(x, weight, bias).split([part.shape[0] for part in weights], -1)
     return images
+
+
+def _bias(of: Projection, weight: Tensor) -> Tensor:
+    if of.bias is None:
+        return weight.new_zeros(weight.shape[0])
+    bias = local(of.bias)
+    return bias if of.share == 1.0 else bias * of.share
+
+
+def lookup(ids: Tensor, table: Tensor) -> Tensor:
+    """The rows `ids` of `table` [V, D]; zeros for rows that other ranks hold, so that the sum over ranks has every row."""
+    own, ((first, _), (last, _)) = local(table), box(table)
+    rows = last - first
+    if rows == table.shape[0]:
+        return F.embedding(ids, own)
+    if not rows:  # more ranks than rows need
+        own = F.pad(own, (0, 0, 0, 1))
+    place = ids.long() - first
+    here = (place >= 0) & (place < rows)
+    return F.embedding(torch.where(here, place, 0), own) * here[..., None]
 
 
 class FeedForward(nn.Module):
@@ -116,11 +155,15 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), -1).to(x.dtype)
 
 
-def drop(x: Tensor, noise: Tensor, share: float) -> Tensor:
-    """Zero a `share` of x [B, S, D] and scale up the rest; `noise` [B, S] int64 keys each token's row.
+Noise = tuple[Tensor, Tensor]  # keys [B, S, ...] int64 of tokens, and the numbers 0 to D - 1 [D] int64
 
-    Compares integers only, so that compiled and eager, one rank and many drop the same elements.
+
+def drop(x: Tensor, noise: Noise, share: float) -> Tensor:
+    """Zero a `share` of x [B, S, D] and scale up the rest; keys [B, S] and the numbers of columns make each element's bits.
+
+    Compares integers only, so that compiled and eager, one rank and many drop the same elements. The numbers come from
+    outside: where the compiler makes them itself, torch 2.13 on a CPU gets the last D modulo 16 columns wrong.
     """
-    index = torch.arange(x.shape[-1], device=x.device)
-    kept = ((bits(noise[..., None], index) >> 40) & 0xFFFFFF) >= round(share * 2**24)
+    keys, columns = noise
+    kept = ((bits(keys[..., None], columns) >> 40) & 0xFFFFFF) >= round(share * 2**24)
     return torch.where(kept, x * (1 / (1 - share)), torch.zeros((), dtype=x.dtype, device=x.device))

@@ -1,13 +1,35 @@
-"""Cross-entropy as a sum over counted tokens, a chunk of logits at a time. Knows tensors only."""
+"""Cross-entropy as a sum over counted tokens, a chunk of logits at a time; also where ranks share the vocabulary out.
+
+Knows tensors only.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-# One chunk of tokens c: hidden [c, D], weight [V, D], labels [c], weights [c].
+from argosy.device.shards import box
+from argosy.device.torch_versions import gather_into
+
+# One chunk of tokens c: hidden [c, D], weight [V, D], labels [c], weights [c]. Where ranks share the vocabulary out, V is this
+# rank's part of it, labels are counted from its first entry, and those outside belong to other ranks.
+
+
+def _seen(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [c, V], and beside each other [2, c] the log of the sum of their exponentials and the label's own."""
+    logits = torch.mm(hidden, weight.t())
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits, torch.stack((torch.logsumexp(logits, 1), (logits * _here(logits, labels)).sum(1)))
+
+
+def _here(logits: Tensor, labels: Tensor) -> Tensor:
+    """Where the label stands [c, V], as a number; nowhere in a row whose label belongs to another rank."""
+    entries = torch.arange(logits.shape[1], device=logits.device)
+    return (entries[None, :] == labels[:, None]).to(logits.dtype)
 
 
 def _only_loss(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -17,6 +39,15 @@ def _only_loss(hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor) 
     return (weights * (torch.logsumexp(logits, 1) - chosen)).sum()
 
 
+def _gradients(
+    logits: Tensor, total: Tensor, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of hidden [c, D] and weight [V, D], given the log of the sum `total` [c] over the whole vocabulary."""
+    wrong = torch.exp(logits - total[:, None]) - _here(logits, labels)
+    wrong = (wrong * weights[:, None]).to(hidden.dtype)
+    return torch.mm(wrong, weight), torch.mm(wrong.t(), hidden)
+
+
 def _loss_and_gradients(
     hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -24,10 +55,50 @@ def _loss_and_gradients(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     total = torch.logsumexp(logits, 1)
     chosen = logits.gather(1, labels[:, None]).squeeze(1)
-    here = torch.arange(logits.shape[1], device=logits.device)[None, :] == labels[:, None]
-    wrong = torch.exp(logits - total[:, None]) - here.to(logits.dtype)
-    wrong = (wrong * weights[:, None]).to(hidden.dtype)
-    return (weights * (total - chosen)).sum(), torch.mm(wrong, weight), torch.mm(wrong.t(), hidden)
+    return (weights * (total - chosen)).sum(), *_gradients(logits, total, hidden, weight, labels, weights)
+
+
+class _Alone:
+    """Computes a chunk where the rank has the whole vocabulary."""
+
+    def __init__(self, compiled: bool):
+        self.only, self.both = (_compiled_loss, _compiled_both) if compiled else (_only_loss, _loss_and_gradients)
+
+    def loss(self, *given: Tensor) -> Tensor:
+        """The loss of one chunk."""
+        return self.only(*given)
+
+    def loss_and_gradients(self, *given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of one chunk and the gradients of hidden and weight."""
+        return self.both(*given)
+
+
+class _Shared:
+    """Computes a chunk where the ranks of `group` share the vocabulary: one all-gather of two numbers a token and rank."""
+
+    def __init__(self, group: dist.ProcessGroup, compiled: bool):
+        self.group, self.ranks = group, dist.get_world_size(group)
+        self.seen, self.both = (_compiled_seen, _compiled_gradients) if compiled else (_seen, _gradients)
+
+    def loss(self, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """The loss of one chunk: the same on every rank."""
+        return self._all(self.seen(hidden, weight, labels)[1], weights)[0]
+
+    def loss_and_gradients(
+        self, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Also this rank's share of the gradient of hidden, and the gradient of its own entries."""
+        logits, own = self.seen(hidden, weight, labels)
+        loss, total = self._all(own, weights)
+        return loss, *self.both(logits, total, hidden, weight, labels, weights)
+
+    def _all(self, own: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the log of the sum of exponentials [c] over the vocabulary of all ranks."""
+        parts = own.new_empty(self.ranks * 2, own.shape[1])
+        gather_into(parts, own.contiguous(), self.group)
+        sums, chosen = parts.view(self.ranks, 2, -1).unbind(1)
+        total = torch.logsumexp(sums, 0)
+        return (weights * (total - chosen.sum(0))).sum(), total
 
 
 def _filled(rows: Tensor, count: int) -> Tensor:
@@ -37,6 +108,8 @@ def _filled(rows: Tensor, count: int) -> Tensor:
 
 _compiled_loss = torch.compile(_only_loss, dynamic=False, fullgraph=True)
 _compiled_both = torch.compile(_loss_and_gradients, dynamic=False, fullgraph=True)
+_compiled_seen = torch.compile(_seen, dynamic=False, fullgraph=True)
+_compiled_gradients = torch.compile(_gradients, dynamic=False, fullgraph=True)
 
 
 class _Summed(torch.autograd.Function):
@@ -50,7 +123,7 @@ class _Summed(torch.autograd.Function):
         labels: Tensor,
         weights: Tensor,
         chunk: int,
-        compiled: bool,
+        compute: _Alone | _Shared,
         wanted: bool,
     ) -> Tensor:
         near = weight.to(hidden.dtype)  # once, not once a chunk
@@ -69,9 +142,9 @@ class _Summed(torch.autograd.Function):
                 rows = (_filled(rows[0], chunk), _filled(rows[1], chunk), _filled(rows[2], chunk))
             given = (rows[0], near, rows[1], rows[2])
             if d_hidden is None or d_weight is None:
-                total += (_compiled_loss if compiled else _only_loss)(*given)
+                total += compute.loss(*given)
                 continue
-            loss, d_part, d_near = (_compiled_both if compiled else _loss_and_gradients)(*given)
+            loss, d_part, d_near = compute.loss_and_gradients(*given)
             d_hidden[part] = d_part[:size]
             total += loss
             d_weight += d_near
@@ -94,11 +167,18 @@ def loss_sum(
 
     hidden [B, S, D] or [N, D]; weight [V, D], cast to hidden's type; labels and weights [B, S] or [N]; labels of weight
     zero may be anything. Logits of `chunk` tokens are held at once. The softmax is in at least float32.
+    A weight that ranks share out by rows (a DTensor): each holds the logits of its own rows, and the loss is that of all of
+    them; the gradient of hidden is each rank's share, to be summed.
     """
     width = hidden.shape[-1]
     flat = labels.reshape(-1).long().clamp(0, weight.shape[0] - 1)
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    compute: _Alone | _Shared = _Alone(compiled)
+    if isinstance(weight, DTensor):
+        flat = flat - box(weight)[0][0]
+        compute = _Shared(weight.device_mesh.get_group(), compiled)
+        weight = weight.to_local()
     found: Tensor = _Summed.apply(  # type: ignore[no-untyped-call]
-        hidden.reshape(-1, width), weight, flat, weights.reshape(-1), chunk, compiled, wanted
+        hidden.reshape(-1, width), weight, flat, weights.reshape(-1), chunk, compute, wanted
     )
     return found

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from argosy.device.shards import box, local
 from argosy.model.decoder import Decoder
+from argosy.model.layers import known
 from argosy.random import bits, key, unit
 
 PIECE = 1 << 20  # elements made at once: bounds the float64 intermediates
@@ -30,7 +31,7 @@ def spread(decoder: Decoder, name: str) -> float | None:
         return None
     if name.startswith(("embedding.", "positions.")):
         return 0.02
-    width, layers = decoder.embedding.embedding_dim, len(decoder.blocks)
+    width, layers = known(decoder.section.width, "width"), len(decoder.shapes)
     matrix = sqrt(2 / (5 * width))
     return matrix / sqrt(2 * layers) if name.endswith(("output.weight", "down.weight")) else matrix
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from argosy.device.shards import local, zeros
 from argosy.device.torch_versions import multiply_all
@@ -39,18 +41,19 @@ class Optimizer:
         if section.lr is None:
             raise Refused("optim.lr has no value.", do="Set it, or let the plan derive it.")
         self.lr, self.muon, self.adamw, self.updates = section.lr, muon, dict(adamw), 0
+        # One update takes tensors of one mesh only: those that tensor ranks share out, and those that each has whole.
+        alike: dict[tuple[bool, DeviceMesh | None], list[Tensor]] = {}
+        for name, parameter in self.adamw.items():
+            mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+            alike.setdefault((decayed(name, parameter), mesh), []).append(parameter)
         groups = [
-            {
-                "params": [p for name, p in self.adamw.items() if decayed(name, p) == decay],
-                "weight_decay": section.weight_decay if decay else 0.0,
-            }
-            for decay in (True, False)
+            {"params": members, "weight_decay": section.weight_decay if decay else 0.0}
+            for (decay, _), members in alike.items()
         ]
         self.inner: torch.optim.AdamW | None = None
         if self.adamw:
             self.inner = torch.optim.AdamW(
-                [group for group in groups if group["params"]],
-                lr=self.lr, betas=(section.beta1, section.beta2), eps=section.epsilon, fused=fused,
+                groups, lr=self.lr, betas=(section.beta1, section.beta2), eps=section.epsilon, fused=fused,
             )  # fmt: skip
             for parameter in self.adamw.values():  # from the start, as a checkpoint wants to fill it
                 self.inner.state[parameter] = {

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from argosy.device.shards import box, local, slices, whole, zeros
-from argosy.device.torch_versions import interpolate_all, multiply_all
+from argosy.device.torch_versions import gather_into, interpolate_all, multiply_all
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's: steepest at zero, so that few iterations do
 
@@ -124,7 +124,7 @@ class Muon:
             torch.cat(flat, out=send[: sum(map(len, flat))])
         received = send.new_empty(ranks * longest)
         # As bytes: gloo knows fewer types than torch.
-        dist.all_gather_into_tensor(received.view(torch.uint8), send.view(torch.uint8), group=self.group)
+        gather_into(received.view(torch.uint8), send.view(torch.uint8), self.group)
         found = list(matrices)
         for rank, indices in enumerate(held):
             at = rank * longest

@@ -1,21 +1,33 @@
-"""All dimensions of a layout applied to one model, in one order: compile, then data.
+"""All dimensions of a layout applied to one model, in one order: pipeline, tensor and sequence, recompute, compile, data.
 
 The order is fixed, because each step sees what the one before made: a block is compiled as itself, then sharded, so that the
 gathering of its weights stays outside the compiled code. Later dimensions are added to this list and nowhere else.
+`shard` takes any module; `decoder` lays out the model of a job, for the worker and for the layout fuzzer alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from argosy.device.precision import dtype
 from argosy.errors import BUG, Refused
-from argosy.parallel.data import Replicated, Sharded
-from argosy.parallel.execute import Whole
+from argosy.job.schema import Job
+from argosy.model.decoder import Decoder
+from argosy.model.layers import known
+from argosy.model.weights import initialise
+from argosy.parallel import pipeline, tensor
+from argosy.parallel import recompute as recomputation
+from argosy.parallel.data import Replicated, Sharded, Summed, Tied
+from argosy.parallel.execute import Executor, Plain, Whole
 from argosy.parallel.mesh import Mesh
+from argosy.parallel.norm import norm2
+from argosy.plan import layouts
 
 
 @dataclass
@@ -60,28 +72,43 @@ def shard(
     mesh: Mesh,
     *,
     zero: int = 2,
+    secondary: int = 0,
+    recompute: Sequence[str] = (),
     compile: bool = False,
     compute: torch.dtype | None = None,
     reduce: torch.dtype | None = None,
+    summed: Summed | None = None,
+    tied: Tied | None = None,
 ) -> Applied:
     """Make `model` trainable on `mesh`: its `units` (blocks) are compiled and sharded each by itself.
 
     A model on `meta` is sharded without weights; `materialise` and first weights come after this call. Gradient buffers of a
-    replicated model are made by `materialise`, since they need real parameters.
+    replicated model are made by `materialise`, since they need real parameters. `summed`: what tensor ranks must add up. `tied`:
+    what the first and the last stage of a pipeline must.
     """
     order = []
+    if mesh.pp is not None:
+        order.append(f"pipeline over {mesh.layout.pp}")
+    if summed is not None:
+        order.append(f"tensor over {mesh.layout.tp}")
+    if recompute:
+        recomputation.apply(units, recompute)
+        order.append(f"recompute {', '.join(recompute)}")
     if compile:
         compile_units(units)
         order.append(f"compile {len(units)} units")
     whole = Whole(model)
     data: Replicated | Sharded
     if mesh.shard is not None:
-        data = Sharded(whole, units, mesh, zero, compute=compute, reduce=reduce)
-        order.append(f"shard over {mesh.layout.dp_shard} (ZeRO-{zero})")
+        data = Sharded(
+            whole, units, mesh, zero, compute=compute, reduce=reduce, summed=summed, tied=tied, secondary=secondary
+        )
+        second = f", second shard over {secondary}" if secondary else ""
+        order.append(f"shard over {mesh.layout.dp_shard} (ZeRO-{zero}{second})")
         if mesh.replicate is not None:
             order.append(f"replicate {mesh.layout.dp_replicate} times")
     else:
-        data = Replicated((), mesh.data, reduce)
+        data = Replicated((), mesh.data, reduce, summed, tied)
         if mesh.data is not None:
             order.append(f"replicate {mesh.layout.dp_replicate} times")
     return Applied(whole, data, tuple(order))
@@ -92,4 +119,90 @@ def materialise(applied: Applied, device: torch.device) -> None:
     if any(parameter.is_meta for parameter in applied.whole.parameters()):
         applied.whole.to_empty(device=device)
     if isinstance(applied.data, Replicated):
-        applied.data = Replicated(applied.whole.parameters(), applied.data.group, applied.data.reduce)
+        laid = applied.data
+        applied.data = Replicated(applied.named().items(), laid.group, laid.reduce, laid.summed, laid.tied)
+
+
+@dataclass
+class Laid:
+    """The model of a job on this rank, ready to train: what it holds of the weights, and who computes with them.
+
+    `number` is the step's number [int64 scalar] and is filled before each step; `module` has the parameters by global name.
+    """
+
+    module: Decoder
+    applied: Applied
+    execute: Executor
+    number: Tensor
+    kernel: str
+    mesh: Mesh
+    chunk: int  # tokens whose logits are held at once
+    scores: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None  # logits of a text, where stages share the model
+
+    @property
+    def copies(self) -> int:
+        """Ranks that compute the same loss: the vote divides by it. A rank without the last stage brings a loss of zero."""
+        return self.mesh.layout.tp * self.mesh.layout.cp
+
+    def gradients(self) -> Sequence[Tensor]:
+        """This rank's gradients, or the buffers that hold them, after a step's backward passes."""
+        return self.applied.data.gradients()
+
+    def norm2(self) -> Tensor:
+        """This rank's share [scalar, float64] of the squared norm of the whole gradient."""
+        return norm2(self.gradients(), self.mesh.layout.world // self.mesh.layout.pp)
+
+
+def chunk(tokens: int, most: int) -> int:
+    """Tokens of each chunk of the loss: a micro-batch's `tokens` in as few equal chunks of up to `most` as hold them."""
+    return -(-tokens // -(-tokens // most))
+
+
+def decoder(job: Job, mesh: Mesh, device: torch.device) -> Laid:
+    """The model of `job` (in force) laid out on `mesh`, on `device`, with its first weights."""
+    compute, master, reduce = (dtype(str(name)) for name in (job.train.precision, job.train.master, job.train.reduce))
+    compiled = job.train.compile is True
+    model = Decoder(job.model, seed=job.train.seed, compute=compute, master=master)
+    layers = layouts.stage_layers(job, mesh.layout)
+    tied = None if mesh.pp is None else pipeline.split(model, mesh, layers)
+    kernel = model.prepare(device.type, job.batch.sequence, compiled)
+    summed = tensor.shard(model, mesh, sequence=job.layout.sequence)
+    blocks = [model.blocks[index] for index in model.held]
+    applied = shard(
+        model,
+        blocks,
+        mesh,
+        zero=job.layout.zero,
+        secondary=job.layout.secondary,
+        recompute=job.memory.recompute,
+        compile=compiled,
+        compute=compute,
+        reduce=reduce,
+        summed=summed,
+        tied=tied,
+    )
+    materialise(applied, device)
+    initialise(model, job.train.seed)
+    number = torch.zeros((), dtype=torch.int64, device=device)
+    size = chunk(int(job.batch.micro) * job.batch.sequence, job.memory.loss_chunk)
+
+    def loss(whole: Decoder, batch: Any) -> Tensor:
+        """The loss of a micro-batch, summed over counted labels, in nats."""
+        return whole.loss(batch, size, number)
+
+    if mesh.pp is None:
+        return Laid(model, applied, Plain(applied.whole, loss, applied.data), number, kernel, mesh, size)
+    execute = pipeline.Pipeline(
+        mesh.layout,
+        mesh.rank,
+        job.layout.schedule,
+        applied.whole,
+        pipeline.computes(layers, mesh.layout.stages_of(mesh.rank), number, size),
+        applied.data,
+        pipeline.Links(mesh),
+        pipeline.flowing(mesh, known(job.model.width, "width"), compute, job.layout.sequence),
+        compute,
+        device,
+    )
+    scores = partial(execute.scores, pipeline.logits(layers[-1]))
+    return Laid(model, applied, execute, number, kernel, mesh, size, scores)

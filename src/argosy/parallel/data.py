@@ -7,14 +7,19 @@ a sum, scaled by the global count before the backward pass. Knows modules and gr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
+from argosy.device.shards import alike_shard, local
+from argosy.device.torch_versions import reshard_over
 from argosy.parallel.mesh import Mesh
 
 
@@ -37,36 +42,93 @@ class DataParallel(Protocol):
         """The gradients after `finish`, or the buffers that hold them: to measure and to scale in place."""
 
 
-class Replicated:
-    """Every rank holds all; gradients are views into one flat buffer per type, summed over `group` after the last backward.
+@dataclass(frozen=True)
+class Summed:
+    """Parameters that each rank of `group` holds whole, while the backward pass leaves it a share of their gradient only.
 
-    One large all-reduce per type: at laptop size faster than many overlapped ones, which would take the cores from the
-    backward pass. `reduce` is the type in which the sum over ranks is made; None keeps the gradients' own.
+    Norms see a part of the tokens, or of the heads; one rank adds the output biases. They are small: their sum is one
+    all-reduce of all of them together, after the last backward pass and after whatever data parallelism did with them.
+    """
+
+    group: dist.ProcessGroup
+    names: frozenset[str]
+
+    @torch.no_grad()
+    def __call__(self, gradients: Mapping[str, Tensor], kind: torch.dtype | None = None) -> None:
+        """Sum those of `gradients` (by name, or shards of them) that are shares, in place; in type `kind`."""
+        mine = [local(gradient) for name, gradient in gradients.items() if name in self.names]
+        if not mine:
+            return
+        flat = torch.cat([gradient.reshape(-1).to(kind or gradient.dtype) for gradient in mine])
+        dist.all_reduce(flat, group=self.group)
+        for gradient, summed in zip(mine, flat.split([gradient.numel() for gradient in mine]), strict=True):
+            gradient.copy_(summed.view(gradient.shape))
+
+
+@dataclass(frozen=True)
+class Tied:
+    """A parameter that the first and the last stage of a pipeline both hold, each with a share of its gradient.
+
+    `group` are those two ranks. Both then make the same update; the gradient is `counted` in the norm on one of them.
+    """
+
+    group: dist.ProcessGroup
+    name: str
+    counted: bool
+
+    @torch.no_grad()
+    def __call__(self, gradient: Tensor, kind: torch.dtype | None = None) -> None:
+        """Sum `gradient` (or this rank's shard of it) over the two stages, in place; in type `kind`."""
+        own = local(gradient)
+        wide = own.to(kind or own.dtype).contiguous()
+        dist.all_reduce(wide, group=self.group)
+        own.copy_(wide)
+
+
+class Replicated:
+    """Every rank of `group` holds the same; gradients are views into flat buffers, summed over it after the last backward.
+
+    One large all-reduce per buffer: at laptop size faster than many overlapped ones, which would take the cores from the
+    backward pass. `reduce` is the type in which the sum over ranks is made; None keeps the gradients' own. Parameters that
+    tensor ranks share out have buffers of their own, and so have those whose shares `summed` adds up, and a `tied` one.
     """
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[tuple[str, nn.Parameter]],
         group: dist.ProcessGroup | None = None,
         reduce: torch.dtype | None = None,
+        summed: Summed | None = None,
+        tied: Tied | None = None,
     ):
-        self.group, self.reduce = group, reduce
+        self.group, self.reduce, self.summed, self.tied = group, reduce, summed, tied
         self.flat: list[Tensor] = []
-        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._shares: list[Tensor] = []  # those of self.flat that the tensor ranks add up
+        self._gradients: list[Tensor] = []
+        self._tied: list[Tensor] = []
+        named = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
+        self.parameters = [parameter for _, parameter in named]
         self._took_part: set[int] = set()
         self._watch: list[torch.utils.hooks.RemovableHandle] = []
-        by_type: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
-        for parameter in self.parameters:
-            by_type.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+        alike: dict[tuple[torch.dtype, torch.device, DeviceMesh | None, bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in named:
+            grid = parameter.device_mesh if isinstance(parameter, DTensor) else None
+            share = summed is not None and name in summed.names
+            both = tied is not None and name == tied.name
+            alike.setdefault((parameter.dtype, parameter.device, grid, share, both), []).append(parameter)
             self._watch.append(parameter.register_post_accumulate_grad_hook(self._note))
-        for (dtype, device), members in by_type.items():
-            flat = torch.zeros(sum(parameter.numel() for parameter in members), dtype=dtype, device=device)
-            begin = 0
-            for parameter in members:
-                end = begin + parameter.numel()
-                parameter.grad = flat[begin:end].view_as(parameter)
-                begin = end
+        for (dtype, device, grid, share, both), members in alike.items():
+            own = [local(parameter.detach()) for parameter in members]
+            flat = torch.zeros(sum(part.numel() for part in own), dtype=dtype, device=device)
+            for parameter, part, view in zip(members, own, flat.split([part.numel() for part in own]), strict=True):
+                parameter.grad = alike_shard(view.view_as(part), parameter)
             self.flat.append(flat)
+            self._shares += [flat] if share else []
+            # Another part on every tensor rank: said in the type, for whoever counts copies.
+            whole = flat if grid is None else DTensor.from_local(flat, grid, (Shard(0),), run_check=False)
+            self._tied += [flat] if both else []
+            if tied is None or tied.counted or not both:
+                self._gradients.append(whole)
 
     def begin(self) -> None:
         """Zero all gradients, in place: they stay views of the flat buffers."""
@@ -78,22 +140,31 @@ class Replicated:
 
     def finish(self) -> None:
         """Sum the buffers over the ranks."""
-        if self.group is None:
-            return
         for flat in self.flat:
-            if self.reduce is None or self.reduce == flat.dtype:
-                dist.all_reduce(flat, group=self.group)
-            else:
-                wide = flat.to(self.reduce)
-                dist.all_reduce(wide, group=self.group)
-                flat.copy_(wide)
+            self._sum(flat, self.group)
+        if self.summed is not None:
+            for flat in self._shares:
+                self._sum(flat, self.summed.group)
+        if self.tied is not None:
+            for flat in self._tied:
+                self.tied(flat, self.reduce)
+
+    def _sum(self, flat: Tensor, group: dist.ProcessGroup | None) -> None:
+        if group is None:
+            return
+        if self.reduce is None or self.reduce == flat.dtype:
+            dist.all_reduce(flat, group=group)
+        else:
+            wide = flat.to(self.reduce)
+            dist.all_reduce(wide, group=group)
+            flat.copy_(wide)
 
     def settle(self) -> None:
         """Nothing to do: parameters are always whole."""
 
     def gradients(self) -> Sequence[Tensor]:
-        """The flat buffers."""
-        return self.flat
+        """The flat buffers, but one that is counted elsewhere."""
+        return self._gradients
 
     def without_gradient(self) -> list[int]:
         """Indices of parameters that no backward pass has reached so far. Asked once: watching ends with it."""
@@ -110,7 +181,9 @@ class Sharded:
 
     Stage 1 keeps whole gradients until the last micro-batch, stage 2 sums them into shards after each, stage 3 also gives the
     whole weights back after each block's forward pass. A divide factor set on the root
-    alone is wrong in silence, so it is set on every module.
+    alone is wrong in silence, so it is set on every module. Over weights that tensor ranks share out it cuts what is left.
+    `secondary`: under stage 3, between a block's forward and backward pass so many neighbouring ranks keep its weights, and the
+    backward pass gathers among them alone (Wang et al., "ZeRO++", 2023, section 3.2).
     """
 
     def __init__(
@@ -122,22 +195,28 @@ class Sharded:
         *,
         compute: torch.dtype | None = None,
         reduce: torch.dtype | None = None,
+        summed: Summed | None = None,
+        tied: Tied | None = None,
+        secondary: int = 0,
     ):
         if stage not in (1, 2, 3):
             raise ValueError(f"ZeRO stage {stage}")
         grid = mesh.grid()
         if grid is None:
             raise ValueError("nothing to shard over: dp_shard is 1")
-        self.stage = stage
+        self.stage, self.reduce, self.summed, self.tied = stage, reduce, summed, tied
         policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce, cast_forward_inputs=False)
         for unit in units:
             fully_shard(unit, mesh=grid, reshard_after_forward=stage == 3, mp_policy=policy)
         fully_shard(root, mesh=grid, reshard_after_forward=stage == 3, mp_policy=policy)
         self.modules = [module for module in root.modules() if isinstance(module, FSDPModule)]
         self.root = self.modules[0]
+        second = mesh.secondary(secondary)
         for module in self.modules:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+            if second is not None:
+                reshard_over(module, second)
         self._trained = root
 
     def begin(self) -> None:
@@ -152,7 +231,13 @@ class Sharded:
         self.root.set_reshard_after_backward(last or self.stage == 3)
 
     def finish(self) -> None:
-        """Nothing to do: the backward pass has summed."""
+        """The backward pass has summed over the data ranks; what is left are shares of tensor ranks and of another stage."""
+        named = ((name.removeprefix("model."), p.grad) for name, p in self._trained.named_parameters())
+        gradients = {name: gradient for name, gradient in named if gradient is not None}
+        if self.summed is not None:
+            self.summed(gradients, self.reduce)
+        if self.tied is not None:
+            self.tied(gradients[self.tied.name], self.reduce)
 
     def settle(self) -> None:
         """Give whole weights back: after a forward pass alone they would still stand in the modules."""
@@ -160,8 +245,10 @@ class Sharded:
             module.reshard()
 
     def gradients(self) -> Sequence[Tensor]:
-        """The shards of all gradients."""
-        return [parameter.grad for parameter in self._trained.parameters() if parameter.grad is not None]
+        """The shards of all gradients, but one that is counted elsewhere."""
+        elsewhere = "" if self.tied is None or self.tied.counted else f"model.{self.tied.name}"
+        named = self._trained.named_parameters()
+        return [p.grad for name, p in named if p.grad is not None and name != elsewhere]
 
     def without_gradient(self) -> list[int]:
         """Indices, among the trainable parameters, of those that have no gradient after a step."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -44,40 +44,128 @@ class Meeting:
     hosted: bool = False
 
 
+# What each group of a mesh is for, and the axes along which its members differ. Made in this order on every rank.
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "tp": ("tp",),  # share every matrix of a layer
+    "cp": ("cp",),  # share every sequence
+    "shard": ("dp_shard",),  # share weights, gradients, optimizer state
+    "replicate": ("dp_replicate",),  # hold copies of each other's shards
+    "data": ("dp_replicate", "dp_shard"),  # read different sequences, have the same part of the model
+    "pp": ("pp",),  # share the layers
+    "stage": ("dp_replicate", "dp_shard", "cp", "tp"),  # hold the same stages of the pipeline
+}
+PARENT = ("dp_replicate", "dp_shard", "tp")  # dimensions of the one device mesh from which all others are cut
+
+
+def groups_of(layout: Layout, rank: int) -> list[tuple[int, ...]]:
+    """The different groups that `rank` joins, in the order in which they are made; the world first."""
+    if layout.world == 1:
+        return []
+    along = (tuple(layout.group(rank, *axes)) for axes in GROUPS.values())
+    found = dict.fromkeys([tuple(range(layout.world)), *along])
+    return [ranks for ranks in found if len(ranks) > 1]
+
+
 @dataclass
 class Mesh:
-    """All groups of one rank. `world` is None for a single rank; `agree` is the group of the vote."""
+    """All groups of one rank: None where the rank would be alone. `world` is the group of the vote."""
 
     layout: Layout
     rank: int
     kind: str = "cpu"  # torch's device type
     world: dist.ProcessGroup | None = None
-    shard: dist.ProcessGroup | None = None  # along dp_shard; None where that degree is 1
-    replicate: dist.ProcessGroup | None = None  # along dp_replicate; None where that degree is 1
-    data: dist.ProcessGroup | None = None  # along both
+    tp: dist.ProcessGroup | None = None
+    cp: dist.ProcessGroup | None = None
+    shard: dist.ProcessGroup | None = None
+    replicate: dist.ProcessGroup | None = None
+    data: dist.ProcessGroup | None = None
+    pp: dist.ProcessGroup | None = None
+    stage: dist.ProcessGroup | None = None
     _store: dist.Store | None = field(default=None, repr=False)
+    _made: dict[tuple[str | int, ...], dist.ProcessGroup] = field(default_factory=dict, repr=False)
+    _parent: DeviceMesh | None = field(default=None, repr=False)
 
     @property
     def size(self) -> int:
         """Number of ranks."""
         return self.layout.world
 
+    def among(self, ranks: Sequence[int], name: str = "") -> dist.ProcessGroup | None:
+        """The group of `ranks`, ascending, made once; None for a rank alone. All of them call this, in the same order.
+
+        With a `name` it is one more group of the same ranks, whose messages do not wait for those of the others. Without, it is
+        the world's own where it is the same. Only the members meet, over keys of their own: torch's default would cost a
+        barrier of the whole world for every group.
+        """
+        members = (name, *ranks)
+        if len(ranks) == 1:
+            return None
+        if members not in self._made:
+            if self.world is not None and not name and len(ranks) == self.layout.world:
+                self._made[members] = self.world
+                return self.world
+            made = dist.new_group(list(ranks), timeout=PATIENCE, use_local_synchronization=True)
+            if not isinstance(made, dist.ProcessGroup):
+                raise RuntimeError(f"rank {self.rank} is no member of the group {list(ranks)}")
+            self._made[members] = made
+        return self._made[members]
+
+    def root(self) -> DeviceMesh | None:
+        """The one device mesh of this rank's stages, with those of PARENT whose degree is above 1; None where there are none.
+
+        `fully_shard` and tensor parallelism want theirs cut from one: grid() and tensor().
+        """
+        if self._parent is None:
+            axes = [axis for axis in PARENT if getattr(self.layout, axis) > 1]
+            groups = [group for group in (self.replicate, self.shard, self.tp) if group is not None]
+            if not axes or len(groups) != len(axes):
+                return None
+            ranks = torch.tensor(self.layout.line(self.rank, *axes), dtype=torch.int)
+            shape = [int(getattr(self.layout, axis)) for axis in axes]
+            if len(axes) == 1:
+                self._parent = DeviceMesh.from_group(groups[0], self.kind, mesh_dim_names=(axes[0],))
+            else:
+                names = tuple(axes)
+                self._parent = DeviceMesh.from_group(groups, self.kind, mesh=ranks.view(shape), mesh_dim_names=names)
+        return self._parent
+
+    def part(self, *axes: str) -> DeviceMesh | None:
+        """Those dimensions of the root that have a degree above 1; None where none has."""
+        named = tuple(axis for axis in axes if getattr(self.layout, axis) > 1)
+        root = self.root()
+        if root is None or not named:
+            return None
+        return root if named == root.mesh_dim_names else root[named]
+
     def grid(self) -> DeviceMesh | None:
         """What `fully_shard` shards over: [dp_shard], or [dp_replicate, dp_shard]; None where dp_shard is 1."""
-        if self.shard is None:
+        return None if self.shard is None else self.part("dp_replicate", "dp_shard")
+
+    def tensor(self) -> DeviceMesh | None:
+        """The ranks that share every matrix, [tp]; None where tp is 1."""
+        return self.part("tp")
+
+    def secondary(self, ranks: int) -> DeviceMesh | None:
+        """[neighbourhoods, `ranks` of each] of the sharding ranks: where a second shard lies. None for 0 or all of them."""
+        line = self.layout.line(self.rank, "dp_shard")
+        if not ranks or ranks >= len(line):
             return None
-        if self.replicate is None:
-            return DeviceMesh.from_group(self.shard, self.kind, mesh_dim_names=("dp_shard",))
-        columns = self.layout.group(self.rank, "dp_replicate", "dp_shard")
-        ranks = torch.tensor(columns, dtype=torch.int).view(self.layout.dp_replicate, self.layout.dp_shard)
-        names = ("dp_replicate", "dp_shard")
-        return DeviceMesh.from_group([self.replicate, self.shard], self.kind, mesh=ranks, mesh_dim_names=names)
+        at = line.index(self.rank)
+        near = self.among(sorted(line[at - at % ranks : at - at % ranks + ranks]))
+        far = self.among(sorted(line[at % ranks :: ranks]))
+        return DeviceMesh.from_group(
+            [group for group in (far, near) if group is not None], self.kind,
+            mesh=torch.tensor(line, dtype=torch.int).view(-1, ranks), mesh_dim_names=("far", "near"),
+        )  # fmt: skip
 
     def close(self) -> None:
         """Leave all groups. Waits for nobody."""
         if self.world is not None:
             dist.destroy_process_group()
-        self.world = self.shard = self.replicate = self.data = self._store = None
+        self.world = self._store = self._parent = None
+        for name in GROUPS:
+            setattr(self, name, None)
+        self._made.clear()
 
 
 def join(layout: Layout, rank: int, meeting: Meeting, *, backend: str = "gloo", kind: str = "cpu") -> Mesh:
@@ -85,15 +173,17 @@ def join(layout: Layout, rank: int, meeting: Meeting, *, backend: str = "gloo", 
     mesh = Mesh(layout, rank, kind)
     if layout.world == 1:
         return mesh
-    store = _store(rank, meeting)
-    mesh._store = store
-    dist.init_process_group(
-        backend, store=dist.PrefixStore(meeting.prefix, store), rank=rank, world_size=layout.world, timeout=PATIENCE
-    )
+    mesh._store = _store(rank, meeting)
+    return joined_over(mesh, dist.PrefixStore(meeting.prefix, mesh._store), backend)
+
+
+def joined_over(mesh: Mesh, store: dist.Store, backend: str) -> Mesh:
+    """Make all groups of `mesh` over `store`: operations on it are for groups that the rank is in, and for nothing else."""
+    layout, rank = mesh.layout, mesh.rank
+    dist.init_process_group(backend, store=store, rank=rank, world_size=layout.world, timeout=PATIENCE)
     mesh.world = dist.group.WORLD
-    mesh.data = _group(layout, rank, mesh, "dp_replicate", "dp_shard")
-    mesh.shard = _group(layout, rank, mesh, "dp_shard")
-    mesh.replicate = _group(layout, rank, mesh, "dp_replicate")
+    for name, axes in GROUPS.items():
+        setattr(mesh, name, mesh.among(layout.group(rank, *axes)))
     return mesh
 
 
@@ -105,20 +195,6 @@ def joined(layout: Layout, rank: int, meeting: Meeting, *, backend: str = "gloo"
         yield mesh
     finally:
         mesh.close()
-
-
-def _group(layout: Layout, rank: int, mesh: Mesh, *axes: str) -> dist.ProcessGroup | None:
-    """The group of `rank` along `axes`; the world's own where it is the same, None for a rank alone."""
-    ranks = layout.group(rank, *axes)
-    if len(ranks) == 1:
-        return None
-    if len(ranks) == layout.world:
-        return mesh.world
-    # Local synchronisation: only the members meet, over keys of their own. Without it each group costs a barrier of the world.
-    group = dist.new_group(ranks, timeout=PATIENCE, use_local_synchronization=True)
-    if not isinstance(group, dist.ProcessGroup):
-        raise RuntimeError(f"rank {rank} is no member of its own group {ranks}")
-    return group
 
 
 def _store(rank: int, meeting: Meeting) -> dist.Store:

@@ -6,26 +6,22 @@ Over any mix of meshes: each rank adds what it holds, divided by how many ranks 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import prod
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from argosy.device.shards import local
+from argosy.device.shards import cuts, local
 
 
 def copies(tensor: Tensor, world: int) -> int:
     """How many of `world` ranks hold the same elements of `tensor`: all of them for a plain tensor."""
     if not isinstance(tensor, DTensor):
         return world
-    mesh = tensor.device_mesh
-    parts = 1
-    for dimension, placement in enumerate(tensor.placements):
-        if placement.is_partial():
-            raise ValueError("a partial sum has no norm yet: reduce it first")
-        if placement.is_shard():
-            parts *= mesh.size(dimension)
-    return world // parts
+    if any(placement.is_partial() for placement in tensor.placements):
+        raise ValueError("a partial sum has no norm yet: reduce it first")
+    return world // prod(tensor.device_mesh.size(axis) for axis, _ in cuts(tensor))
 
 
 def norm2(gradients: Iterable[Tensor], world: int = 1) -> Tensor:

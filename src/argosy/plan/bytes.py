@@ -46,48 +46,52 @@ class Peak:
         return self.base + self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
-def kept(model: ModelSection, block: BlockSection) -> int:
-    """Elements per token that one block keeps for its backward pass."""
-    heads = block.heads or 1
-    size, kv_heads = flops.head_size(model, block), block.kv_heads or heads
-    inner = (3 if block.activation == "swiglu" else 2) * flops.hidden(model, block)
+def kept(model: ModelSection, block: BlockSection, tp: int = 1, sequence: bool = False) -> float:
+    """Elements per token that one block keeps for its backward pass, on one of `tp` ranks that share it.
+
+    sequence: they share the tokens between layers too, but the input of a product is gathered and kept whole.
+    """
+    heads, kv_heads, hidden = flops.held(model, block, tp)
+    size, inner = flops.head_size(model, block), (3 if block.activation == "swiglu" else 2) * hidden
     # Residual in and out, two normed inputs; queries, output of attention; keys, values; the feed-forward's inner values.
-    return 4 * (model.width or 0) + 2 * heads * size + 2 * kv_heads * size + inner
+    stream = (2 / tp if sequence else 2) + 2
+    return stream * (model.width or 0) + 2 * heads * size + 2 * kv_heads * size + inner
 
 
-def _block_activations(model: ModelSection, block: BlockSection, width: float) -> float:
+def _block_activations(model: ModelSection, block: BlockSection, width: float, tp: int, sequence: bool) -> float:
     """Bytes kept for backward per token by one block, `width` bytes an element."""
-    beside = 4 * (block.heads or 1) + 8 + (8 * (model.width or 0) if block.dropout else 0)
-    return width * kept(model, block) + beside
+    beside = 4 * flops.held(model, block, tp)[0] + 8 + (8 * (model.width or 0) if block.dropout else 0)
+    return width * kept(model, block, tp, sequence) + beside
 
 
-def activations(job: Job, micro: int) -> int:
+def activations(job: Job, micro: int, tp: int = 1) -> int:
     """Bytes held for one micro-batch of `micro` sequences: what backward needs, and one block's gradients beside it."""
     width = WIDTH[str(job.train.precision)] + WIDER[job.train.compile is True]
-    each = [_block_activations(job.model, block, width) for block in layers(job.model)]
+    blocks, split = layers(job.model), job.layout.sequence and tp > 1
+    each = [_block_activations(job.model, block, width, tp, split) for block in blocks]
     held = micro * job.batch.sequence * (sum(each) + max(each) + ENDS * (job.model.width or 0))
-    heads = max(block.heads or 1 for block in layers(job.model))
+    heads = max(flops.held(job.model, block, tp)[0] for block in blocks)
     dense = DENSE[str(job.train.precision)]
     scores = micro * heads * job.batch.sequence**2 * SCORE if job.batch.sequence <= dense else 0
     return round(held + scores)
 
 
-def logits(job: Job) -> int:
-    """Bytes of one chunk of logits: as computed, in float32, and their gradient."""
+def logits(job: Job, tp: int = 1) -> int:
+    """Bytes of one chunk of logits, of which each of `tp` ranks has its part: as computed, in float32, and their gradient."""
     width = WIDTH[str(job.train.precision)]
-    return job.memory.loss_chunk * (job.model.vocabulary or 0) * (2 * width + 4)
+    return job.memory.loss_chunk * -(-(job.model.vocabulary or 0) // tp) * (2 * width + 4)
 
 
-def optimizer_bytes(job: Job) -> int:
-    """Bytes of the optimizer's state, unsharded."""
+def optimizer_bytes(job: Job, tp: int = 1) -> int:
+    """Bytes of the optimizer's state, unsharded over data parallel ranks, on one of `tp` ranks."""
     master = WIDTH[str(job.train.master)]
-    total, matrices = flops.parameters(job.model), flops.matrix_parameters(job.model)
+    total, matrices = flops.parameters(job.model, tp), flops.matrix_parameters(job.model, tp)
     return master * (2 * total - matrices if job.optim.name == "muon" else 2 * total)
 
 
 def peak(job: Job, layout: Layout, micro: int, device: str = "cpu") -> Peak:
     """Memory of one worker at its peak, for the job in force."""
-    total = flops.parameters(job.model)
+    total, tp = flops.parameters(job.model, layout.tp), layout.tp
     compute, master = WIDTH[str(job.train.precision)], WIDTH[str(job.train.master)]
     shards = layout.dp_shard
     zero = job.layout.zero if shards > 1 else 0
@@ -98,9 +102,9 @@ def peak(job: Job, layout: Layout, micro: int, device: str = "cpu") -> Peak:
         base=(BASE_CPU if device == "cpu" else BASE_CUDA) + WORKING + (COMPILER if job.train.compile is True else 0),
         weights=round(total * weights),
         gradients=round(total * gradients),
-        optimizer=round(optimizer_bytes(job) / (shards if shards > 1 else 1)),
-        activations=activations(job, micro),
-        logits=logits(job),
+        optimizer=round(optimizer_bytes(job, tp) / (shards if shards > 1 else 1)),
+        activations=activations(job, micro, tp),
+        logits=logits(job, tp),
     )
 
 

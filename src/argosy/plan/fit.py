@@ -27,15 +27,17 @@ def settle_memory(draft: _Draft, layout: Layout, machine: Machine, world: int) -
     limit = _limit(draft, job, machine, world)
     sequences = job.batch.tokens // job.batch.sequence
     mine = max(len(share(sequences, layout.data, part)) for part in range(layout.data))
+    # A pipeline waits for (pp - 1) micro-batches a step: with four for each of its ranks that is a fifth of the time at most.
+    most = mine if layout.pp == 1 else max(1, mine // (4 * layout.pp))
     if asked != "auto":
         micro = int(asked)
     elif draft.measured("batch.micro"):
-        micro = min(int(draft.values["batch.micro"]), mine)
+        micro = min(int(draft.values["batch.micro"]), most)
         if memory.peak(job, layout, micro, device).total > limit:  # it was chosen where there was more
-            before, micro = micro, _chosen(draft, job, layout, mine, limit, device)
+            before, micro = micro, _chosen(draft, job, layout, mine, most, limit, device)
             draft.notes.append(f"batch.micro = {before} does not fit into the memory that is free now; using {micro}")
     else:
-        micro = _chosen(draft, job, layout, mine, limit, device)
+        micro = _chosen(draft, job, layout, mine, most, limit, device)
     draft.put("batch.micro", micro, "")
     if draft.loaded.job.memory.limit == "auto":
         draft.put("memory.limit", limit * world, "this machine", "free when the run started")
@@ -44,9 +46,9 @@ def settle_memory(draft: _Draft, layout: Layout, machine: Machine, world: int) -
         raise _refusal(draft, job, layout, micro, limit, device, world, need)
 
 
-def _chosen(draft: _Draft, job: Job, layout: Layout, mine: int, limit: int, device: str) -> int:
-    """Put the micro-batch that fits, evened out over the parts it makes of `mine` sequences; gives it."""
-    micro = largest(job, layout, mine, limit, device)
+def _chosen(draft: _Draft, job: Job, layout: Layout, mine: int, most: int, limit: int, device: str) -> int:
+    """Put the micro-batch of up to `most` that fits, evened out over the parts it makes of `mine` sequences; gives it."""
+    micro = largest(job, layout, most, limit, device)
     pieces = -(-mine // micro)
     micro = -(-mine // pieces)
     why = f"{mine} sequences of a worker in {pieces} part{'s' if pieces > 1 else ''}"

@@ -21,24 +21,31 @@ def hidden(model: ModelSection, block: BlockSection) -> int:
     return block.hidden or (-(-8 * width // 96) * 32 if block.activation == "swiglu" else 4 * width)
 
 
-def _matrices(model: ModelSection, block: BlockSection) -> tuple[int, int]:
-    """Elements of the attention's and of the feed-forward part's matrices."""
-    width, size = model.width or 0, head_size(model, block)
-    heads, kv_heads = block.heads or 1, block.kv_heads or block.heads or 1
-    attention = width * size * (heads + 2 * kv_heads) + heads * size * width
-    return attention, width * hidden(model, block) * (3 if block.activation == "swiglu" else 2)
-
-
-def _vectors(model: ModelSection, block: BlockSection) -> int:
-    """Elements of norms and biases. The parallel block has one norm for both parts."""
-    width, size, heads = model.width or 0, head_size(model, block), block.heads or 1
+def held(model: ModelSection, block: BlockSection, tp: int = 1) -> tuple[int, int, int]:
+    """H, G and F of the largest of `tp` ranks that share a block: key-value heads that do not divide stand on all of them."""
+    heads = block.heads or 1
     kv_heads = block.kv_heads or heads
+    return heads // tp, kv_heads // tp if kv_heads % tp == 0 else kv_heads, -(-hidden(model, block) // tp)
+
+
+def _matrices(model: ModelSection, block: BlockSection, tp: int = 1) -> tuple[int, int]:
+    """Elements of the attention's and of the feed-forward part's matrices, on one of `tp` ranks."""
+    width, size = model.width or 0, head_size(model, block)
+    heads, kv_heads, inner = held(model, block, tp)
+    attention = width * size * (heads + 2 * kv_heads) + heads * size * width
+    return attention, width * inner * (3 if block.activation == "swiglu" else 2)
+
+
+def _vectors(model: ModelSection, block: BlockSection, tp: int = 1) -> int:
+    """Elements of norms and biases, on one of `tp` ranks. The parallel block has one norm for both parts."""
+    width, size = model.width or 0, head_size(model, block)
+    heads, kv_heads, inner = held(model, block, tp)
     count = width * (1 if block.parallel else 2) * _norm(block)
     count += {"head": 2 * size, "full": size * (heads + kv_heads)}.get(block.qk_norm or "none", 0)
     count += size * (heads + 2 * kv_heads) if block.qkv_bias else 0
     count += width if block.attention_bias else 0
     if block.mlp_bias:
-        count += hidden(model, block) * (2 if block.activation == "swiglu" else 1) + width
+        count += inner * (2 if block.activation == "swiglu" else 1) + width
     return count
 
 
@@ -47,15 +54,15 @@ def _norm(block: BlockSection) -> int:
     return 2 if block.norm == "layer" and block.norm_bias else 1
 
 
-def matrix_parameters(model: ModelSection) -> int:
-    """Elements of all matrices in the blocks: what Muon updates."""
-    return sum(sum(_matrices(model, block)) for block in layers(model))
+def matrix_parameters(model: ModelSection, tp: int = 1) -> int:
+    """Elements of all matrices in the blocks: what Muon updates, on the largest of `tp` ranks that share every block."""
+    return sum(sum(_matrices(model, block, tp)) for block in layers(model))
 
 
-def parameters(model: ModelSection) -> int:
-    """All parameters of `model`, whose vocabulary and shape are concrete."""
-    width, vocabulary = model.width or 0, model.vocabulary or 0
-    total = matrix_parameters(model) + sum(_vectors(model, block) for block in layers(model))
+def parameters(model: ModelSection, tp: int = 1) -> int:
+    """All parameters of `model`, whose vocabulary and shape are concrete; on the largest of `tp` ranks that share it."""
+    width, vocabulary = model.width or 0, -(-(model.vocabulary or 0) // tp)
+    total = matrix_parameters(model, tp) + sum(_vectors(model, block, tp) for block in layers(model))
     total += vocabulary * width * (1 if model.tied else 2)
     total += (model.context or 0) * width if model.positions == "learned" else 0
     return total + width * _norm(model.block)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 
 from argosy.cluster.here import Machine
 from argosy.errors import Refused
-from argosy.job.schema import Job
-from argosy.layout.layout import Layout
+from argosy.job.schema import Job, LayoutSection, layers
+from argosy.layout import legal, stages
+from argosy.layout.layout import Layout, axes_of, share
+from argosy.plan import flops
 
 
 def workers(job: Job, machine: Machine, asked: int | None = None, world: int | None = None) -> int:
@@ -59,14 +63,62 @@ def automatic(world: int, accelerated: bool) -> tuple[Layout, str]:
 
 
 def chosen(job: Job, world: int, accelerated: bool) -> tuple[Layout, str]:
-    """The layout in force over `world` ranks. Refused when the named degrees do not divide them, or cannot run yet."""
+    """The layout in force over `world` ranks, with the reason where the machine chose."""
     if job.layout.shape == "auto":
         return automatic(world, accelerated)
-    layout = Layout.parse(job.layout.shape, world)
-    for axis in ("pp", "cp", "tp", "ep"):
-        if getattr(layout, axis) > 1:
-            raise Refused(
-                f'layout.shape = "{job.layout.shape}": this version trains with dpN and replicateN, not {axis}.',
-                do=f"Write layout.shape=dp{world}, or leave it out.",
-            )
-    return layout, ""
+    return of(job.layout, world), ""
+
+
+def of(section: LayoutSection, world: int, micro: int = 1) -> Layout:
+    """The layout that `section` (its shape not "auto") makes of `world` ranks with `micro` micro-batches each."""
+    layout = Layout.parse(section.shape, world)
+    return replace(layout, virtual=section.virtual, micro=micro, order=axes_of(section.order))
+
+
+def asked(job: Job, layout: Layout, written: Mapping[str, str]) -> legal.Asked:
+    """What the table of rules is asked for `job`, whose model section is in force; `written`: the keys somebody wrote."""
+    rows = job.batch.tokens // job.batch.sequence
+    own = max(len(share(rows, layout.data, part)) for part in range(layout.data))
+    return legal.Asked(
+        layout,
+        layers=job.model.layers or 0,
+        heads=[block.heads or 1 for block in layers(job.model)],
+        sequence=job.batch.sequence,
+        sequences=rows,
+        zero=job.layout.zero,
+        secondary=job.layout.secondary,
+        schedule=job.layout.schedule,
+        stages=job.layout.stages,
+        micro=-(-own // job.batch.micro) if isinstance(job.batch.micro, int) else None,
+        written=written,
+    )
+
+
+def stage_layers(job: Job, layout: Layout) -> tuple[range, ...]:
+    """The layers of each pipeline stage of `job`, whose model section is in force: what the engine cuts and the plan shows."""
+    model = job.model
+    count = len(layers(model))
+    head = 6.0 * (model.vocabulary or 0) * (model.width or 0)
+    layer = (flops.flops_per_token(model, job.batch.sequence) - head) / max(1, count)
+    # Looking a row up and adding it to a gradient are two operations an element.
+    ends = (2.0 * (model.width or 0) / layer, head / layer) if layer else (0.0, 0.0)
+    return stages.assign(count, layout.stages, job.layout.stages, ends)
+
+
+def stages_held(job: Job, layout: Layout) -> list[str]:
+    """What each pp coordinate holds, in words; nothing where there is no pipeline."""
+    if layout.pp == 1:
+        return []
+    found = stage_layers(job, layout)
+    return [
+        ", ".join(_layers(found[stage], stage, layout.stages) for stage in range(row, layout.stages, layout.pp))
+        for row in range(layout.pp)
+    ]
+
+
+def _layers(held: range, stage: int, of: int) -> str:
+    """One stage in words: "embedding + layers 0-3", "layers 4-6 + head"."""
+    parts = ["embedding"] if stage == 0 else []
+    if held:
+        parts.append(f"layers {held[0]}-{held[-1]}" if len(held) > 1 else f"layer {held[0]}")
+    return " + ".join([*parts, *(["head"] if stage == of - 1 else [])])

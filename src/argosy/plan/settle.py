@@ -18,6 +18,7 @@ from argosy.job import leaves, presets
 from argosy.job.load import Loaded
 from argosy.job.schema import BlockSection, Job, ModelSection, layers
 from argosy.job.setting import Setting
+from argosy.layout import legal
 from argosy.layout.layout import Layout
 from argosy.plan import bytes as memory
 from argosy.plan import derive, fit, flops, layouts, precision, seconds
@@ -135,9 +136,10 @@ def settle(
     _length(draft, probed, world, accelerated)
     _optimizer(draft)
     _compile(draft, probed, machine, world)
-    layout = Layout.parse(draft.values["layout.shape"], world)
+    layout = layouts.of(draft.job().layout, world)
     fit.settle_memory(draft, layout, machine, world)
     job = draft.job()
+    legal.check(layouts.asked(job, layout, loaded.written))
     plan = _prediction(job, layout, probed, machine, world)
     place = folder or Path.cwd()
     fit.check_disk(job, plan.disk_bytes, machine.disk_free(place), fit.kept(place))
@@ -212,25 +214,17 @@ def whole(model: ModelSection, block: BlockSection) -> BlockSection:
 
 
 def _layout(draft: _Draft, world: int, accelerated: bool) -> None:
+    """The shape in force. Refused where it breaks a rule or where somebody wrote a key that does nothing in it."""
     job = draft.loaded.job
     layout, why = layouts.chosen(job, world, accelerated)
     origin = "this machine" if job.layout.shape == "auto" else ""
     draft.put("layout.shape", layout.text() if world > 1 else "dp1", origin, why)
-    sequences = job.batch.tokens // job.batch.sequence
-    if layout.data > sequences:
-        raise Refused(
-            f"{layout.data} workers share {sequences} sequences a step: some would have nothing to do.",
-            where=draft.loaded.written.get("batch.tokens", ""),
-            do=f"Use --workers {sequences}, or batch.tokens={layout.data * job.batch.sequence}.",
-        )
-    if "layout.zero" in draft.loaded.written and layout.dp_shard == 1:
+    asked = layouts.asked(draft.job(), layout, draft.loaded.written)
+    legal.check(asked)
+    for wrong in legal.without_effect(asked):
         if job.layout.shape != "auto" and world > 1:
-            raise Refused(
-                f'layout.zero does nothing with layout.shape = "{job.layout.shape}": nothing is sharded.',
-                where=draft.loaded.written["layout.zero"],
-                do=f"Write layout.shape=dp{world}, or remove layout.zero.",
-            )
-        draft.dead("layout.zero", f"layout.zero = {job.layout.zero} has no effect: {layout.text()} shards nothing")
+            raise Refused(wrong.what, where=draft.loaded.written[wrong.key], do=wrong.do)
+        draft.dead(wrong.key, wrong.what.rstrip("."))
 
 
 def _numbers(draft: _Draft, probed: Mapping[str, Any], world: int, accelerated: bool) -> None:

@@ -1,110 +1,217 @@
-"""What a layout is tried with: a table of options, a small set of cases that holds every pair of them, and the tolerances.
+"""What a layout is tried with: a table of options, the rules that make a draw legal, and the tolerances.
 
-Pure, and without torch. A case is a plain mapping, so it can be printed, sent to ranks and made smaller.
+Pure, and without torch. A case is a plain mapping from option to value, so it can be printed, sent to ranks and made smaller;
+`job_of` writes it as the job it stands for. Sizes are as small as they can be with every part of the model in them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from argosy.job.schema import Job
 
 Case = dict[str, Any]
 
+SEQUENCE = 12  # tokens of a sequence
+RANKS = 8  # most ranks of a draw
+HIDDEN = 40
+
 # The first value of each is the plainest: what a failing case is reduced to where that keeps it failing.
 OPTIONS: Mapping[str, Sequence[Any]] = {
-    "layout": ("dp1", "replicate2", "dp2 zero1", "dp2 zero2", "dp2 zero3", "replicate3", "dp3 zero2", "replicate2 dp2 zero2",
-               "replicate2 dp2 zero3", "dp4 zero1"),
-    "rows": (4, 8, 7),  # sequences of the global batch; 7 and 8 do not divide by three ranks
-    "micro": (1, 2, 3),  # sequences that a rank computes at once
+    "pp": (1, 2, 4),
+    "tp": (1, 2, 4, 3),
+    "shard": (1, 2, 4, 3),
+    "replicate": (1, 2, 3),
+    "zero": (0, 2, 1, 3),  # 0: nothing is sharded
+    "secondary": (0, 2),
+    "sequence": (False, True),  # sequence parallel
+    "schedule": ("none", "1f1b", "gpipe", "interleaved"),
+    "virtual": (1, 2),  # stages of a rank
+    "stages": ("even", "front", "back"),  # where the pipeline has more layers
+    "recompute": ("none", "block", "attention", "mlp", "norm"),
+    "micros": (1, 2, 3, 4, 6),  # micro-batches of a rank, more or fewer than stages
+    "micro": (1, 2),  # sequences of a micro-batch
+    "uneven": (False, True),  # one sequence less than ranks could take: some have fewer, or a shorter last micro-batch
+    "layers": (1, 2, 3, 4, 5),
+    "heads": ("4/4", "4/2", "4/1", "6/3", "6/2"),  # query heads / key and value heads
+    "head_size": (4, 6),
     "norm": ("rms", "layer"),
     "parallel": (False, True),
-    "kv_heads": (4, 2, 1),
     "qk_norm": ("none", "head", "full"),
     "activation": ("swiglu", "gelu", "gelu_tanh"),
     "positions": ("rotary", "learned"),
-    "tied": (True, False),
-    "window": (0, 5),
+    "tied": (False, True),
+    "window": ("none", "all", "every other"),
+    "vocabulary": (32, 31, 29),
     "biases": (False, True),
     "dropout": (0.0, 0.2),
-}  # fmt: skip
-
-# Largest difference allowed, relative to the largest gradient of the model (loss: relative to itself), with the reason.
-TOLERANCES: Mapping[str, tuple[float, str]] = {
-    "float64": (1e-10, "only the order of additions differs: about 1e-15 each, over a few thousand of them"),
-    "float32": (2e-5, "the same order of additions at 6e-8 each, through two layers and a softmax"),
-    "bfloat16": (4e-2, "activations keep 8 bits: 4e-3 each, over the ten products of two layers"),
+    "packed": (False, True),  # several documents in a row
+    "clip": (0.0, 0.05),
+    "update": ("sgd", "adamw", "muon"),
+    "loss_chunk": (1024, 5),
 }
 
 
-def ranks_of(layout: str) -> int:
-    """How many ranks a layout of the table has: the product of its degrees."""
-    ranks = 1
-    for word in layout.split():
-        if not word.startswith("zero"):
-            ranks *= int(word.lstrip("abcdefghijklmnopqrstuvwxyz"))
-    return ranks
+def _rows(shard: int, replicate: int, micros: int, micro: int, uneven: bool) -> int:
+    """Sequences of the global batch; 0 where one less is no other split, or leaves a rank without any."""
+    data, each = shard * replicate, micros * micro
+    return data * each - uneven if not uneven or (each > 1 and data * micro > 1) else 0
 
 
-def shape_of(layout: str) -> tuple[str, int]:
-    """A layout of the table as (layout.shape, layout.zero)."""
-    words = [word for word in layout.split() if not word.startswith("zero")]
-    stage = next((int(word[4:]) for word in layout.split() if word.startswith("zero")), 2)
-    return " ".join(words), stage
+@dataclass(frozen=True)
+class Rule:
+    """`holds(*values of options)` for every legal case."""
+
+    options: tuple[str, ...]
+    holds: Callable[..., bool]
+
+
+RULES = (
+    Rule(("pp", "tp", "shard", "replicate"), lambda pp, tp, shard, replicate: pp * tp * shard * replicate <= RANKS),
+    Rule(("shard", "zero"), lambda shard, zero: (zero == 0) == (shard == 1)),
+    Rule(("shard", "zero", "secondary"), lambda shard, zero, secondary: not secondary or (zero == 3 and shard == 4)),
+    Rule(("tp", "secondary"), lambda tp, secondary: tp == 1 or not secondary),
+    Rule(("virtual", "secondary"), lambda virtual, secondary: virtual == 1 or not secondary),
+    Rule(("tp", "sequence"), lambda tp, sequence: tp > 1 or not sequence),
+    Rule(("tp", "heads"), lambda tp, heads: int(heads[0]) % tp == 0),
+    Rule(("pp", "schedule"), lambda pp, schedule: (schedule == "none") == (pp == 1)),
+    Rule(("schedule", "virtual"), lambda schedule, virtual: (schedule == "interleaved") == (virtual > 1)),
+    Rule(("pp", "stages"), lambda pp, stages: pp > 1 or stages == "even"),
+    Rule(("pp", "virtual", "layers"), lambda pp, virtual, layers: pp * virtual <= layers <= max(2, pp * virtual + 1)),
+    Rule(("pp", "virtual", "layers", "stages"), lambda pp, v, layers, stages: stages == "even" or layers > pp * v),
+    Rule(("pp", "schedule", "micros"), lambda pp, schedule, micros: schedule != "interleaved" or micros >= pp),
+    Rule(("pp", "micros"), lambda pp, micros: micros <= 4 or pp == 4),
+    Rule(("shard", "replicate", "micros", "micro", "uneven"), lambda *sizes: not sizes[-1] or _rows(*sizes) > 0),
+    Rule(("layers", "window"), lambda layers, window: window != "every other" or layers % 2 == 0),
+)
+
+
+def legal(case: Mapping[str, Any], rules: Sequence[Rule] = RULES) -> bool:
+    """Whether every rule holds whose options `case` names."""
+    return all(
+        rule.holds(*(case[name] for name in rule.options))
+        for rule in rules
+        if all(name in case for name in rule.options)
+    )
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest differences allowed. Each is relative to the tensor's largest element, at least `FLOOR` of the model's."""
+
+    loss: float
+    gradient: float
+    norm: float
+    weight: float
+    why: str
+
+
+FLOOR = 1e-3  # a gradient that is zero by mathematics (a key's bias) is compared with the model's largest
+TOLERANCES: Mapping[str, Tolerance] = {
+    "float64": Tolerance(1e-10, 1e-10, 1e-10, 1e-10, "only the order of additions differs: 1e-15 each, a few thousand"),
+    "float32": Tolerance(1e-5, 1e-3, 1e-4, 1e-3, "the same at 6e-8 each; what is zero by mathematics keeps 1e-3 of it"),
+    "bfloat16": Tolerance(2e-2, 0.5, 0.1, 0.5, "activations keep 8 bits: 4e-3 each, over some ten products in a row"),
+}
 
 
 def plain(options: Mapping[str, Sequence[Any]] = OPTIONS) -> Case:
-    """The case of all first values."""
+    """The case of all first values: one rank."""
     return {name: values[0] for name, values in options.items()}
 
 
-def covering(options: Mapping[str, Sequence[Any]] = OPTIONS) -> list[Case]:
-    """Cases in which every pair of values of two options occurs at least once. Greedy, always the same. Pure."""
-    names = list(options)
-    open_pairs = {
-        (first, a, second, b)
-        for first, second in combinations(range(len(names)), 2)
-        for a in range(len(options[names[first]]))
-        for b in range(len(options[names[second]]))
-    }
-    cases = []
-    while open_pairs:
-        chosen: dict[int, int] = {}
-        first, a, second, b = min(open_pairs)
-        chosen[first], chosen[second] = a, b
-        for place in range(len(names)):
-            if place not in chosen:
-                chosen[place] = max(
-                    range(len(options[names[place]])),
-                    key=lambda value, place=place: (_gain(open_pairs, chosen, place, value), -value),  # type: ignore[misc]
-                )
-        open_pairs -= set(_pairs(chosen))
-        cases.append({name: options[name][chosen[place]] for place, name in enumerate(names)})
-    return cases
+def ranks_of(case: Mapping[str, Any]) -> int:
+    """How many ranks a case has."""
+    return int(case["pp"] * case["tp"] * case["shard"] * case["replicate"])
 
 
-def smallest(case: Case, fails: Callable[[Case], bool], options: Mapping[str, Sequence[Any]] = OPTIONS) -> Case:
-    """`case` with as many plain values as still fail, one option after the other until none changes any more."""
-    changed = True
-    while changed:
-        changed = False
-        for name, values in options.items():
-            for value in values[: list(values).index(case[name])]:
-                tried = {**case, name: value}
-                if fails(tried):
-                    case, changed = tried, True
-                    break
-    return case
+def rows_of(case: Mapping[str, Any]) -> int:
+    """Sequences of the global batch."""
+    return _rows(*(case[name] for name in ("shard", "replicate", "micros", "micro", "uneven")))
 
 
-def _pairs(chosen: Mapping[int, int]) -> Iterator[tuple[int, int, int, int]]:
-    for first, second in combinations(sorted(chosen), 2):
-        yield first, chosen[first], second, chosen[second]
+def layers_listed(case: Mapping[str, Any]) -> tuple[int, ...]:
+    """Layers of each stage: one for all but the first or last, which takes what is left; () where they are even."""
+    stages, layers = case["pp"] * case["virtual"], case["layers"]
+    if case["stages"] == "even":
+        return ()
+    listed = [1] * stages
+    listed[0 if case["stages"] == "front" else -1] += layers - stages
+    return tuple(listed)
 
 
-def _gain(open_pairs: set[tuple[int, int, int, int]], chosen: Mapping[int, int], place: int, value: int) -> int:
-    """How many open pairs `value` at `place` closes with what is chosen already."""
-    return sum(
-        ((place, value, other, has) if place < other else (other, has, place, value)) in open_pairs
-        for other, has in chosen.items()
+def job_of(case: Mapping[str, Any], precision: str = "float64") -> Job:
+    """The job, in force, that a case stands for."""
+    from argosy.job.schema import Job
+
+    master = "float64" if precision == "float64" else "float32"
+    return Job.model_validate(
+        {
+            "name": "parity",
+            "model": _model(case),
+            "batch": {"sequence": SEQUENCE, "tokens": rows_of(case) * SEQUENCE, "micro": case["micro"]},
+            "train": {
+                "seed": 5,
+                "steps": 3,
+                "precision": precision,
+                "master": master,
+                "reduce": master,
+                "compile": False,
+            },
+            "optim": _optim(case),
+            "layout": _layout(case),
+            "memory": {"recompute": case["recompute"], "loss_chunk": case["loss_chunk"]},
+        }
     )
+
+
+def _model(case: Mapping[str, Any]) -> dict[str, Any]:
+    heads, kv_heads = (int(count) for count in case["heads"].split("/"))
+    window = {"none": 0, "all": 5, "every other": 0}[case["window"]]
+    block = {
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_size": case["head_size"],
+        "hidden": HIDDEN,
+        "activation": case["activation"],
+        "parallel": case["parallel"],
+        "norm": case["norm"],
+        "norm_epsilon": 1e-5,
+        "norm_bias": case["biases"] and case["norm"] == "layer",
+        "qk_norm": case["qk_norm"],
+        "qkv_bias": case["biases"],
+        "attention_bias": case["biases"],
+        "mlp_bias": case["biases"],
+        "window": window,
+        "dropout": case["dropout"],
+    }
+    model = {
+        "layers": case["layers"],
+        "width": 4 * 6,
+        "vocabulary": case["vocabulary"],
+        "positions": case["positions"],
+        "tied": case["tied"],
+        "block": block,
+    }
+    model |= {"rope_theta": 1e4} if case["positions"] == "rotary" else {"context": SEQUENCE}
+    return model | ({"pattern": [{**block, "window": 5}, block]} if case["window"] == "every other" else {})
+
+
+def _optim(case: Mapping[str, Any]) -> dict[str, Any]:
+    # A large epsilon: AdamW otherwise turns gradients that are zero but for rounding into whole steps.
+    made = {"lr": 0.05, "schedule": "constant", "warmup": 0, "epsilon": 1e-3, "clip": case["clip"] or "none"}
+    if case["update"] == "muon":
+        return made | {"name": "muon", "momentum": 0.9, "newton_schulz": 5}
+    return made | {"name": "adamw"}
+
+
+def _layout(case: Mapping[str, Any]) -> dict[str, Any]:
+    degrees = {"pp": case["pp"], "replicate": case["replicate"], "dp": case["shard"], "tp": case["tp"]}
+    shape = " ".join(f"{word}{degree}" for word, degree in degrees.items() if degree > 1) or "dp1"
+    section: dict[str, Any] = {"shape": shape, "sequence": case["sequence"], "secondary": case["secondary"]}
+    section |= {"zero": case["zero"]} if case["zero"] else {}
+    if case["pp"] > 1:
+        section |= {"schedule": case["schedule"], "virtual": case["virtual"], "stages": layers_listed(case)}
+    return section

@@ -1,202 +1,199 @@
-"""A layout against one process and against the reference: loss and every gradient of one step.
+"""A layout against the reference: loss of three steps, every gradient, the clipping norm, every weight afterwards.
 
-In: a case of `options.py`. Real ranks (pool.py) compute it; out come the largest differences. The judge is `reference.py`,
-which shares nothing with the model; one process of our own is compared beside it.
+In: a job (in force) and where its draw came from. Real ranks (pool.py) train it with the worker's own step while one more
+process judges (judge.py); then every rank compares its own part of every tensor. Knows no torch: the ranks do.
 """
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from argosy.prove.options import TOLERANCES, Case, ranks_of, shape_of
-from argosy.prove.pool import Pool
+import numpy as np
+
+from argosy.prove.options import RANKS, TOLERANCES, Case, job_of, ranks_of
+from argosy.prove.pool import Failed, Pool
 
 if TYPE_CHECKING:
-    from argosy.data.batch import Batch
-    from argosy.job.schema import ModelSection
+    from argosy.job.schema import Job
 
-WIDTH, HEADS, LAYERS, VOCABULARY, SEQUENCE = 24, 4, 2, 29, 12
-
-
-def compare(pool: Pool, case: Case, precision: str = "float64") -> dict[str, Any]:
-    """What rank 0 found: loss, gradient and norm differences (relative), the worst parameter, of this layout and alone."""
-    entry = f"{__name__}:measure"
-    found: dict[str, Any] = pool.call(entry, {**case, "precision": precision}, ranks=ranks_of(case["layout"]))[0]
-    return found
+STEPS = 3
+LIMIT = 300.0  # seconds that a draw may take before it counts as hung
+RUN = "argosy.prove.measure:steps"
+COMPARE = "argosy.prove.measure:compare"
+JUDGE = "argosy.prove.judge:judge"
 
 
-def wrong(found: Mapping[str, Any], precision: str = "float64") -> str | None:
-    """What is too far off in a comparison, a sentence; None where all is within the tolerance."""
-    limit, _ = TOLERANCES[precision]
-    for what in ("loss", "gradient", "norm", "alone"):
-        if not found[what] <= limit:  # also true where it is not a number
-            return f"{what} differs by {found[what]:.1e}, allowed {limit:.0e} (worst: {found['worst']})"
-    return None
+@dataclass(frozen=True)
+class Trial:
+    """What is compared: a job in force, the update, and whether rows hold several documents."""
+
+    job: Job
+    update: str
+    packed: bool
+    ranks: int
+
+    @staticmethod
+    def of(case: Case, precision: str = "float64") -> Trial:
+        """The trial of a draw."""
+        return Trial(job_of(case, precision), case["update"], case["packed"], ranks_of(case))
+
+    @property
+    def precision(self) -> str:
+        """In which type."""
+        return str(self.job.train.precision)
+
+    def payload(self) -> dict[str, Any]:
+        """What ranks and judge are told."""
+        rows = self.job.batch.tokens // self.job.batch.sequence
+        batch = {"rows": rows, "sequence": self.job.batch.sequence, "packed": self.packed}
+        return {
+            "job": json.loads(self.job.model_dump_json()),
+            "update": self.update,
+            "steps": STEPS,
+            "batch": batch | {"vocabulary": self.job.model.vocabulary},
+        }
 
 
-def section(case: Mapping[str, Any]) -> ModelSection:
-    """The model of a case, every value concrete."""
-    from argosy.job.schema import BlockSection, ModelSection
+@dataclass(frozen=True)
+class Found:
+    """How far a trial was off, each number as the table of tolerances measures it; and what was wrong, in words."""
 
-    block = BlockSection(
-        heads=HEADS,
-        kv_heads=case["kv_heads"],
-        head_size=WIDTH // HEADS,
-        hidden=40,
-        activation=case["activation"],
-        parallel=case["parallel"],
-        norm=case["norm"],
-        norm_epsilon=1e-5,
-        norm_bias=case["biases"] and case["norm"] == "layer",
-        qk_norm=case["qk_norm"],
-        qkv_bias=case["biases"],
-        attention_bias=case["biases"],
-        mlp_bias=case["biases"],
-        window=case["window"],
-        dropout=case["dropout"],
+    worst_loss: float = 0.0
+    worst_gradient: tuple[str, float] = ("", 0.0)
+    worst_norm: float = 0.0
+    worst_weight: tuple[str, float] = ("", 0.0)
+    first_loss: float = 0.0  # of the first step, before any update
+    wrong: str = ""
+    raised: bool = False  # a rank raised, died or hung: nothing was compared
+    order: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether all agree."""
+        return not self.wrong
+
+
+@dataclass
+class Bench:
+    """The pool's ranks and its judge, who remembers what he has worked out already. Ranks are told to call `run`."""
+
+    pool: Pool
+    run: str = RUN
+    told: Mapping[str, Any] = field(default_factory=dict)  # what else ranks are told
+    _folder: TemporaryDirectory[str] = field(default_factory=lambda: TemporaryDirectory(prefix="parity-"))
+    _known: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+    @staticmethod
+    def ranks() -> int:
+        """How many processes the pool needs: the judge is the last one."""
+        return RANKS + 1
+
+    def try_(self, trial: Trial) -> Found:
+        """Train `trial` on real ranks and compare. Never raises for what the ranks do."""
+        begin = time.monotonic()
+        payload = trial.payload()
+        name = _question(payload)
+        file = str(Path(self._folder.name) / f"{name}.npz")
+        asked = {**payload, "file": file}
+        try:
+            judging = None if name in self._known else self.pool.ask(JUDGE, asked, [self.pool.ranks - 1])
+            answers = self.pool.answers(
+                self.pool.ask(self.run, {**payload, **self.told}, range(trial.ranks)), limit=LIMIT
+            )
+            if judging is not None:
+                (self._known[name],) = self.pool.answers(judging, limit=LIMIT)
+            compared = self.pool.call(COMPARE, {"file": file}, ranks=trial.ranks, limit=LIMIT)
+        except Failed as error:
+            return Found(wrong=_told(str(error)), raised=True, seconds=time.monotonic() - begin)
+        found = measured(answers, compared, self._known[name], _shapes(file))
+        return replace(
+            found,
+            wrong=found.wrong or too_far(found, trial.precision),
+            order=tuple(answers[0]["order"]),
+            seconds=time.monotonic() - begin,
+        )
+
+    def close(self) -> None:
+        """Remove what the judge wrote."""
+        self._folder.cleanup()
+
+
+def _question(payload: Mapping[str, Any]) -> str:
+    """A name for all that the judge's answer depends on: not the layout."""
+    job = payload["job"]
+    parts = {key: payload[key] for key in ("update", "steps", "batch")}
+    parts |= {"model": job["model"], "optim": job["optim"], "train": [job["train"][key] for key in ("master", "seed")]}
+    return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def _shapes(file: str) -> dict[str, tuple[int, ...]]:
+    with np.load(file, allow_pickle=False) as arrays:
+        return {name[7:]: arrays[name].shape for name in arrays.files if name.startswith("weight.")}
+
+
+def _told(text: str) -> str:
+    """The last line of a traceback, with who it was."""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[0] if len(lines) == 1 else f"{lines[0].rstrip(':')}: {lines[-1].strip()}"
+
+
+def measured(
+    answers: list[dict[str, Any]],
+    compared: list[dict[str, Any]],
+    true: list[dict[str, float]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Found:
+    """The largest differences over all ranks and steps; wrong where a part of a tensor is nobody's. Pure."""
+    steps = [list(zip(one["steps"], true, strict=True)) for one in answers]
+    losses, norms = (
+        [[_off(step[what], exact[what]) for step, exact in each] for each in steps] for what in ("loss", "norm")
     )
-    return ModelSection(
-        layers=LAYERS,
-        width=WIDTH,
-        vocabulary=VOCABULARY,
-        positions=case["positions"],
-        context=SEQUENCE,
-        rope_theta=1e4,
-        tied=case["tied"],
-        block=block,
+    worst = {kind: max((one[kind]["error"], one[kind]["name"]) for one in compared) for kind in ("gradient", "weight")}
+    return Found(
+        worst_loss=max(map(max, losses)),
+        worst_gradient=worst["gradient"][::-1],
+        worst_norm=max(map(max, norms)),
+        worst_weight=worst["weight"][::-1],
+        first_loss=max(each[0] for each in losses),
+        wrong=missing([one["boxes"] for one in compared], shapes),
     )
 
 
-def batch_of(rows: int) -> Batch:
-    """A global batch [rows, SEQUENCE] of several documents a row, some padding, and some labels that do not count."""
-    import numpy as np
-
-    from argosy.data.batch import Batch
-    from argosy.random import bits, key
-
-    def draw(name: str, below: int) -> Any:
-        index = np.arange(rows * SEQUENCE, dtype=np.int64).reshape(rows, SEQUENCE)
-        with np.errstate(over="ignore"):
-            return (bits(key(3, "parity", name), index) & 0x7FFFFFFF) % below
-
-    tokens = draw("tokens", VOCABULARY).astype(np.int32)
-    begins = draw("begins", 5) == 0
-    begins[:, 0] = True
-    segments = np.cumsum(begins, axis=1, dtype=np.int32)
-    places = np.arange(SEQUENCE, dtype=np.int32)
-    positions = (places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)).astype(np.int32)
-    labels = np.roll(tokens, -1, axis=1)
-    weights = (np.roll(begins, -1, axis=1) == 0).astype(np.float32)  # the last token of a document has no label
-    weights[draw("masked", 7) == 0] = 0
-    weights[:, -1] = 0
-    segments[-1, -3:] = 0  # padding
-    weights[-1, -4:] = 0
-    return Batch(
-        tokens, labels, segments, positions, np.zeros_like(tokens), weights, np.arange(rows, dtype=np.int64) + 40
-    )
+def _off(value: float, true: float) -> float:
+    off = abs(value - true) / abs(true)
+    return off if off == off else float("inf")
 
 
-def measure(rank: int, ranks: int, board: str, case: Mapping[str, Any]) -> dict[str, Any]:
-    """One step of `case` on this rank; rank 0 compares. Runs in the pool's ranks."""
-    import torch
-
-    from argosy.device.precision import dtype
-    from argosy.device.shards import whole
-    from argosy.layout.layout import Layout
-    from argosy.parallel.mesh import Meeting, joined
-
-    shape, zero = shape_of(case["layout"])
-    layout = Layout.parse(shape, ranks)
-    compute = dtype(case["precision"])
-    master = torch.float64 if compute == torch.float64 else torch.float32
-    with joined(layout, rank, Meeting("parity/1", Path(board))) as mesh:
-        norm, loss, applied = _step(case, layout, rank, mesh, zero, compute, master)
-        gradients = {name: whole(known.grad) for name, known in applied.named().items() if known.grad is not None}
-        applied.check_gradients()
-    if rank != 0:
-        return {}
-    expected_loss, expected = reference_gradients(case)
-    _, alone_loss, alone = _step(case, Layout(), 0, None, zero, compute, master)
-    scale = max(float(tensor.abs().max()) for tensor in expected.values())
-    off = {name: float((gradients[name].double() - tensor).abs().max()) / scale for name, tensor in expected.items()}
-    by_one = [
-        float((known.grad.double() - expected[name]).abs().max()) / scale
-        for name, known in alone.named().items()
-        if known.grad is not None
-    ]
-    true_norm = float(torch.stack([tensor.norm() for tensor in expected.values()]).norm())
-    return {
-        "loss": abs(loss - expected_loss) / expected_loss,
-        "gradient": max(off.values()) if set(gradients) == set(expected) else float("inf"),
-        "norm": abs(norm - true_norm) / true_norm,
-        "alone": max([*by_one, abs(alone_loss - expected_loss) / expected_loss]),
-        "worst": max(off, key=lambda name: off[name]),
-    }
+def missing(boxes: list[Mapping[str, list[list[int]]]], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What of the tensors of `shapes` no rank holds, in words; empty where all is there. Pure."""
+    for name, shape in shapes.items():
+        there = np.zeros(shape, dtype=bool)
+        for held in boxes:
+            if name in held:
+                there[tuple(slice(*place) for place in held[name])] = True
+        if not there.all():
+            return f"no rank holds {int(there.size - there.sum())} of the {there.size} elements of {name}"
+    return ""
 
 
-def _step(
-    case: Mapping[str, Any], layout: Any, rank: int, mesh: Any, zero: int, compute: Any, master: Any
-) -> tuple[float, float, Any]:
-    """Forward and backward of one step: (gradient norm, loss sum, the model with its gradients)."""
-    import torch
-
-    from argosy.model.decoder import Decoder
-    from argosy.model.weights import initialise
-    from argosy.parallel import apply
-    from argosy.parallel.execute import Plain
-    from argosy.parallel.mesh import Mesh
-    from argosy.parallel.norm import norm2
-    from argosy.train.feed import cut, tensors
-    from argosy.train.vote import Agree
-
-    here = mesh or Mesh(layout, 0)
-    decoder = Decoder(section(case), seed=5, compute=compute, master=master)
-    decoder.prepare("cpu", SEQUENCE, compiled=False)
-    applied = apply.shard(decoder, list(decoder.blocks), here, zero=zero, compute=compute)
-    apply.materialise(applied, torch.device("cpu"))
-    initialise(decoder, 5)
-    batch = batch_of(case["rows"])
-    number = torch.tensor(9)
-    execute = Plain(applied.whole, lambda model, part: model.loss(part, 16, number), applied.data)
-    mine = cut(batch, layout.data, layout.data_index(rank), case["micro"])
-    loss = execute([tensors(part, torch.device("cpu")) for part in mine], scale=1 / batch.counted)
-    vote = Agree(here.world)(loss, norm2(applied.data.gradients(), layout.world))
-    return vote.norm, vote.loss, applied
-
-
-def reference_gradients(case: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
-    """Loss sum and gradients of the mean loss by the reference, in float64."""
-    import torch
-
-    from argosy.model.decoder import Decoder
-    from argosy.model.weights import initialise
-    from argosy.prove import reference
-    from argosy.random import bits, key
-
-    model = section(case)
-    decoder = Decoder(model, seed=5, compute=torch.float64, master=torch.float64).to_empty(device="cpu")
-    initialise(decoder, 5)
-    weights = {name: tensor.detach().requires_grad_() for name, tensor in decoder.named_parameters()}
-    batch = batch_of(case["rows"])
-    arrays = {name: torch.tensor(value) for name, value in vars(batch).items()}
-
-    def dropped(name: str, row: int, places: Any, vectors: Any) -> Any:
-        """Dropout as CONTRACTS.md keys it: layer, step, global sequence index, position; by its own hand, not the model's."""
-        share = float(case["dropout"])
-        stream = bits(torch.tensor([key(5, "dropout", name)]), torch.tensor([9]))
-        token = arrays["segments"][row, places].long() * 2**32 + arrays["positions"][row, places].long()
-        keys = bits(bits(stream, arrays["sequence"][row]), token)
-        return _drop(vectors, keys, share)
-
-    shape = model.model_dump()
-    loss = reference.loss(weights, shape, arrays, dropped if case["dropout"] else None)
-    (loss / batch.counted).backward()
-    return float(loss), {name: tensor.grad for name, tensor in weights.items()}
-
-
-def _drop(vectors: Any, keys: Any, share: float) -> Any:
-    from argosy.model.layers import drop
-
-    return drop(vectors, keys, share)
+def too_far(found: Found, precision: str) -> str:
+    """What differs by more than is allowed, a sentence; empty where nothing does."""
+    limit = TOLERANCES[precision]
+    for what, error, most in (  # the cause before what follows from it
+        ("loss of the first step", found.first_loss, limit.loss),
+        (f"gradient of {found.worst_gradient[0]}", found.worst_gradient[1], limit.gradient),
+        ("gradient norm", found.worst_norm, limit.norm),
+        (f"{found.worst_weight[0]} after the last step", found.worst_weight[1], limit.weight),
+        ("loss of a later step", found.worst_loss, limit.loss),
+    ):
+        if not error <= most:  # also true where it is not a number
+            return f"{what} differs by {error:.1e}, allowed {most:.0e}"
+    return ""

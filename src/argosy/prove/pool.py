@@ -7,6 +7,7 @@ the server's input closes, and it kills its ranks. Without torch on the owner's 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import json
@@ -21,7 +22,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,6 +36,15 @@ class Failed(Exception):
     """A rank raised, died or did not answer; the text says which and how."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A call that was sent and not yet answered."""
+
+    entry: str
+    places: tuple[int, ...]
+    start: int  # which set of processes it was sent to
+
+
 class Pool:
     """`ranks` processes, forked on first use. Use as a context manager."""
 
@@ -42,36 +53,47 @@ class Pool:
         self._folder = Path(tempfile.mkdtemp(prefix="pool-"))
         self._server: subprocess.Popen[bytes] | None = None
         self._ranks: list[socket.socket] = []
-        self._calls = 0
+        self._calls = self._starts = 0
 
     def call(self, entry: str, payload: Any = None, *, ranks: int | None = None, limit: float = LIMIT) -> list[Any]:
         """What `entry` ("module:function" or "file.py:function") returns on each of the first `ranks` ranks.
 
         It is called with (rank, ranks, meeting file, payload). Raises Failed.
         """
+        return self.answers(self.ask(entry, payload, range(self.ranks if ranks is None else ranks)), limit=limit)
+
+    def ask(self, entry: str, payload: Any, places: Sequence[int]) -> Asked:
+        """Start `entry` on the ranks at `places`, as ranks 0, 1 and so on of a call of their own. `answers` waits for it."""
         if not self._ranks:
             self._start()
         self._calls += 1
-        count = self.ranks if ranks is None else ranks
+        asked = Asked(entry, tuple(places), self._starts)
         board = str(self._folder / f"store-{self._calls}")
-        for rank in range(count):
-            _send(self._ranks[rank], {"entry": entry, "rank": rank, "ranks": count, "board": board, "payload": payload})
-        answers: dict[int, Any] = {}
+        for rank, place in enumerate(asked.places):
+            message = {"entry": entry, "rank": rank, "ranks": len(asked.places), "board": board, "payload": payload}
+            _send(self._ranks[place], message)
+        return asked
+
+    def answers(self, asked: Asked, *, limit: float = LIMIT) -> list[Any]:
+        """What the ranks of a call returned. Raises Failed, and then all ranks are left, also those of other calls."""
+        if asked.start != self._starts or not self._ranks:
+            raise Failed(f"{asked.entry}: the ranks were ended before they answered")
+        count = len(asked.places)
+        found: dict[int, Any] = {}
         end = time.monotonic() + limit
         try:
-            while len(answers) < count:
-                waiting = {self._ranks[rank]: rank for rank in range(count) if rank not in answers}
+            while len(found) < count:
+                waiting = {self._ranks[place]: rank for rank, place in enumerate(asked.places) if rank not in found}
                 ready, _, _ = select.select(list(waiting), [], [], max(0.0, end - time.monotonic()))
                 if not ready:
-                    raise Failed(
-                        f"{entry}: ranks {sorted(waiting.values())} of {count} did not answer in {limit:.0f} s"
-                    )
+                    late = sorted(waiting.values())
+                    raise Failed(f"{asked.entry}: ranks {late} of {count} did not answer in {limit:.0f} s")
                 for connection in ready:
-                    answers[waiting[connection]] = _answer(connection, entry, waiting[connection])
+                    found[waiting[connection]] = _answer(connection, asked.entry, waiting[connection])
         except Failed:
             self.close_ranks()
             raise
-        return [answers[rank] for rank in range(count)]
+        return [found[rank] for rank in range(count)]
 
     def close_ranks(self) -> None:
         """Leave all ranks; the next call forks new ones, and the server kills these first."""
@@ -117,6 +139,7 @@ class Pool:
                 connection.setblocking(True)
                 found[int(_receive(connection)["rank"])] = connection
         self._ranks = [found[rank] for rank in range(self.ranks)]
+        self._starts += 1
 
     def _ask(self, line: str) -> None:
         """Let the server, started where there is none, fork new ranks."""
@@ -175,6 +198,10 @@ def _rank(address: str, rank: int) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         _send(connection, {"rank": rank})
+        # What a call leaves behind goes before the next one: groups are known by their members, and one of an earlier call
+        # that is collected late takes the name of the new one with it.
+        gc.freeze()
+        gc.disable()
         while True:
             try:
                 asked = _receive(connection)
@@ -185,6 +212,7 @@ def _rank(address: str, rank: int) -> None:
                 answer = {"value": function(asked["rank"], asked["ranks"], asked["board"], asked["payload"])}
             except BaseException:
                 answer = {"error": traceback.format_exc()}
+            gc.collect()
             _send(connection, answer)
 
 

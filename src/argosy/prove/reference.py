@@ -74,18 +74,15 @@ def attended(normal: Tensor, weights: Weights, name: str, layer: Shape, model: S
         if kind != "value" and model["positions"] == "rotary":
             split = turned(split, positions, model["rope_theta"])
         parts[kind] = split
+    reach = layer["window"] or length
+    hidden = torch.tensor([[not 0 <= here - other < reach for other in range(length)] for here in range(length)])
     together = []
     for head in range(layer["heads"]):
         group = head // (layer["heads"] // layer["kv_heads"])
         scores = parts["query"][:, head] @ parts["key"][:, group].T / math.sqrt(size)
-        for later in range(length):
-            reach = layer["window"] or length
-            hidden = [other for other in range(length) if other > later or other <= later - reach]
-            scores = scores.index_put(
-                (torch.full((len(hidden),), later), torch.tensor(hidden, dtype=torch.long)),
-                torch.tensor(-math.inf, dtype=scores.dtype),
-            )
-        together.append(torch.softmax(scores, dim=1) @ parts["value"][:, group])
+        seen = torch.where(hidden, -math.inf, scores)
+        odds = torch.exp(seen - seen.detach().amax(dim=1, keepdim=True))
+        together.append(odds / odds.sum(dim=1, keepdim=True) @ parts["value"][:, group])
     return affine(torch.cat(together, dim=1), weights, f"{name}.output")
 
 
@@ -143,8 +140,8 @@ def loss(weights: Weights, model: Shape, batch: Mapping[str, Tensor], dropout: D
         tokens, positions = batch["tokens"][row, places], batch["positions"][row, places]
         logits = logits_of_document(weights, model, tokens, positions, dropped)
         counted = batch["weights"][row, places].to(logits.dtype)
-        for place in torch.nonzero(counted).flatten().tolist():
-            scores = logits[place]
-            surprise = torch.log(torch.exp(scores - scores.max()).sum()) + scores.max()
-            total = total + counted[place] * (surprise - scores[batch["labels"][row, places[place]].long()])
+        labels = torch.where(counted > 0, batch["labels"][row, places], 0).long()
+        odds = torch.exp(logits - logits.detach().amax(dim=1, keepdim=True))
+        chances = odds[torch.arange(len(places)), labels] / odds.sum(dim=1)
+        total = total - (counted * torch.log(chances)).sum()
     return total

@@ -21,7 +21,8 @@ FILE = "samples.jsonl"
 class Samples:
     """Continues each of `prompts`. Every rank of a sharded model must call it, since weights are gathered for it.
 
-    A prompt without text begins a document: the model sees the end mark of the one before.
+    A prompt without text begins a document: the model sees the end mark of the one before. `scores` gives logits where `whole`
+    is not the whole model, since stages of a pipeline share it.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class Samples:
         context: int,
         seed: int,
         device: torch.device | str = "cpu",
+        scores: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ):
+        self.scores = scores or self.from_whole
         self.whole, self.tokenizer, self.prompts = whole, tokenizer, tuple(prompts)
         self.tokens, self.temperature, self.context, self.seed, self.device = tokens, temperature, context, seed, device
 
@@ -64,7 +67,7 @@ class Samples:
         texts = [following(self.tokenizer, begin, ids) for begin, ids in zip(begins, written, strict=True)]
         return list(zip(self.prompts, texts, strict=True))
 
-    def scores(self, tokens: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
+    def from_whole(self, tokens: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
         """Logits [B, S, V]."""
         return self.whole(logits, tokens, positions, segments)  # type: ignore[no-any-return]
 

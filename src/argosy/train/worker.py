@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 
 from argosy.checkpoint.load import load, tell_skipped
-from argosy.checkpoint.save import Saver, specs_of
+from argosy.checkpoint.save import Saver, specs_over
 from argosy.checkpoint.store import Checkpoint, at, refuse_lost, search
-from argosy.data.batch import Batch, counted_bytes, held_out_batches
+from argosy.data.batch import counted_bytes, held_out_batches
 from argosy.data.order import read_at, refuse_backdated, tokens_before
 from argosy.data.reader import LocalBatches, batches
 from argosy.data.shards import Shards
@@ -30,14 +30,11 @@ from argosy.device.torch_versions import compile_strictly
 from argosy.errors import Refused
 from argosy.evaluate.held_out import held_out
 from argosy.job.schema import Job, OptimSection
-from argosy.layout.layout import Layout
-from argosy.model.decoder import Decoder
-from argosy.model.weights import initialise
 from argosy.optim.build import build
 from argosy.optim.schedule import rate
 from argosy.parallel import apply
-from argosy.parallel.execute import Plain
 from argosy.parallel.mesh import Meeting, Mesh, join
+from argosy.plan import layouts
 from argosy.points import point
 from argosy.quantities import interval
 from argosy.run.folder import Run, write_whole
@@ -89,7 +86,7 @@ class Worker:
     def __init__(self, run: Run, start: Incarnation, rank: int, recorder: Recorder):
         self.run, self.start, self.rank, self.recorder = run, start, rank, recorder
         self.job: Job = run.job()
-        self.layout = Layout.parse(start.layout, start.world)
+        self.layout = layouts.of(self.job.layout.model_copy(update={"shape": start.layout}), start.world)
         self.ledger = run.ledger()
         per_node = max(1, start.local_world)
         limit(start.threads)
@@ -115,7 +112,7 @@ class Worker:
         with self.recorder.during("build", 0):
             self.build(mesh)
         point("worker.built")
-        self.saver = self.keeper()
+        self.saver = self.keeper(mesh)
         try:
             with self.recorder.during("load", 0):
                 facts = self.load(mesh)
@@ -134,21 +131,13 @@ class Worker:
     def build(self, mesh: Mesh) -> None:
         """The model on this rank's device, sharded as the layout says, with first weights; optimizer and state."""
         job, device = self.job, self.device.torch
-        compute, master, reduce = (
-            dtype(str(name)) for name in (job.train.precision, job.train.master, job.train.reduce)
-        )
-        compiled = job.train.compile is True
-        if compiled:
+        self.compiled = job.train.compile is True
+        if self.compiled:
             compile_strictly()
-        self.decoder = Decoder(job.model, seed=job.train.seed, compute=compute, master=master)
-        self.kernel = self.decoder.prepare(self.device.kind, job.batch.sequence, compiled)
-        blocks = list(self.decoder.blocks)
-        self.applied = apply.shard(
-            self.decoder, blocks, mesh, zero=job.layout.zero, compile=compiled, compute=compute, reduce=reduce
-        )
-        apply.materialise(self.applied, device)
-        initialise(self.decoder, job.train.seed)
-        self.optimizer = build(self.applied.named().items(), job.optim, self.device.kind, group=mesh.data, kind=compute)
+        self.laid = apply.decoder(job, mesh, device)
+        self.decoder, self.applied, self.number = self.laid.module, self.laid.applied, self.laid.number
+        kind = dtype(str(job.train.precision))
+        self.optimizer = build(self.applied.named().items(), job.optim, self.device.kind, group=mesh.stage, kind=kind)
         self.state = State(
             self.decoder,
             self.optimizer,
@@ -156,11 +145,8 @@ class Worker:
             self.recorder,
             rate=scheduled(job.optim, self.ledger, self.steps),
             clip=job.optim.clip,
-            world=self.layout.world,
+            world=self.layout.world // self.layout.pp,
         )
-        self.compiled = compiled
-        self.chunk = chunk(int(job.batch.micro) * job.batch.sequence, job.memory.loss_chunk)
-        self.number = torch.zeros((), dtype=torch.int64, device=device)
         self.recorder.mark("built")
 
     @property
@@ -170,7 +156,7 @@ class Worker:
             raise Refused("train.steps is not settled.", where=str(self.run.path))
         return self.job.train.steps
 
-    def keeper(self) -> Saver:
+    def keeper(self, mesh: Mesh) -> Saver:
         """Who takes this rank's share of every checkpoint; where it has no parent, the snapshot process runs from here on."""
         return Saver(
             self.run,
@@ -178,7 +164,7 @@ class Worker:
             self.start.world,
             self.start.number,
             self.layout,
-            specs_of(self.state.tensors()),
+            specs_over(self.state.tensors(), self.layout, self.rank, mesh.pp),
             nodes=[self.start.local_world] * self.start.nodes,
             child=self.start.alone,
         )
@@ -194,7 +180,7 @@ class Worker:
             if self.rank == 0:
                 samples.cut(self.run.path, 0)
             return {}
-        facts = load(self.run, found, self.state.tensors())
+        facts = load(self.run, found, self.state.tensors(), elsewhere=self.saver.specs)
         self.state.restore(facts)
         found.close()
         kept = self.ledger.entries[: int(facts["ledger"]["length"])]
@@ -247,8 +233,8 @@ class Worker:
             self.device.torch,
             (lambda batch: counted_bytes(batch, shards.bytes_of)) if self.rank == 0 else None,
         )
-        execute = Plain(self.applied.whole, self.loss, self.applied.data)
-        agree = Agree(mesh.world, device=self.device.torch, copies=self.layout.world // self.layout.data)
+        execute = self.laid.execute
+        agree = Agree(mesh.world, device=self.device.torch, copies=self.laid.copies)
         micro, rows = int(job.batch.micro), int(job.batch.micro) * self.layout.data
 
         def measure() -> tuple[float, float | None, int, int]:
@@ -306,10 +292,6 @@ class Worker:
             self.recorder.mark("compiled", self.state.step)
         self.warm, self.state.computing = True, "forward_backward"
 
-    def loss(self, decoder: Decoder, batch: Batch) -> torch.Tensor:
-        """The loss of a micro-batch, summed over counted labels, in nats."""
-        return decoder.loss(batch, self.chunk, self.number)
-
     def sampler(self) -> Any:
         """Writes the samples of a step: on rank 0 alone, with the help of all where weights are sharded."""
         job = self.job
@@ -323,8 +305,9 @@ class Worker:
             context=job.batch.sequence,
             seed=job.train.seed,
             device=self.device.torch,
+            scores=self.laid.scores,
         )
-        together = self.layout.dp_shard > 1
+        together = self.layout.world > self.layout.dp_replicate
 
         def sample(step: int) -> None:
             # Whole, also when a stop is asked for meanwhile: the weights of this step are gone when the run goes on.
@@ -361,11 +344,6 @@ def scheduled(section: OptimSection, ledger: Ledger, steps: int) -> Callable[[in
         return rate(section, read.first_token + read.tokens / 2, total)
 
     return at
-
-
-def chunk(tokens: int, most: int) -> int:
-    """Tokens of each chunk of the loss: a micro-batch's `tokens` in as few equal chunks of up to `most` as hold them."""
-    return -(-tokens // -(-tokens // most))
 
 
 def meeting_of(run: Run, start: Incarnation) -> Meeting:

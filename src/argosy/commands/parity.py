@@ -1,0 +1,178 @@
+"""`argosy parity`: random layouts of small models on real ranks, compared with a transformer from the formulas."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from argosy.errors import NO, Refused
+
+if TYPE_CHECKING:
+    from argosy.prove.fuzz import Draw, Fuzzer
+
+HELP = "Check and change"
+CASES = 100
+_WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@dataclass
+class Outcome:
+    """How many draws there were, which failed, and the smallest failure as a job file."""
+
+    draws: int
+    failed: list[Draw]
+    job_file: str = ""
+    missing: int = 0  # legal pairs of options that were never drawn
+
+    @property
+    def code(self) -> int:
+        """The exit code."""
+        return NO if self.failed else 0
+
+
+def parity(
+    *,
+    seed: int = 0,
+    cases: int | None = None,
+    minutes: float | None = None,
+    job: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    as_json: bool = False,
+    show: Callable[[str], None] = print,
+) -> Outcome:
+    """Draw, compare, shrink the first failure, and tell. Refused for a job whose layout is not said or not legal."""
+    from argosy.prove.fuzz import Fuzzer
+    from argosy.prove.parity import Bench
+    from argosy.prove.pool import Pool
+
+    if (cases is not None and cases < 1) or (minutes is not None and minutes <= 0):
+        raise Refused("nothing to draw.", found=f"--cases {cases}, --minutes {minutes}", do="Give at least one.")
+    planned = None if job is None else _planned(str(job), overrides)
+    with Pool(Bench.ranks()) as pool:
+        bench = Bench(pool)
+        try:
+            if planned is not None:
+                return _one_job(bench, planned, cases, as_json, show)
+            limit = CASES if cases is None and minutes is None else cases
+            return _many(Fuzzer(bench, seed), limit, minutes, as_json, show)
+        finally:
+            bench.close()
+
+
+def _planned(job: str, overrides: Sequence[str]) -> list[tuple[dict[str, Any], Any]]:
+    """The draws of a job file, before any process starts."""
+    from argosy.job.load import load
+    from argosy.prove.scale import trials
+
+    return list(trials(load(job, overrides).job))
+
+
+def _one_job(bench: Any, planned: Any, cases: int | None, as_json: bool, show: Callable[[str], None]) -> Outcome:
+    """The draws of one job: its layout, with other batches and updates."""
+    from argosy.prove.fuzz import Draw, job_file
+
+    outcome = Outcome(0, [])
+    for number, (varied, trial) in enumerate(planned[:cases], 1):
+        options = {**varied, "layout": trial.job.layout.shape, "ranks": trial.ranks}
+        draw = Draw(number, options, trial.precision, bench.try_(trial))
+        outcome.draws += 1
+        if not draw.found.ok:
+            outcome.failed.append(draw)
+            outcome.job_file = outcome.job_file or job_file(trial, draw.found.wrong)
+        show(json.dumps(draw.row()) if as_json else line(draw, ", ".join(f"{k} {v}" for k, v in options.items())))
+    if not as_json:
+        _end(outcome, show)
+    return outcome
+
+
+def _many(
+    fuzzer: Fuzzer, cases: int | None, minutes: float | None, as_json: bool, show: Callable[[str], None]
+) -> Outcome:
+    """Draws over the whole table."""
+    from argosy.prove.fuzz import job_file, told
+    from argosy.prove.parity import Trial
+
+    outcome = Outcome(0, [])
+    for draw in fuzzer.draws(cases, minutes):
+        outcome.draws += 1
+        show(json.dumps(draw.row()) if as_json else line(draw, told(draw.case)))
+        if not draw.found.ok:
+            outcome.failed.append(draw)
+            if not outcome.job_file:
+                small, found = fuzzer.smallest(draw)
+                head = f"Draw {draw.number} of seed {fuzzer.seed}: {draw.found.wrong}.\nSmallest: {told(small)}: {found.wrong}."
+                outcome.job_file = job_file(Trial.of(small, draw.precision), head)
+    outcome.missing = len(fuzzer.cover.open)
+    if not as_json:
+        _coverage(fuzzer, show)
+        _end(outcome, show)
+    return outcome
+
+
+def line(draw: Draw, text: str) -> str:
+    """One draw on one line."""
+    name, error = draw.found.worst_gradient
+    ranks = draw.row()["ranks"]
+    verdict = f"gradient {error:.0e} {name}" if draw.found.ok else f"WRONG: {draw.found.wrong}"
+    precision = "" if draw.precision == "float64" else f" {draw.precision},"
+    return f"{draw.number:>4}  {ranks} rank{'s' * (ranks != 1):<1}  {draw.found.seconds:5.2f} s  {verdict}  |{precision} {text}"
+
+
+def _coverage(fuzzer: Fuzzer, show: Callable[[str], None]) -> None:
+    """How many legal pairs of options were drawn, and which were not."""
+    legal, still = len(fuzzer.cover.legal), fuzzer.cover.open
+    show(f"pairs of options drawn: {legal - len(still)} of {legal} legal ones")
+    for first, a, second, b in sorted(still, key=str):
+        show(f"  never drawn: {first} {a} with {second} {b}")
+
+
+def _end(outcome: Outcome, show: Callable[[str], None]) -> None:
+    if not outcome.failed:
+        show(f"{outcome.draws} draws agree with the reference.")
+        return
+    numbers = ", ".join(str(draw.number) for draw in outcome.failed)
+    show(
+        f"{len(outcome.failed)} of {outcome.draws} draws differ: {numbers}. The first one, as small as it still fails:"
+    )
+    show(outcome.job_file)
+
+
+def register(app: typer.Typer) -> None:
+    """Spell the command for the shell."""
+
+    @app.command("parity", rich_help_panel=HELP, context_settings=_WORDS)
+    def command(
+        context: typer.Context,
+        seed: Annotated[int, typer.Option(help="Another seed draws other cases.")] = 0,
+        cases: Annotated[int | None, typer.Option(help="How many draws.", show_default=str(CASES))] = None,
+        minutes: Annotated[float | None, typer.Option(help="Stop drawing after so many minutes.")] = None,
+        job: Annotated[Path | None, typer.Option(help="Check the layout of this job, at small sizes.")] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="One JSON object a draw.")] = False,
+    ) -> None:
+        """[KEY=VALUE ...]: does every layout train the same model? Draws layouts and compares them with the formulas.
+
+        Exit code 0 when all agree, 3 when not; the first failure is made as small as it can be and printed as a job file.
+        """
+        from argosy.job.load import split
+
+        name, overrides = split(context.args)
+        if name is not None:
+            raise Refused(f"{name} is no option.", do=f"A job file is given as --job {name}.")
+        if overrides and job is None:
+            raise Refused("keys of a job were given without a job.", do="Add --job FILE.")
+        outcome = parity(
+            seed=seed,
+            cases=cases,
+            minutes=minutes,
+            job=job,
+            overrides=overrides,
+            as_json=as_json,
+            show=lambda text: print(text, flush=True),
+        )
+        if outcome.code:
+            raise typer.Exit(outcome.code)

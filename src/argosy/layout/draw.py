@@ -1,0 +1,134 @@
+"""A layout as text and JSON: the grid of ranks, the groups of one rank, what each is for. Arithmetic only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from argosy.layout.layout import AXES, Layout
+
+MOST = 3  # rows and columns that are drawn at either end of a long line
+RUN = 4  # from so many on, neighbouring ranks are written as 0-7
+SHORT = {"pp": "pp", "dp_replicate": "replicate", "dp_shard": "dp", "cp": "cp", "tp": "tp"}
+# What the members of a group tell each other in a step.
+TALK: Mapping[str, str] = {
+    "tp": "activations: all-gather and reduce-scatter in every layer",
+    "cp": "keys and values of every layer",
+    "dp_shard": "weights: all-gather; gradients: reduce-scatter",
+    "dp_replicate": "gradients: all-reduce once a step",
+    "pp": "activations and their gradients: send and receive between neighbours",
+    "world": "the vote: twelve numbers a step",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group of a rank: the axis along which its members differ ("world": all), and the ranks."""
+
+    axis: str
+    ranks: list[int]
+
+    @property
+    def talk(self) -> str:
+        """What its members tell each other."""
+        return TALK[self.axis]
+
+
+def groups(layout: Layout, rank: int) -> list[Group]:
+    """The groups that `rank` is in, the innermost axis first; the one of all ranks last."""
+    axes = [axis for axis in reversed(layout.order) if getattr(layout, axis) > 1]
+    found = [Group(axis, layout.line(rank, axis)) for axis in axes]
+    return [*found, Group("world", list(range(layout.world)))] if layout.world > 1 else []
+
+
+def grid(layout: Layout) -> list[list[list[int]]]:
+    """[pp][data-parallel place][ranks of a cell: those that share sequences and stages]."""
+    cells = []
+    for stage in range(layout.pp):
+        first = layout.rank(pp=stage)
+        heads = layout.line(first, "dp_replicate", "dp_shard")
+        cells.append([layout.line(head, "cp", "tp") for head in heads])
+    return cells
+
+
+def drawing(layout: Layout, stages: Sequence[str] = ()) -> list[str]:
+    """The grid as text: a row for each pp coordinate, a column for each data-parallel place, in a cell the ranks of cp and tp.
+
+    `stages`: what each row holds, where there is something to say.
+    """
+    width = len(str(layout.world - 1))
+    columns = [_column(layout, place) for place in range(layout.data)]
+    shown = _ends(layout.data)
+    texts = [[_cell(row[place], width) for place in shown] for row in _rows(layout)]
+    wide = [max([len(columns[place]), *(len(row[at]) for row in texts)]) for at, place in enumerate(shown)]
+    if layout.world == 1:
+        return ["[ 0 ]"]
+    names = [f"pp {number}" if layout.pp > 1 else "" for number in _ends(layout.pp)]
+    left = max(map(len, names))
+    lines = [_joined(" " * left, [columns[place] for place in shown], wide, shown)]
+    before = -1
+    for name, row, number in zip(names, texts, _ends(layout.pp), strict=True):
+        if number != before + 1:
+            lines.append(f"{'...':<{left}}")
+        said = f"   {stages[number]}" if stages else ""
+        lines.append(_joined(f"{name:<{left}}", row, wide, shown) + said)
+        before = number
+    return [line.rstrip() for line in lines]
+
+
+def _rows(layout: Layout) -> list[list[list[int]]]:
+    cells = []
+    for stage in _ends(layout.pp):
+        heads = layout.line(layout.rank(pp=stage), "dp_replicate", "dp_shard")
+        shown = set(_ends(layout.data))
+        cells.append([layout.line(head, "cp", "tp") if at in shown else [] for at, head in enumerate(heads)])
+    return cells
+
+
+def _column(layout: Layout, place: int) -> str:
+    replicate, shard = divmod(place, layout.dp_shard)
+    words = [f"replicate {replicate}"] * (layout.dp_replicate > 1) + [f"dp {shard}"] * (layout.dp_shard > 1)
+    return " ".join(words)
+
+
+def _joined(left: str, cells: Sequence[str], wide: Sequence[int], shown: Sequence[int]) -> str:
+    text, before = left, -1
+    for cell, width, place in zip(cells, wide, shown, strict=True):
+        text += ("  " if place == before + 1 else "  ...  ") + f"{cell:<{width}}"
+        before = place
+    return text
+
+
+def _cell(ranks: Sequence[int], width: int) -> str:
+    return f"[ {listed(ranks, width)} ]"
+
+
+def listed(ranks: Sequence[int], width: int = 1) -> str:
+    """Ranks as text: "0 2", "0-7" where they are neighbours, and those in the middle of a long list left out."""
+    if len(ranks) >= RUN and list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
+        return f"{ranks[0]:>{width}}-{ranks[-1]:<{width}}"
+    shown, text, before = _ends(len(ranks), RUN), [], -1
+    for at in shown:
+        text += ["..."] * (at != before + 1) + [f"{ranks[at]:>{width}}"]
+        before = at
+    return " ".join(text)
+
+
+def _ends(count: int, most: int = MOST) -> list[int]:
+    """0 to count - 1, without the middle where that is long."""
+    return list(range(count)) if count <= 2 * most else [*range(most), *range(count - most, count)]
+
+
+def facts(layout: Layout, rank: int) -> dict[str, Any]:
+    """The layout, its grid and the groups of `rank`, for JSON."""
+    return {
+        "shape": layout.text(),
+        "ranks": layout.world,
+        "degrees": {SHORT[axis]: getattr(layout, axis) for axis in AXES},
+        "order": [SHORT[axis] for axis in layout.order],
+        "stages": layout.stages,
+        "grid": grid(layout),
+        "rank": {"rank": rank, "at": {SHORT[axis]: place for axis, place in layout.at(rank).items()},
+                 "stages": list(layout.stages_of(rank)), "data": layout.data_index(rank)},
+    }  # fmt: skip

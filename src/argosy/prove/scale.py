@@ -1,0 +1,149 @@
+"""A job of any size made small enough to be compared: the same layout and the same kinds of layers. Pure, and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from argosy.errors import Refused
+from argosy.layout.layout import Layout
+from argosy.prove.options import HIDDEN, RANKS, SEQUENCE
+
+if TYPE_CHECKING:
+    from argosy.job.schema import Job, ModelSection
+    from argosy.prove.parity import Trial
+
+WIDTH, VOCABULARY, WINDOW, LAYERS, HEAD = 24, 31, 5, 4, 6  # most of each
+
+
+def trials(job: Job, precision: str = "float64") -> Iterator[tuple[dict[str, Any], Trial]]:
+    """Draws of `job` at small sizes: what differs between them, and the trial. Refused for a layout not said or wrong."""
+    from argosy.layout import legal
+    from argosy.plan import layouts
+    from argosy.prove.parity import Trial
+
+    layout = fewer(layout_of(job))
+    small = shrunk(job, layout, precision)
+    own = small.optim.name
+    data, least = layout.data, layout.pp if small.layout.virtual > 1 else 1  # micro-batches that a schedule needs
+    batches = ((data * least, 1), (2 * data * least + 1, 1), (4 * data * least, 2), (3 * data * least - 1, 3))
+    for packed, update in ((False, "sgd"), (True, own), (True, "sgd"), (False, own)):
+        for rows, micro in batches:
+            batch = small.batch.model_copy(update={"tokens": rows * SEQUENCE, "micro": micro})
+            drawn = small.model_copy(update={"batch": batch})
+            legal.check(layouts.asked(drawn, layouts.of(drawn.layout, layout.world), {}))
+            varied = {"rows": rows, "micro": micro, "packed": packed, "update": update}
+            yield varied, Trial(drawn, update, packed, layout.world)
+
+
+def layout_of(job: Job) -> Layout:
+    """The layout that `job` names. Refused where it leaves it to the machine."""
+    from argosy.plan import layouts
+
+    if job.layout.shape == "auto":
+        raise Refused(
+            'layout.shape = "auto" is chosen by the machine that trains: nothing to check.',
+            do='Name one, for example layout.shape="tp2 dp2".',
+        )
+    return layouts.of(job.layout, Layout.parse(job.layout.shape).world)
+
+
+def fewer(layout: Layout) -> Layout:
+    """`layout` with at most RANKS ranks: the largest degree made smaller, again and again, but none that acts to 1."""
+    while layout.world > RANKS:
+        degrees = {axis: int(getattr(layout, axis)) for axis in ("dp_shard", "dp_replicate", "pp", "tp", "cp")}
+        axis = max(degrees, key=lambda one: degrees[one])
+        if degrees[axis] == 2:
+            raise Refused(
+                f'layout.shape = "{layout.text()}" splits in more ways than {RANKS} ranks can show.',
+                do="Check two of its dimensions at a time.",
+            )
+        layout = replace(layout, ep=1, **{axis: max(2, degrees[axis] // 2)})  # type: ignore[arg-type]
+    return layout
+
+
+def shrunk(job: Job, layout: Layout, precision: str) -> Job:
+    """`job`, in force, on `layout` with a small model, a small batch and double precision."""
+    from argosy.job.schema import Job
+
+    master = "float64" if precision == "float64" else "float32"
+    values = {
+        "name": "parity",
+        "model": model_of(job, layout),
+        "batch": {"sequence": SEQUENCE, "tokens": layout.data * SEQUENCE, "micro": 1},
+        "train": {"seed": 5, "steps": 3, "precision": precision, "master": master, "reduce": master, "compile": False},
+        "optim": _optim(job),
+        "layout": job.layout.model_dump() | {"shape": layout.text(), "stages": stages_of(job, layout)},
+        "memory": {"recompute": job.memory.recompute, "loss_chunk": 5},
+    }
+    return Job.model_validate(values)
+
+
+def stages_of(job: Job, layout: Layout) -> tuple[int, ...]:
+    """The layers of each stage where `job` lists them: at most two of each."""
+    listed = tuple(min(count, 2) for count in job.layout.stages)
+    if not listed or len(listed) == layout.stages:
+        return listed
+    return listed[: layout.stages - 1] + listed[-1:]  # ranks were left out; first and last stage stay what they are
+
+
+def model_of(job: Job, layout: Layout) -> dict[str, Any]:
+    """The model with the kinds of layers that `job` has, in small."""
+    from argosy.job import presets
+    from argosy.job.schema import layers
+
+    model = presets.filled(job.model)
+    stages = stages_of(job, layout)
+    count = sum(stages) if stages else max(layout.stages, min(model.layers or 1, LAYERS))
+    kinds = [_block(model, block, layout.tp) for block in layers(model)[: max(1, len(model.pattern))]]
+    if count % len(kinds) and not stages:
+        count += -count % len(kinds)
+    small: dict[str, Any] = {
+        "layers": count,
+        "width": min(model.width or WIDTH, WIDTH),
+        "vocabulary": min(model.vocabulary or VOCABULARY, VOCABULARY),
+        "positions": model.positions,
+        "tied": model.tied,
+        "block": _block(model, model.block, layout.tp),
+    }
+    if model.positions == "learned":
+        small["context"] = SEQUENCE
+    else:
+        small["rope_theta"] = model.rope_theta or 1e4
+    if len(kinds) > 1 and count % len(kinds) == 0:
+        small["pattern"] = kinds
+    return small
+
+
+def _block(model: ModelSection, block: Any, tp: int) -> dict[str, Any]:
+    """One kind of block in small, its heads still shared out over `tp` ranks, its groups still groups."""
+    from argosy.plan.settle import whole
+
+    full = whole(model, block)
+    heads, kv_heads = full.heads or 1, full.kv_heads or 1
+    if heads > 2 * tp and heads > 6:
+        each = heads // kv_heads
+        kv_heads = 1 if each == heads else 2
+        heads = tp if tp > 1 else 2
+        while heads % kv_heads or (each > 1 and heads == kv_heads):
+            heads += tp
+        kv_heads = heads if each == 1 else kv_heads
+    values: dict[str, Any] = full.model_dump()
+    return values | {
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_size": min(full.head_size or HEAD, HEAD),
+        "hidden": min(full.hidden or HIDDEN, HIDDEN),
+        "window": min(full.window or 0, WINDOW),
+    }
+
+
+def _optim(job: Job) -> dict[str, Any]:
+    """The job's optimizer, with steps that show; see `options.job_of` for epsilon."""
+    kept = job.optim.model_dump(exclude={"decay", "warmup"})
+    kept |= {"lr": 0.05, "schedule": "constant", "warmup": 0, "epsilon": max(1e-3, job.optim.epsilon)}
+    if kept["name"] == "muon":
+        kept |= {"momentum": kept["momentum"] or 0.95, "newton_schulz": kept["newton_schulz"] or 5}
+    kept["clip"] = "none" if kept["clip"] is None else kept["clip"]
+    return kept
