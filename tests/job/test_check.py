@@ -69,14 +69,14 @@ def test_what_the_default_says_is_never_dead() -> None:
 
 # No leaf takes any of these; each is written as on the command line.
 ABSURD = ["inf", "nan", "-inf", "1e400", "-5GB", "1e30GB", "1e99", "-1", "", "yes", "1e-9s", "[1]", "{a=1}"]
-TEXTS = ("name", "model.init", "data.", "layout.shape", "model.preset")  # any word is a text: only "" is none
+TEXTS = ("name", "model.init", "data.", "layout.shape", "layout.order", "model.preset")  # any word is a text: only "" is none
 LEFT_TO_PYDANTIC = ("Input", "input", "String", "string", "parse", "should", "valid ", "match", "validation")
 
 
 @pytest.mark.parametrize("key", [key for key in fields() if key not in ("extends", "version")])
 def test_no_leaf_takes_an_absurd_value_and_the_refusal_is_in_our_words(key: str) -> None:
     for value in ABSURD if not key.startswith(TEXTS) or key == "data.held_out" else [""]:
-        if (key, value) == ("data.license", ""):
+        if (key, value) in (("data.license", ""), ("layout.stages", "[1]")):  # what each may well say
             continue
         with pytest.raises(Refused) as caught:
             load("smoke", [f"{key}={value}"])

@@ -223,7 +223,9 @@ def plans_in(folder: Path) -> dict[int, SavePlan]:
         if values is None or values.pop("boot") != _boot():
             path.unlink(missing_ok=True)
             continue
-        grid = {name: tuple(value) if isinstance(value, list) else value for name, value in values["layout"].items()}
+        grid: dict[str, Any] = values["layout"]
+        if "order" in grid:
+            grid["order"] = tuple(grid["order"])
         values |= {"layout": Layout(**grid), "nodes": tuple(values["nodes"])}
         values["specs"] = tuple(spec_from(row) for row in values["specs"])
         found[int(match[1])] = SavePlan(**values)

@@ -39,7 +39,7 @@ def _balanced(layers: int, stages: int, ends: tuple[float, float]) -> list[int]:
     extra[-1] += ends[1]
     most = _slowest(layers, extra)
     # best[n]: the least sum of squared costs with n layers in the stages seen so far, and their counts, last stage first.
-    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] + [(inf, ())] * layers
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ()), *([(inf, ())] * layers)]
     for more in extra:
         following: list[tuple[float, tuple[int, ...]]] = [(inf, ())] * (layers + 1)
         for before, (cost, counts) in enumerate(best):

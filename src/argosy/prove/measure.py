@@ -59,7 +59,7 @@ def steps(rank: int, ranks: int, board: str, asked: Mapping[str, Any]) -> dict[s
             micro = cut(batch, layout.data, layout.data_index(rank), int(job.batch.micro))
             state.begin(batch.counted, batch.tokens.size)
             laid.number.fill_(step)
-            vote = one_step(state, [tensors(part, device) for part in micro], laid.execute, agree)
+            vote = one_step(state, [tensors(part, device) for part in micro], laid.execute, agree).vote()
             if step == 1:
                 laid.applied.check_gradients()
             found.append({"loss": vote.loss, "norm": vote.norm})
