@@ -46,9 +46,7 @@ def test_no_other_assignment_has_a_faster_slowest_stage(layers: int, stages: int
         (4, 4, (0.0, 9.0), [1, 1, 1, 1]),  # nothing to be done
     ],
 )
-def test_embedding_and_head_are_counted(
-    layers: int, stages: int, ends: tuple[float, float], counts: list[int]
-) -> None:
+def test_embedding_and_head_are_counted(layers: int, stages: int, ends: tuple[float, float], counts: list[int]) -> None:
     """Known assignments."""
     assert [len(held) for held in assign(layers, stages, ends=ends)] == counts
 

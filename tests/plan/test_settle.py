@@ -138,7 +138,7 @@ def test_micro_batches(settled: Any) -> None:
 
 
 def test_workers_that_have_nothing_to_do_are_refused(settled: Any) -> None:
-    with pytest.raises(Refused, match="32 workers share 16 sequences"):
+    with pytest.raises(Refused, match="32 data-parallel ranks share 16 sequences"):
         settled(workers=32)
 
 
@@ -163,7 +163,7 @@ def test_what_has_no_effect_on_this_machine_is_a_note(settled: Any) -> None:
     assert "repeat anyway" in settled("train.deterministic=true").notes[0]
     assert "4.4x slower here" in settled("train.precision=bfloat16").notes[0]
     assert settled("train.precision=bfloat16").job.train.precision == "bfloat16"
-    assert "shards nothing" in settled("layout.zero=3").notes[0]
+    assert "nothing is sharded" in settled("layout.zero=3").notes[0]
     for words in (["train.deterministic=true"], ["layout.zero=3"]):
         with pytest.raises(Refused, match="--strict refuses"):
             settled(*words, strict=True)

@@ -56,7 +56,9 @@ def specs_of(tensors: Mapping[str, Tensor], stage: int | None = None) -> list[Te
     return [_spec(name, tensor, stage) for name, tensor in tensors.items()]
 
 
-def specs_over(tensors: Mapping[str, Tensor], layout: Layout, rank: int, group: dist.ProcessGroup | None) -> list[TensorSpec]:
+def specs_over(
+    tensors: Mapping[str, Tensor], layout: Layout, rank: int, group: dist.ProcessGroup | None
+) -> list[TensorSpec]:
     """The specs of the tensors of all stages, in one order everywhere; `group` are the ranks along pp, None where pp is 1.
 
     What two stages hold (a tied embedding) is the first one's to write.

@@ -156,14 +156,18 @@ def pipeline_stage(
     runs the stage hands it each tensor (`set_local_fwd_input`, `set_local_bwd_input`). `between`: type and number of dimensions
     of what flows from stage to stage.
     """
-    from torch.distributed.pipelining import PipelineStage  # its imports cost start-up time, and most layouts have no pipeline
+    from torch.distributed.pipelining import (
+        PipelineStage,
+    )  # its imports cost start-up time, and most layouts have no pipeline
 
     kind, dims = between
     example = torch.empty([1] * dims, dtype=kind, device="meta", requires_grad=True)
     meta = torch.device("meta")
     stage = PipelineStage(module, index, stages, meta, input_args=example, output_args=example, group=group)
     stage.has_backward = True
-    if hasattr(stage, "_inference_mode"):  # 2.13: shapes given or inferred is agreed on by a vote; they are given everywhere
+    if hasattr(
+        stage, "_inference_mode"
+    ):  # 2.13: shapes given or inferred is agreed on by a vote; they are given everywhere
         from torch.distributed.pipelining._utils import InferenceMode
 
         stage._inference_mode = InferenceMode.STATIC
@@ -191,3 +195,11 @@ def reshard_over(module: FSDPModule, mesh: DeviceMesh) -> None:
         for parameter in group.fsdp_params:
             parameter.post_forward_mesh_info = info
             parameter._init_sharded_post_forward_param_metadata(torch.empty(parameter._orig_size, device="meta"))
+
+
+def forget_micro_batch(stage: PipelineStage, micro: int) -> None:
+    """Let go of what `stage` was handed for a micro-batch that is done: torch would keep it until the next step's comes."""
+    stage.fwd_cache.pop(micro, None)
+    stage.bwd_cache.pop(micro, None)
+    for info in (*stage.args_recv_info[micro], *stage.grad_recv_info.get(micro, ())):
+        info.buffer = None

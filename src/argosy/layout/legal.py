@@ -156,7 +156,9 @@ def secondary_fits(asked: Asked) -> Wrong | None:
         what = f"layout.secondary = {asked.secondary} does not go with tp{asked.layout.tp}: torch cannot."
         return Wrong("layout.secondary", what, "Nearest: layout.secondary=0, or a shape without tp.")
     if asked.layout.virtual > 1:
-        what = f'layout.secondary = {asked.secondary} does not go with layout.schedule = "{asked.schedule}": torch cannot.'
+        what = (
+            f'layout.secondary = {asked.secondary} does not go with layout.schedule = "{asked.schedule}": torch cannot.'
+        )
         return Wrong("layout.secondary", what, "Nearest: layout.secondary=0, or layout.schedule=1f1b.")
     fits = [parts for parts in divisors(shard) if 1 < parts < shard]
     if asked.secondary in fits:

@@ -97,7 +97,7 @@ class Mesh:
         the world's own where it is the same. Only the members meet, over keys of their own: torch's default would cost a
         barrier of the whole world for every group.
         """
-        members = (name, *ranks)
+        members: tuple[str | int, ...] = (name, *ranks)
         if len(ranks) == 1:
             return None
         if members not in self._made:
