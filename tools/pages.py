@@ -32,8 +32,8 @@ def limits() -> str:
     return f"""# What it does not do, and what never ran
 
 {made("src/argosy/device/capability.py")}
-This version trains one decoder architecture (and, through `argosy.fit`, any module in one process) with data parallelism:
-replicated, or sharded by ZeRO-1, 2 and 3. There is no tensor, pipeline, context or expert parallelism yet, no fine-tuning
+This version trains one decoder architecture (and, through `argosy.fit`, any module in one process) with data, tensor and
+pipeline parallelism in any combination. There is no context or expert parallelism yet, no fine-tuning
 recipes, no import from or export to other formats, and no driver for several machines: there a launcher (`torchrun`,
 `srun`, `mpirun`) starts the ranks and starts them again. Text is read from files of this machine; nothing is downloaded.
 

@@ -69,7 +69,14 @@ def test_what_the_default_says_is_never_dead() -> None:
 
 # No leaf takes any of these; each is written as on the command line.
 ABSURD = ["inf", "nan", "-inf", "1e400", "-5GB", "1e30GB", "1e99", "-1", "", "yes", "1e-9s", "[1]", "{a=1}"]
-TEXTS = ("name", "model.init", "data.", "layout.shape", "layout.order", "model.preset")  # any word is a text: only "" is none
+TEXTS = (
+    "name",
+    "model.init",
+    "data.",
+    "layout.shape",
+    "layout.order",
+    "model.preset",
+)  # any word is a text: only "" is none
 LEFT_TO_PYDANTIC = ("Input", "input", "String", "string", "parse", "should", "valid ", "match", "validation")
 
 

@@ -102,5 +102,5 @@ def on_a_rank(rank: int, ranks: int, board: str, payload: Any) -> list[bool]:
 
 def test_shards_equal_the_whole(pool: Pool, section) -> None:
     """37 rows over four ranks and 24 over two by two: even and uneven."""
-    for found in pool.call(f"{HERE}:on_a_rank", section().model_dump()):
+    for found in pool.call(f"{HERE}:on_a_rank", section().model_dump(), ranks=4):
         assert found and all(found)

@@ -131,6 +131,13 @@ ROWS: dict[str, Row] = {
     "optim.newton_schulz": Row("3", "optimizer"),
     "layout.shape": Row("dp2", "layout"),
     "layout.zero": Row("3", "layout", ("layout.shape=dp2",)),
+    "layout.order": Row("tp replicate dp cp pp", "layout", ("layout.shape=pp2 tp2",)),
+    "layout.secondary": Row("2", "layout", ("layout.shape=dp4", "layout.zero=3")),
+    "layout.sequence": Row("false", "layout", ("layout.shape=tp2",)),
+    "layout.schedule": Row("gpipe", "layout", ("layout.shape=pp2",)),
+    "layout.virtual": Row("2", "layout", ("layout.shape=pp2", "layout.schedule=interleaved", "model.layers=8")),
+    "layout.stages": Row("[3, 1]", "layout", ("layout.shape=pp2", "model.layers=4")),
+    "memory.recompute": Row("block", "order"),
     "memory.limit": Row("100 MB", "refused"),
     "memory.loss_chunk": Row("64", "loss chunk"),
     "checkpoint.every": Row("3", "callbacks"),
@@ -267,6 +274,7 @@ def engine(run: folder.Run) -> dict[str, Any]:
             "rates": [one.state.rate(step) for step in range(1, one.steps + 1)],
             "clip": one.state.clip,
             "compile": one.compiled,
+            "order": list(one.applied.order),
             "loss chunk": one.laid.chunk,
             "reduction": str(one.applied.data.reduce),
             "micro-batches": [len(piece) for piece in part],
@@ -397,7 +405,7 @@ def test_first_weights_of_another_run_are_received(received: Received, place: Pa
     assert all(before[name] != after[name] for name in before if "norm" not in name)
 
 
-def sharded(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> list[str]:
+def laid(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> dict[str, Any]:
     """On a rank of the pool: how a worker of the run is laid out."""
     from argosy.parallel.mesh import joined
     from argosy.run.recorder import Recorder
@@ -409,18 +417,30 @@ def sharded(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> list[st
     one = worker.Worker(run, number, rank, recorder)
     with joined(one.layout, rank, worker.meeting_of(run, number), backend="gloo", kind="cpu") as mesh:
         one.build(mesh)
-        order = list(one.applied.order)
+        found = {
+            "order": list(one.applied.order),
+            "place": one.layout.at(rank),
+            "blocks": list(one.decoder.held),
+            "stages": list(one.layout.stages_of(rank)),
+            "schedule": getattr(one.laid.execute, "name", ""),
+            "summed": sorted(one.applied.data.summed.names) if one.applied.data.summed is not None else [],
+        }
     recorder.finish()
-    return order
+    return found
 
 
-def test_layouts_are_received(place: Path, environment: None, pool: Pool) -> None:
-    found = []
-    for overrides in ((), ("layout.shape=dp2",), ("layout.shape=dp2", "layout.zero=3")):
-        start = started(place, "base.toml", overrides, workers=2)
-        run = made(start, place / "held" / f"layout-{len(found)}")
-        Incarnation(1, 2, run.job().layout.shape, 1, parent=os.getpid()).write(run)
-        orders = pool.call(f"{Path(__file__)}:sharded", {"run": str(run.path)}, ranks=2)
-        assert orders[0] == orders[1]
-        found.append(orders[0])
-    assert found == [["replicate 2 times"], ["shard over 2 (ZeRO-2)"], ["shard over 2 (ZeRO-3)"]]
+LAID = {key: row for key, row in ROWS.items() if row.receiver == "layout"}
+
+
+@pytest.mark.parametrize("key", LAID)
+def test_layouts_are_received(place: Path, environment: None, pool: Pool, key: str) -> None:
+    row, found = LAID[key], []
+    for overrides in (row.given, (*row.given, f"{key}={row.change}")):
+        workers = 4 if "pp2 tp2" in str(row.given) or "dp4" in str(row.given) else 2
+        if key == "layout.virtual" and len(overrides) == len(row.given):
+            overrides = (*overrides, "layout.virtual=4")
+        start = started(place, "base.toml", (*overrides, "batch.micro=1"), workers=workers)
+        run = made(start, place / "held" / f"{key}-{len(found)}")
+        Incarnation(1, workers, run.job().layout.shape, 1, parent=os.getpid()).write(run)
+        found.append(pool.call(f"{Path(__file__)}:laid", {"run": str(run.path)}, ranks=workers))
+    assert found[0] != found[1]

@@ -94,6 +94,7 @@ LAYOUTS = [
     ("replicate3", 3, None),
     ("replicate2 dp2", 4, 3),
     ("tp2", 2, None),
+    ("pp2", 2, None),
     *(
         pytest.param(*more, marks=pytest.mark.long)
         for more in [
@@ -103,9 +104,14 @@ LAYOUTS = [
             ("dp2", 2, 3),
             ("dp2 tp2", 4, 3),
             ("replicate2 tp2", 4, None),
+            ("pp2 dp2", 4, 3),
+            ("pp2 tp2", 4, None),
         ]
     ),
 ]
+
+
+LATER = [("dp2", "tp2"), ("replicate2", "pp2")]
 
 
 @pytest.mark.parametrize("shape, ranks, zero", LAYOUTS, ids=str)
@@ -133,7 +139,10 @@ def test_a_layout_gives_the_same_losses_and_another_goes_on(
     assert run.newest_step() == 8
 
 
-@pytest.mark.parametrize("first, then", [("tp2", "dp2"), pytest.param("dp2", "tp2", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "first, then",
+    [("tp2", "dp2"), ("pp2", "replicate2"), *(pytest.param(*more, marks=pytest.mark.long) for more in LATER)],
+)
 def test_a_run_stopped_in_one_layout_goes_on_in_another(
     undisturbed: Run, make_run: Any, workers: Any, losses_of: Any, tmp_path: Path, first: str, then: str
 ) -> None:

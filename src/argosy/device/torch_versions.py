@@ -257,3 +257,11 @@ def reshard_over(module: FSDPModule, mesh: DeviceMesh) -> None:
         for parameter in group.fsdp_params:
             parameter.post_forward_mesh_info = info
             parameter._init_sharded_post_forward_param_metadata(torch.empty(parameter._orig_size, device="meta"))
+
+
+def forget_micro_batch(stage: PipelineStage, micro: int) -> None:
+    """Let go of what `stage` was handed for a micro-batch that is done: torch would keep it until the next step's comes."""
+    stage.fwd_cache.pop(micro, None)
+    stage.bwd_cache.pop(micro, None)
+    for info in (*stage.args_recv_info[micro], *stage.grad_recv_info.get(micro, ())):
+        info.buffer = None

@@ -1,13 +1,13 @@
 """Pipeline schedules as lists of actions: what each rank computes, sends and receives, in which order. No torch, no clock.
 
-A rank's list is made in two steps: an order of forward and backward passes (the table `ORDERS`: a schedule is one function), then
-the messages it takes (`messages`). SEND and RECV are actions of their own, as in MegaScale: RECV only opens a letter box, before the
-computation in front of the one that needs it; SEND only posts; a computation waits for its own letter and for nothing else.
-`times` plays lists against a table of durations, which is how formulas and benchmarks are checked.
+A rank's list is made in two steps: an order of forward and backward passes (the table `ORDERS`: a schedule is one function),
+then the messages it takes (`messages`). SEND and RECV are actions of their own, as in MegaScale: RECV only opens a letter
+box, before the computation in front of the one that needs it; SEND only posts; a computation waits for its own letter and for
+nothing else. `times` plays lists against a table of durations, which is how formulas and benchmarks are checked.
 
 Stages: p ranks hold v each; rank r holds r, r + p, r + 2p and so on. Micro-batches 0 to m - 1, in this order on every stage.
-Sources: Huang et al., "GPipe", 2019; Narayanan et al., "PipeDream", 2019 (1F1B) and "Megatron-LM", 2021 (interleaved); Jiang et al.,
-"MegaScale", 2024, section 3.2 (sends and receives apart).
+Sources: Huang et al., "GPipe", 2019; Narayanan et al., "PipeDream", 2019 (1F1B) and "Megatron-LM", 2021 (interleaved); Jiang
+et al., "MegaScale", 2024, section 3.2 (sends and receives apart).
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def _sends(action: Action, stages: int) -> list[Action]:
 def messages(order: Sequence[Action], stages: int, *, coupled: bool = False) -> list[Action]:
     """`order` with its messages: each RECV in front of the computation before the one that needs it, each SEND at once.
 
-    coupled: a rank exchanges as one thing, and waits until what it sends has left and what it next needs has come. Only for
-    comparison. With one rank there is nothing to send.
+    coupled: a rank exchanges as one thing, and waits until what it sends has been taken and what it next needs has come. Only
+    for comparison, and not for the interleaved order, in which ranks that exchange so can wait for each other in a circle.
     """
     found: list[Action] = []
     for place, action in enumerate(order):
@@ -167,30 +167,63 @@ class Played(NamedTuple):
         return 1 - busy / self.total
 
 
-def times(name: str, shape: Shape, forward: Sequence[float], backward: Sequence[float], delay: float = 0.0) -> Played:
-    """Play the schedule where stage s takes `forward[s]` and `backward[s]`, and a letter `delay`. Pure.
+def _box(action: Action) -> Action:
+    """The letter box that a SEND fills."""
+    if action.kind == SEND_F:
+        return Action(RECV_F, action.stage + 1, action.micro)
+    return Action(RECV_B, action.stage - 1, action.micro)
+
+
+def times(
+    name: str,
+    shape: Shape,
+    forward: Sequence[float],
+    backward: Sequence[float],
+    delay: float = 0.0,
+    *,
+    coupled: bool = False,
+) -> Played:
+    """Play the schedule where stage s takes `forward[s]` and `backward[s]`, and a letter is on its way for `delay`. Pure.
 
     ValueError where ranks wait for each other in a circle: then the lists are wrong.
     """
-    orders = [list(ORDERS[name](shape, rank)) for rank in range(shape.ranks)]
+    lists = [actions(name, shape, rank, coupled=coupled) for rank in range(shape.ranks)]
+    posted: dict[Action, float] = {}  # by box
+    opened: dict[Action, float] = {}
     ends: dict[Action, float] = {}
     clocks, places = [0.0] * shape.ranks, [0] * shape.ranks
+    pending: list[list[Action]] = [[] for _ in lists]  # the letters of a rank, sent or expected, since it last waited
+
+    def step(rank: int, action: Action) -> bool:
+        """Whether `action` can be done by now; then it is."""
+        if action.kind in (RECV_F, RECV_B):
+            opened[action] = clocks[rank]
+            pending[rank].append(action)
+        elif action.kind in (SEND_F, SEND_B):
+            posted[_box(action)] = clocks[rank]
+            pending[rank].append(_box(action))
+        else:
+            letters = pending[rank] if action.kind == WAIT else _receives(action, shape.stages)
+            if any(letter not in posted or letter not in opened for letter in letters):
+                return False
+            arrivals = [max(posted[letter] + delay, opened[letter]) for letter in letters]
+            clocks[rank] = max([clocks[rank], *arrivals])
+            if action.kind == WAIT:
+                pending[rank] = []
+            else:
+                clocks[rank] += (forward if action.kind == FORWARD else backward)[action.stage]
+                ends[action] = clocks[rank]
+        return True
+
     moved = True
     while moved:
         moved = False
-        for rank, order in enumerate(orders):
-            while places[rank] < len(order):
-                action = order[places[rank]]
-                wanted = needs(action, shape.stages)
-                if wanted is not None and wanted not in ends:
-                    break
-                letter = 0.0 if wanted is None else ends[wanted] + delay
-                lasts = (forward if action.kind == FORWARD else backward)[action.stage]
-                clocks[rank] = ends[action] = max(clocks[rank], letter) + lasts
+        for rank, listed in enumerate(lists):
+            while places[rank] < len(listed) and step(rank, listed[places[rank]]):
                 places[rank] += 1
                 moved = True
-    if any(place < len(order) for place, order in zip(places, orders, strict=True)):
-        stuck = [str(order[place]) for place, order in zip(places, orders, strict=True) if place < len(order)]
+    stuck = [str(listed[place]) for place, listed in zip(places, lists, strict=True) if place < len(listed)]
+    if stuck:
         raise ValueError(f"{name} {shape}: ranks wait for each other at {', '.join(stuck)}")
     return Played(ends, max(clocks, default=0.0))
 

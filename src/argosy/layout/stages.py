@@ -1,7 +1,7 @@
 """Which layers each stage of a pipeline holds. Arithmetic only; knows no job and no torch.
 
-A stage's cost is its number of layers, plus the embedding's share on the first and the head's on the last stage, both counted in
-layers. The slowest stage sets the pace of all, so that one is made as fast as can be.
+A stage's cost is its number of layers, plus the embedding's share on the first and the head's on the last stage, both counted
+in layers. The slowest stage sets the pace of all, so that one is made as fast as can be.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ def assign(
 ) -> tuple[range, ...]:
     """The layers of each of `stages`, first to last; every layer is in one of them.
 
-    `given` is a list of layers per stage that somebody wrote, () where it is to be balanced: the slowest stage as fast as can be,
-    then the others as even as can be, the larger ones late (early stages keep more micro-batches in memory). `ends` is the
-    cost of embedding and head, in layers. Refused where there are more stages than layers, or the list does not fit.
+    `given` is a list of layers per stage that somebody wrote, () where it is to be balanced: the slowest stage as fast as can
+    be, then the others as even as can be, the larger ones late (early stages keep more micro-batches in memory). `ends` is
+    the cost of embedding and head, in layers. Refused where there are more stages than layers, or the list does not fit.
     """
     counts = list(given) if given else _balanced(layers, stages, ends)
     if len(counts) != stages or sum(counts) != layers:
@@ -39,9 +39,11 @@ def _balanced(layers: int, stages: int, ends: tuple[float, float]) -> list[int]:
     extra[-1] += ends[1]
     most = _slowest(layers, extra)
     # best[n]: the least sum of squared costs with n layers in the stages seen so far, and their counts, last stage first.
-    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ()), *([(inf, ())] * layers)]
+    nothing: tuple[float, tuple[int, ...]] = (inf, ())
+    best = [nothing] * (layers + 1)
+    best[0] = (0.0, ())
     for more in extra:
-        following: list[tuple[float, tuple[int, ...]]] = [(inf, ())] * (layers + 1)
+        following = [nothing] * (layers + 1)
         for before, (cost, counts) in enumerate(best):
             if cost == inf:
                 continue

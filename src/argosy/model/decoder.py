@@ -179,7 +179,7 @@ class Decoder(nn.Module):
         return [index for index, block in enumerate(self.blocks) if not isinstance(block, Elsewhere)]
 
     def keep(self, blocks: Container[int], *, first: bool, last: bool) -> None:
-        """Drop all that the stages of this rank do not need: they have these `blocks`, the `first` one embeds, the `last` one predicts.
+        """Drop all but what the stages of this rank need: these `blocks`; the `first` one embeds, the `last` one predicts.
 
         A tied embedding stays on both.
         """

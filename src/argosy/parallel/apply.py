@@ -25,6 +25,7 @@ from argosy.parallel import pipeline, tensor
 from argosy.parallel import recompute as recomputation
 from argosy.parallel.data import Replicated, Sharded, Summed, Tied
 from argosy.parallel.execute import Executor, Plain, Whole
+from argosy.parallel.links import Links
 from argosy.parallel.mesh import Mesh
 from argosy.parallel.norm import norm2
 from argosy.plan import layouts
@@ -83,7 +84,7 @@ def shard(
     """Make `model` trainable on `mesh`: its `units` (blocks) are compiled and sharded each by itself.
 
     A model on `meta` is sharded without weights; `materialise` and first weights come after this call. Gradient buffers of a
-    replicated model are made by `materialise`, since they need real parameters. `summed`: what tensor ranks must add up. `tied`:
+    replicated model are made by `materialise`, which has real parameters. `summed`: what tensor ranks must add up; `tied`:
     what the first and the last stage of a pipeline must.
     """
     order = []
@@ -199,7 +200,7 @@ def decoder(job: Job, mesh: Mesh, device: torch.device) -> Laid:
         applied.whole,
         pipeline.computes(layers, mesh.layout.stages_of(mesh.rank), number, size),
         applied.data,
-        pipeline.Links(mesh),
+        Links(mesh),
         pipeline.flowing(mesh, known(job.model.width, "width"), compute, job.layout.sequence),
         compute,
         device,

@@ -57,7 +57,7 @@ class Shared:
     def backward(self, loss: Tensor) -> None:
         """The gradients of `loss`, added to those there are: sums over ranks, cut as their parameters are."""
         with implicit_replication():  # constants that the model made, masks for instance, are whole on every rank
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         for parameter in self.model.parameters():
             gradient = parameter.grad
             if isinstance(parameter, DTensor) and isinstance(gradient, DTensor):

@@ -5,13 +5,15 @@ schedule of `layout/schedule.py` over them (`Pipeline`). Every rank has its rows
 and positions are nobody's message. What travels is activations [B, S, D] forward and their gradients backward, one letter per
 micro-batch and border of two stages, of a shape that both sides know.
 
-A stage computes as torch's `PipelineStage`; the schedule is ours, because torch's cannot do what a step asks of it: its interleaved
-one wants the micro-batches to divide by its rounds, all of them keep a receive buffer per micro-batch, and under `fully_shard`
-they put every reduce-scatter off to the last micro-batch, so that ZeRO-2 and 3 hold whole gradients as ZeRO-1 does.
+A stage computes as torch's `PipelineStage`; the schedule is ours, because torch's cannot do what a step asks of it: its
+interleaved one wants the micro-batches to divide by its rounds, all of them keep a receive buffer per micro-batch, and under
+`fully_shard` they put every reduce-scatter off to the last micro-batch, so that ZeRO-2 and 3 hold whole gradients as ZeRO-1
+does.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from argosy.device.torch_versions import pipeline_stage
+from argosy.device.torch_versions import forget_micro_batch, pipeline_stage
 from argosy.layout import schedule
 from argosy.layout.layout import Layout
 from argosy.layout.placement import cut
@@ -28,6 +30,7 @@ from argosy.layout.schedule import BACKWARD, FORWARD, RECV_B, RECV_F, SEND_B, SE
 from argosy.model.decoder import Decoder
 from argosy.parallel.data import DataParallel, Tied
 from argosy.parallel.execute import Whole
+from argosy.parallel.links import Links
 from argosy.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
@@ -54,85 +57,6 @@ def split(decoder: Decoder, mesh: Mesh, layers: Sequence[range]) -> Tied | None:
     ends = sorted((layout.holder(rank, 0), layout.holder(rank, layout.stages - 1)))
     group = mesh.among(ends)
     return None if group is None else Tied(group, "embedding.weight", counted=first)
-
-
-class Links:
-    """Letters between this rank and those that hold the stages before and after its own.
-
-    Each border of two stages has a channel per direction, in which letters keep their order. Sends and receives are started and
-    left alone: whoever needs a letter waits for it, and what was sent is kept until it has surely been read.
-    """
-
-    def __init__(self, mesh: Mesh):
-        if mesh.pp is None:
-            raise ValueError("no pipeline: pp is 1")
-        self.layout, self.rank = mesh.layout, mesh.rank
-        self.group = mesh.pp
-        # gloo tells letters apart by tag. NCCL knows no tags, and runs one group's letters one after the other: there each
-        # channel is a group of its own.
-        self.tags = mesh.kind == "cpu"
-        self._groups: dict[tuple[str, int], dist.ProcessGroup] = {}
-        for border in range(0 if self.tags else self.layout.stages - 1):
-            ends = sorted((self._holder(border), self._holder(border + 1)))
-            if self.rank in ends:
-                for way in (FORWARD, BACKWARD):
-                    made = mesh.among(ends, name=f"{way}{border}")
-                    assert made is not None
-                    self._groups[way, border] = made
-        self._open: dict[Action, tuple[dist.Work | None, Tensor]] = {}  # no work: it has come
-        self._sent: dict[Action, tuple[dist.Work, Tensor]] = {}
-
-    def _holder(self, stage: int) -> int:
-        return self.layout.holder(self.rank, stage)
-
-    def _channel(self, action: Action) -> tuple[int, dist.ProcessGroup, int]:
-        """The rank at the other end, the group and the tag."""
-        forward = action.kind in (SEND_F, RECV_F)
-        border = action.stage if action.kind in (SEND_F, RECV_B) else action.stage - 1
-        other = border + 1 if action.kind in (SEND_F, RECV_B) else border
-        if self.tags:
-            return self._holder(other), self.group, 2 * border + (0 if forward else 1)
-        return self._holder(other), self._groups[FORWARD if forward else BACKWARD, border], 0
-
-    def send(self, action: Action, letter: Tensor) -> None:
-        """Post `letter`, which must not change until it is read."""
-        other, group, tag = self._channel(action)
-        letter = letter.detach().contiguous()
-        work = dist.isend(letter, other, group=group, tag=tag)
-        assert work is not None
-        self._sent[action] = (work, letter)
-
-    def open(self, action: Action, buffer: Tensor) -> None:
-        """Get ready for a letter that fits `buffer`."""
-        other, group, tag = self._channel(action)
-        work = dist.irecv(buffer, other, group=group, tag=tag)
-        assert work is not None
-        self._open[action] = (work, buffer)
-
-    def read(self, action: Action) -> Tensor:
-        """The letter that `action` opened a box for, as soon as it is there."""
-        work, buffer = self._open.pop(action)
-        if work is not None:
-            work.wait()
-        return buffer
-
-    def let_go(self, actions: Sequence[Action]) -> None:
-        """Forget letters that have been read."""
-        for action in actions:
-            if action in self._sent:
-                self._sent.pop(action)[0].wait()
-
-    def wait(self) -> None:
-        """Until everything posted has left and everything expected has come."""
-        self.let_go(list(self._sent))
-        for action in list(self._open):
-            self._open[action] = (None, self.read(action))
-
-    def close(self) -> None:
-        """The end of a step: nothing is under way. RuntimeError where a letter was never read."""
-        self.let_go(list(self._sent))
-        if self._open:
-            raise RuntimeError(f"letters that nobody read: {', '.join(map(str, self._open))}")
 
 
 class Part(nn.Module):
@@ -227,7 +151,7 @@ class Pipeline:
 
     @torch.no_grad()
     def scores(self, compute: Compute, tokens: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
-        """What the last stage makes of a text when it calls `compute`, on every rank of the pipeline: logits, to sample from."""
+        """What the last stage makes of a text by `compute`, on every rank of the pipeline: logits, to sample from."""
         batch = Text(tokens, positions, segments)
         x: Tensor | None = None
         last = self.layout.stages - 1
@@ -280,6 +204,7 @@ class Run:
         self.backwards = len(self.stages) * len(micro)  # still to come
         self.losses: dict[int, Tensor] = {}
         self.letters: dict[Action, Tensor] = {}
+        self.posted: deque[Action] = deque()
 
     def do(self, action: Action) -> None:
         """Compute, post or get ready."""
@@ -292,9 +217,20 @@ class Run:
             shape, kind = self.pipeline.like(self.micro[action.micro])
             links.open(action, torch.empty(shape, dtype=kind, device=self.pipeline.device))
         elif action.kind in (SEND_F, SEND_B):
+            if not self.backward:
+                self.make_room(action)
             links.send(action, self.letters.pop(action))
         elif action.kind == WAIT:
             links.wait()
+
+    def make_room(self, action: Action) -> None:
+        """Without a backward pass nobody answers: wait for letters of long ago, so that few are kept.
+
+        Two for each rank: the reader of a letter that old waits for none of those that come now, also round the ring of stages.
+        """
+        self.posted.append(action)
+        if len(self.posted) > 2 * self.pipeline.layout.pp:
+            self.pipeline.links.let_go([self.posted.popleft()])
 
     def forward(self, stage: int, micro: int) -> None:
         """One micro-batch through one stage; what it makes is the next letter, or the loss."""
@@ -310,8 +246,8 @@ class Run:
         else:
             self.letters[Action(SEND_F, stage, micro)] = made
         if not self.backward:
-            own.fwd_cache.pop(micro)
             self.losses.clear()
+            forget_micro_batch(own, micro)
 
     def backward_pass(self, stage: int, micro: int) -> None:
         """One micro-batch back through one stage; the gradient of what came in is the next letter."""
@@ -326,8 +262,7 @@ class Run:
             (gradient,) = own.get_local_bwd_output(micro)
             assert gradient is not None
             self.letters[Action(SEND_B, stage, micro)] = gradient
-        else:
-            own.bwd_cache.pop(micro, None)
+        forget_micro_batch(own, micro)
 
 
 def unwrapped(call: Callable[..., Any], *arguments: Any) -> Any:

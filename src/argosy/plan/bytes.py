@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from argosy.job.schema import BlockSection, Job, ModelSection, layers
-from argosy.layout.layout import Layout
-from argosy.plan import flops
+from argosy.layout import schedule
+from argosy.layout.layout import Layout, share
+from argosy.plan import flops, layouts
 
 WIDTH = {"float64": 8, "float32": 4, "bfloat16": 2}
 BASE_CPU = 250 << 20  # Python, torch and its libraries
@@ -64,12 +65,35 @@ def _block_activations(model: ModelSection, block: BlockSection, width: float, t
     return width * kept(model, block, tp, sequence) + beside
 
 
-def activations(job: Job, micro: int, tp: int = 1) -> int:
-    """Bytes held for one micro-batch of `micro` sequences: what backward needs, and one block's gradients beside it."""
+def pipelined(job: Job, layout: Layout, micro: int) -> tuple[float, float]:
+    """What the fullest rank of a pipeline holds: its share of all parameters, and layers x micro-batches that stand at once."""
+    stages, model = layouts.stage_layers(job, layout), job.model
+    total, end = flops.parameters(model), (model.vocabulary or 0) * (model.width or 0)
+    layer = (total - end * (1 if model.tied else 2)) / len(layers(model))
+    pieces = -(-len(share(job.batch.tokens // job.batch.sequence, layout.data, layout.data - 1)) // micro)
+    shape = schedule.Shape(layout.pp, layout.virtual, max(1, pieces))
+    parameters = most = 0.0
+    for place in range(layout.pp):
+        own = range(place, layout.stages, layout.pp)
+        ends = (place == 0) + (place == layout.pp - 1)
+        parameters = max(parameters, sum(len(stages[stage]) for stage in own) * layer + ends * end)
+        standing = 0
+        for action in schedule.ORDERS[job.layout.schedule](shape, place):
+            standing += len(stages[action.stage]) * (1 if action.kind == schedule.FORWARD else -1)
+            most = max(most, standing)
+    return parameters / total, most
+
+
+def activations(job: Job, micro: int, tp: int = 1, standing: float | None = None) -> int:
+    """Bytes held for micro-batches of `micro` sequences: what backward needs, and one block's gradients beside it.
+
+    `standing`: layers x micro-batches that a rank of a pipeline holds; otherwise all layers of one micro-batch.
+    """
     width = WIDTH[str(job.train.precision)] + WIDER[job.train.compile is True]
     blocks, split = layers(job.model), job.layout.sequence and tp > 1
     each = [_block_activations(job.model, block, width, tp, split) for block in blocks]
-    held = micro * job.batch.sequence * (sum(each) + max(each) + ENDS * (job.model.width or 0))
+    blocks_kept = sum(each) if standing is None else standing * sum(each) / len(each)
+    held = micro * job.batch.sequence * (blocks_kept + max(each) + ENDS * (job.model.width or 0))
     heads = max(flops.held(job.model, block, tp)[0] for block in blocks)
     dense = DENSE[str(job.train.precision)]
     scores = micro * heads * job.batch.sequence**2 * SCORE if job.batch.sequence <= dense else 0
@@ -91,7 +115,11 @@ def optimizer_bytes(job: Job, tp: int = 1) -> int:
 
 def peak(job: Job, layout: Layout, micro: int, device: str = "cpu") -> Peak:
     """Memory of one worker at its peak, for the job in force."""
-    total, tp = flops.parameters(job.model, layout.tp), layout.tp
+    total, tp = float(flops.parameters(job.model, layout.tp)), layout.tp
+    optimizer, standing = float(optimizer_bytes(job, tp)), None
+    if layout.pp > 1:
+        part, standing = pipelined(job, layout, micro)
+        total, optimizer = total * part, optimizer * part
     compute, master = WIDTH[str(job.train.precision)], WIDTH[str(job.train.master)]
     shards = layout.dp_shard
     zero = job.layout.zero if shards > 1 else 0
@@ -102,8 +130,8 @@ def peak(job: Job, layout: Layout, micro: int, device: str = "cpu") -> Peak:
         base=(BASE_CPU if device == "cpu" else BASE_CUDA) + WORKING + (COMPILER if job.train.compile is True else 0),
         weights=round(total * weights),
         gradients=round(total * gradients),
-        optimizer=round(optimizer_bytes(job, tp) / (shards if shards > 1 else 1)),
-        activations=activations(job, micro, tp),
+        optimizer=round(optimizer / (shards if shards > 1 else 1)),
+        activations=activations(job, micro, tp, standing),
         logits=logits(job, tp),
     )
 

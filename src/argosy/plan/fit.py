@@ -11,6 +11,7 @@ from argosy.errors import Refused
 from argosy.job.schema import Job
 from argosy.layout.layout import Layout, share
 from argosy.plan import bytes as memory
+from argosy.plan import layouts
 from argosy.quantities import bytes_text
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _refusal(
 
 def _relaid(layout: Layout, job: Job, world: int) -> Layout:
     del layout
-    return Layout.parse(job.layout.shape, world)
+    return layouts.of(job.layout, world)
 
 
 def _remedies(job: Job, micro: int, world: int) -> list[tuple[str, Job, int]]:
@@ -123,7 +124,7 @@ def _remedies(job: Job, micro: int, world: int) -> list[tuple[str, Job, int]]:
     if world > 1:
         sharded = job.model_copy(update={"layout": job.layout.model_copy(update={"shape": f"dp{world}", "zero": 3})})
         found.append((f"layout.shape=dp{world} layout.zero=3", sharded, micro))
-    if (job.model.layers or 0) > 1 and not job.model.pattern:
+    if (job.model.layers or 0) > 1 and not job.model.pattern and "pp" not in job.layout.shape:
         fewer = (job.model.layers or 0) // 2
         found.append((f"model.layers={fewer}", with_("model", layers=fewer), micro))
     if job.train.precision == "float64":

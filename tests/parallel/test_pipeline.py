@@ -1,0 +1,198 @@
+"""Pipelines on real gloo ranks against the reference, in float64: loss, every gradient, norm, weights after three steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from argosy.prove.options import legal, plain
+from argosy.prove.parity import Bench, Trial
+from argosy.prove.pool import Failed, Pool
+
+HERE = str(Path(__file__))
+TWO: list[dict[str, Any]] = [
+    {"schedule": "gpipe", "micros": 3, "tied": True, "dropout": 0.2, "packed": True, "clip": 0.05},
+    {"schedule": "1f1b", "micros": 1, "positions": "learned", "biases": True, "vocabulary": 31},
+    {"schedule": "1f1b", "micros": 4, "layers": 3, "stages": "front", "tied": True, "update": "adamw", "clip": 0.05},
+    {"schedule": "interleaved", "virtual": 2, "layers": 5, "micros": 3, "tied": True, "dropout": 0.2, "update": "muon"},
+]
+FOUR: list[dict[str, Any]] = [
+    {"pp": 4, "schedule": "1f1b", "layers": 5, "micros": 2, "tied": True, "clip": 0.05},  # fewer than ranks
+    {"pp": 4, "schedule": "1f1b", "layers": 4, "micros": 6, "micro": 2, "uneven": True},
+    {"schedule": "1f1b", "shard": 2, "zero": 1, "micros": 3, "tied": True, "clip": 0.05},
+    {"schedule": "gpipe", "shard": 2, "zero": 2, "micros": 3, "tied": True, "clip": 0.05},
+    {
+        "schedule": "interleaved",
+        "virtual": 2,
+        "layers": 4,
+        "shard": 2,
+        "zero": 3,
+        "micros": 3,
+        "tied": True,
+        "clip": 0.05,
+    },
+    {"schedule": "interleaved", "virtual": 2, "layers": 4, "shard": 2, "zero": 1, "micros": 4, "recompute": "block"},
+    {"schedule": "1f1b", "tp": 2, "sequence": True, "micros": 3, "tied": True, "vocabulary": 29, "dropout": 0.2},
+]
+EIGHT: list[dict[str, Any]] = [
+    {"schedule": "1f1b", "tp": 2, "replicate": 2, "micros": 3, "tied": True, "update": "muon", "clip": 0.05},
+    {
+        "schedule": "interleaved",
+        "virtual": 2,
+        "layers": 4,
+        "tp": 2,
+        "shard": 2,
+        "zero": 2,
+        "sequence": True,
+        "micros": 2,
+    },
+]
+
+
+@pytest.mark.parametrize("cases", [TWO, FOUR, EIGHT], ids=["2 ranks", "4 ranks", "8 ranks"])
+def test_every_schedule_trains_the_same_model(pool: Pool, cases: list[dict[str, Any]]) -> None:
+    """With every kind of data parallelism, tensor ranks, unequal stages, and micro-batches that do not divide."""
+    bench = Bench(pool)
+    try:
+        for changes in cases:
+            case = {**plain(), "pp": 2, "layers": 2, **changes}
+            assert legal(case), changes
+            found = bench.try_(Trial.of(case))
+            assert found.ok, (changes, found.wrong)
+            assert found.order[0] == f"pipeline over {case['pp']}"
+    finally:
+        bench.close()
+
+
+def held(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """What a rank holds during one step: names, most micro-batches at once, letters that it has not let go of."""
+    import torch
+
+    from argosy.job.schema import Job
+    from argosy.layout.schedule import Action
+    from argosy.parallel import apply, pipeline
+    from argosy.parallel.mesh import Meeting, joined
+    from argosy.plan import layouts
+    from argosy.prove.options import job_of
+    from argosy.prove.sample import batch_of
+    from argosy.train.feed import cut, tensors
+
+    job: Job = job_of(asked["case"])
+    layout = layouts.of(job.layout, ranks)
+    most = {"stand": 0, "kept": 0, "sent": 0, "sent forward only": 0}
+    with joined(layout, rank, Meeting("test", Path(board))) as mesh:
+        laid = apply.decoder(job, mesh, torch.device("cpu"))
+        execute = laid.execute
+        assert isinstance(execute, pipeline.Pipeline)
+        batch = batch_of(1, rows=asked["rows"], sequence=12, packed=False, vocabulary=32)
+        micro = [tensors(part, torch.device("cpu")) for part in cut(batch, 1, 0, 1)]
+        plainly = pipeline.Run.do
+
+        def watched(run: pipeline.Run, action: Action) -> None:
+            plainly(run, action)
+            infos = [info for stage in run.stages.values() for each in stage.args_recv_info.values() for info in each]
+            most["kept"] = max(most["kept"], sum(info.buffer is not None for info in infos))
+            most["stand"] = max(most["stand"], sum(len(stage.fwd_cache) for stage in run.stages.values()))
+            sent = "sent" if run.backward else "sent forward only"
+            most[sent] = max(most[sent], len(execute.links._sent))
+
+        pipeline.Run.do = watched  # type: ignore[method-assign]
+        try:
+            loss = float(execute(micro, scale=1.0))
+            again = float(execute(micro, scale=1.0, backward=False))
+        finally:
+            pipeline.Run.do = plainly  # type: ignore[method-assign]
+        gradients = [parameter.grad for parameter in laid.module.parameters()]
+        gradient = sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None)
+        ends = sorted(name for name, _ in laid.module.named_parameters() if not name.startswith("blocks."))
+        return {
+            "ends": ends, "blocks": laid.module.held, **most, "left": len(execute.links._sent),
+            "loss": loss, "again": again, "gradient": gradient,
+        }  # fmt: skip
+
+
+def test_a_rank_holds_its_stages_and_few_micro_batches(pool: Pool) -> None:
+    """Global names; 1F1B holds as many micro-batches as ranks follow, GPipe all; letters are let go of during the step."""
+    most = {}
+    for schedule in ("1f1b", "gpipe"):
+        case = {**plain(), "pp": 4, "layers": 5, "schedule": schedule, "micros": 6, "tied": True}
+        found = pool.call(f"{HERE}:held", {"case": case, "rows": 12}, ranks=4)
+        assert [one["ends"] for one in found] == [["embedding.weight"], [], [], ["embedding.weight", "norm.weight"]]
+        assert [one["blocks"] for one in found] == [[0], [1], [2, 3], [4]]
+        assert [one["loss"] > 0 for one in found] == [False, False, False, True]
+        # Evaluation is the same sum without a backward pass, and leaves the gradients alone.
+        assert found[-1]["again"] == pytest.approx(found[-1]["loss"], rel=1e-12)
+        assert all(one["gradient"] > 0 and one["left"] == 0 for one in found)
+        most[schedule] = found
+    assert [one["stand"] for one in most["1f1b"]] == [4, 3, 2, 1]
+    assert [one["stand"] for one in most["gpipe"]] == [12] * 4
+    assert [one["kept"] for one in most["1f1b"]][1:] == [3, 2, 1]  # what was received is forgotten with its micro-batch
+    sent = {name: max(one["sent"] for one in found) for name, found in most.items()}
+    assert sent["1f1b"] <= 8 < sent["gpipe"]
+    assert max(one["sent forward only"] for found in most.values() for one in found) == 8
+
+
+def exchanged(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> list[list[float]]:
+    """Letters over channels that are groups of their own, as NCCL needs them: what this rank read, in the order of reading."""
+    import torch
+
+    from argosy.layout.layout import Layout
+    from argosy.layout.schedule import Action
+    from argosy.parallel.links import Links
+    from argosy.parallel.mesh import Meeting, joined
+
+    # Between two ranks that hold two stages each: forward 0-1, 1-2, 2-3 and back, so both directions of a pair have both kinds.
+    with joined(Layout(pp=2, virtual=2), rank, Meeting("test", Path(board))) as mesh:
+        mesh.kind = "cuda"  # only the choice of channels looks at it here
+        links = Links(mesh)
+        mesh.kind = "cpu"
+        boxes = [Action(kind, stage, m) for stage in (rank, rank + 2) for kind in ("RECV_F", "RECV_B") for m in (0, 1)]
+        boxes = [box for box in boxes if (box.stage > 0 if box.kind == "RECV_F" else box.stage < 3)]
+        for box in boxes:
+            links.open(box, torch.empty(1))
+        for micro in (0, 1):
+            for stage in (rank + 2, rank):  # another order than that of the boxes: channels do not wait for each other
+                if stage > 0:
+                    links.send(Action("SEND_B", stage, micro), torch.tensor([-10.0 * stage - micro]))
+                if stage < 3:
+                    links.send(Action("SEND_F", stage, micro), torch.tensor([10.0 * stage + micro]))
+        found = [[box.stage, box.micro, float(links.read(box))] for box in boxes]
+        links.close()
+        return found
+
+
+def test_channels_of_their_own_keep_letters_apart(pool: Pool) -> None:
+    """Each box gets the letter of the right stage, kind and micro-batch."""
+    for found in pool.call(f"{HERE}:exchanged", {}, ranks=2):
+        assert len(found) == 6
+        for stage, micro, letter in found:
+            assert letter in (10 * (stage - 1) + micro, -10 * (stage + 1) - micro)
+
+
+def failing(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> None:
+    """A stage whose block raises."""
+    import torch
+
+    from argosy.layout.layout import Layout
+    from argosy.parallel.data import Replicated
+    from argosy.parallel.execute import Whole
+    from argosy.parallel.mesh import Meeting, joined
+    from argosy.parallel.pipeline import Links, Pipeline
+
+    def compute(module: Any, x: Any, batch: Any) -> Any:
+        raise MemoryError("nothing left on rank 0") if rank == 0 else RuntimeError("rank 1 never gets here")
+
+    with joined(Layout(pp=2), rank, Meeting("test", Path(board))) as mesh:
+        pipeline = Pipeline(
+            mesh.layout, rank, "1f1b", Whole(torch.nn.Linear(1, 1)), {rank: compute}, Replicated(()), Links(mesh),
+            lambda batch: ((1, 1, 1), torch.float32), torch.float32, torch.device("cpu"),
+        )  # fmt: skip
+        pipeline([object()], scale=1.0)
+
+
+def test_an_error_in_a_stage_is_the_error_that_is_raised(pool: Pool) -> None:
+    """Torch's stage wraps it in a text about tensors, in which nobody would find running out of memory."""
+    with pytest.raises(Failed, match=r"rank 0:(?s:.*)MemoryError: nothing left on rank 0"):
+        pool.call(f"{HERE}:failing", {}, ranks=2)
