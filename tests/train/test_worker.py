@@ -73,7 +73,7 @@ def test_a_sample_is_whole_though_a_stop_is_asked_for_meanwhile(
     from argosy.train.samples import Samples
 
     run = make_run(tmp_path / "run")
-    scores, asked = Samples.scores, []
+    scores, asked = Samples.from_whole, []
 
     def first_asks(self: Samples, *tensors: Any) -> Any:
         if not asked:
@@ -81,7 +81,7 @@ def test_a_sample_is_whole_though_a_stop_is_asked_for_meanwhile(
             asked.append(True)
         return scores(self, *tensors)
 
-    monkeypatch.setattr(Samples, "scores", first_asks)
+    monkeypatch.setattr(Samples, "from_whole", first_asks)
     assert work(run) == 0
     assert run.newest_step() == 5  # the vote after the sample of step 4
     requests.clear(run)
