@@ -40,8 +40,9 @@ def load(
 ) -> dict[str, Any]:
     """Fill `tensors` in place from `checkpoint`; gives its facts. The layout that wrote it does not matter.
 
-    partial: the checkpoint may hold more than is asked for. elsewhere: names that ranks with other stages ask for. Refused where tensors do not fit; where bytes are damaged the
-    checkpoint is set aside, so that the next start takes the one before it, and Refused has code 4.
+    partial: the checkpoint may hold more than is asked for. elsewhere: names that ranks with other stages ask for. Refused
+    where tensors do not fit; where bytes are damaged the checkpoint is set aside, so that the next start takes the one before
+    it, and Refused has code 4.
     """
     specs = {spec.name: spec for spec in checkpoint.manifest.specs}
     _fits(checkpoint, specs, tensors, partial, elsewhere)
