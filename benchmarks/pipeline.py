@@ -50,7 +50,7 @@ def resting() -> Any:
 
 def slow_links(mesh: Any, delay: float) -> Any:
     """Links on which every letter takes `delay` seconds longer; its first number is the time at which it was posted."""
-    from argosy.parallel.pipeline import Links
+    from argosy.parallel.links import Links
 
     class Slow(Links):
         """Real letters, which nobody may read before their time."""

@@ -93,17 +93,17 @@ def held(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> dict[str, 
         def watched(run: pipeline.Run, action: Action) -> None:
             plainly(run, action)
             infos = [info for stage in run.stages.values() for each in stage.args_recv_info.values() for info in each]
-            most["kept"] = max(most["kept"], sum(info.buffer is not None for info in infos))
+            most["kept"] = max(most["kept"], sum(info.buffer is not None and not info.buffer.is_meta for info in infos))
             most["stand"] = max(most["stand"], sum(len(stage.fwd_cache) for stage in run.stages.values()))
             sent = "sent" if run.backward else "sent forward only"
             most[sent] = max(most[sent], len(execute.links._sent))
 
-        pipeline.Run.do = watched  # type: ignore[method-assign]
+        setattr(pipeline.Run, "do", watched)  # noqa: B010
         try:
             loss = float(execute(micro, scale=1.0))
             again = float(execute(micro, scale=1.0, backward=False))
         finally:
-            pipeline.Run.do = plainly  # type: ignore[method-assign]
+            setattr(pipeline.Run, "do", plainly)  # noqa: B010
         gradients = [parameter.grad for parameter in laid.module.parameters()]
         gradient = sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None)
         ends = sorted(name for name, _ in laid.module.named_parameters() if not name.startswith("blocks."))
@@ -178,8 +178,9 @@ def failing(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> None:
     from argosy.layout.layout import Layout
     from argosy.parallel.data import Replicated
     from argosy.parallel.execute import Whole
+    from argosy.parallel.links import Links
     from argosy.parallel.mesh import Meeting, joined
-    from argosy.parallel.pipeline import Links, Pipeline
+    from argosy.parallel.pipeline import Pipeline
 
     def compute(module: Any, x: Any, batch: Any) -> Any:
         raise MemoryError("nothing left on rank 0") if rank == 0 else RuntimeError("rank 1 never gets here")
