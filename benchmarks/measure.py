@@ -214,7 +214,11 @@ def commit() -> str:
         answer = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
         return answer.stdout.strip() if answer.returncode == 0 else ""
 
-    changed = " with uncommitted changes" if git("status", "--porcelain", "--", "src", "benchmarks") else ""
+    changed = (
+        " with uncommitted changes"
+        if git("status", "--porcelain", "--", "src", "benchmarks", ":!benchmarks/results")
+        else ""
+    )
     return (git("rev-parse", "--short", "HEAD") or "no commit") + changed
 
 

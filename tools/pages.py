@@ -132,7 +132,7 @@ def exit_codes() -> str:
         ),
         (errors.SAVED, "saved after SIGUSR1, or after SIGTERM where a scheduler asks again: start it again to go on"),
         (errors.INTERRUPTED, "saved after Ctrl-C (SIGINT); a second Ctrl-C leaves without saving, and says so"),
-        (errors.TERMINATED, "saved after SIGTERM"),
+        (errors.TERMINATED, "saved after SIGTERM, or when the terminal was closed (SIGHUP, unless started by nohup)"),
     ]
     return f"""# Exit codes
 

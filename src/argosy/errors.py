@@ -11,7 +11,7 @@ NO = 3  # the answer is no: diverged, data exhausted, a check found a difference
 MACHINE = 4  # disk or memory ran out during the run, device or node lost, retries spent
 SAVED = 75  # saved after SIGUSR1, or after SIGTERM where a scheduler asks again (EX_TEMPFAIL)
 INTERRUPTED = 130  # saved after SIGINT; a second one leaves without saving
-TERMINATED = 143  # saved after SIGTERM
+TERMINATED = 143  # saved after SIGTERM, or when the terminal was closed (SIGHUP, unless started by nohup)
 FULL = {  # the errors of a disk that takes no more, in words
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "your quota is used up",

@@ -7,10 +7,13 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 from argosy.data import prepare as preparation
+from argosy.data.encode import Plan
+from argosy.data.pool import _Pool
 from argosy.data.prepare import Prepared, prepare
 from argosy.data.shards import Shards
 from argosy.data.tokenizer import open_tokenizer, train_bpe
@@ -213,6 +216,17 @@ def test_ctrl_c_leaves_no_helper_and_goes_on_later(notes: Path, tmp_path: Path) 
         made(notes, tmp_path / "cache", workers=2, progress=interrupt)
     assert not helpers()
     assert text_of(made(notes, tmp_path / "cache")) == {path.name: path.read_text() for path in notes.iterdir()}
+
+
+def test_what_a_dead_helper_never_read_hides_no_interrupt(tmp_path: Path) -> None:
+    """Closing the pipe to a process that is gone tries to send what was left in it."""
+    pool = _Pool(tmp_path, Plan([], np.zeros(0), [], 1), [], lambda what, done, total: None)
+    child = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child.wait()
+    child.stdin.write("1\n")
+    pool.children.append(child)
+    pool.close()
+    assert child.stdin.closed and child.stdout.closed
 
 
 @pytest.mark.parametrize("workers", [1, 3])

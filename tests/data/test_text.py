@@ -23,12 +23,18 @@ def whole(path: Path, size: int = text.LARGEST) -> bytes:
     return b"".join(piece.text for piece in text.documents(file_at(path), size))
 
 
-def test_a_folder_is_read_with_everything_below_it(tmp_path: Path) -> None:
-    for name in ("b.txt", "a/x.md", "a/deep/y.rst", "z.py", "UPPER.TXT", "packed.txt.gz", "packed.md.zst"):
-        path = tmp_path / name
+def lay(folder: Path, *names: str) -> None:
+    """Make files of these names."""
+    for name in names:
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"text")
-    for name in (
+        path.write_text("text")
+
+
+def test_a_folder_is_read_with_everything_below_it(tmp_path: Path) -> None:
+    lay(tmp_path, "b.txt", "a/x.md", "a/deep/y.rst", "z.py", "UPPER.TXT", "packed.txt.gz", "packed.md.zst")
+    lay(
+        tmp_path,
         "p.pdf",
         "q.pdf",
         "photo.jpg",
@@ -37,10 +43,7 @@ def test_a_folder_is_read_with_everything_below_it(tmp_path: Path) -> None:
         ".git/x.txt",
         "__pycache__/x.py",
         "env/lib/x.py",
-    ):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"other")
+    )
     (tmp_path / "env/pyvenv.cfg").write_text("")
     (tmp_path / "nothing.txt").write_text("")
     found = find(str(tmp_path), Path("/"))
@@ -51,7 +54,8 @@ def test_a_folder_is_read_with_everything_below_it(tmp_path: Path) -> None:
 
 
 def test_runs_among_the_text_are_passed_over_and_told(tmp_path: Path) -> None:
-    for name in (
+    lay(
+        tmp_path,
         "a.txt",
         "runs/one/run.json",
         "runs/one/job.toml",
@@ -59,10 +63,7 @@ def test_runs_among_the_text_are_passed_over_and_told(tmp_path: Path) -> None:
         "runs/one/log/worker.txt",
         "mine/run.json",
         "mine/b.md",
-    ):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("text")
+    )
     found = find(str(tmp_path), Path("/"))
     assert [file.name for file in found.files] == ["a.txt", "mine/b.md"]
     assert f"run folders of Argosy in {tmp_path}: 1 passed over" in notes(found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from argosy.fleet.clerk import Clerk
 from argosy.run import requests
 from argosy.run.folder import append_line
@@ -71,13 +73,20 @@ def recorded(run, steps):
     recorder.finish()
 
 
-def test_a_checkpoint_of_before_the_wish_does_not_answer_it(made):
+@pytest.fixture
+def wished(made):
+    """A clerk that was asked for a checkpoint after three steps, and its run."""
     run, screen = made
     clerk = Clerk(run, screen)
     clerk.begin(1)
     recorded(run, 3)
     requests.ask(run, "save")
     clerk.tick()
+    return clerk, run, screen
+
+
+def test_a_checkpoint_of_before_the_wish_does_not_answer_it(wished):
+    clerk, run, screen = wished
     assert screen.steps == [1, 2, 3]
     append_line(run.local / "saved.jsonl", {"step": 3, "ok": True, "incarnation": 1})  # begun before anybody asked
     clerk.tick()
@@ -88,13 +97,8 @@ def test_a_checkpoint_of_before_the_wish_does_not_answer_it(made):
     assert requests.asked(run) == set()
 
 
-def test_after_a_restart_an_earlier_step_answers_too(made):
-    run, screen = made
-    clerk = Clerk(run, screen)
-    clerk.begin(1)
-    recorded(run, 3)
-    requests.ask(run, "save")
-    clerk.tick()
+def test_after_a_restart_an_earlier_step_answers_too(wished):
+    clerk, run, _ = wished
     clerk.begin(2)
     append_line(run.local / "saved.jsonl", {"step": 2, "ok": True, "incarnation": 2})
     clerk.tick()

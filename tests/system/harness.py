@@ -17,6 +17,7 @@ import psutil
 
 from argosy.run.folder import Run
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # runs inherit it: tests under nohup shall see what others see
 WAIT = 240.0  # seconds that a condition may take on a busy machine; no test depends on how fast anything is
 EVALUATE, SAMPLE = 4, 8  # steps between two
 REFERENCE = 100  # steps of the undisturbed run

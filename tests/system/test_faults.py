@@ -43,6 +43,7 @@ INTERRUPTIONS: dict[str, tuple[Callable[[Started], object], int]] = {
         TERMINATED,
     ),
     "SIGTERM to a worker": (lambda started: started.kill("rank-0001", signal.SIGTERM), TERMINATED),
+    "a terminal that is closed": (lambda started: started.process.send_signal(signal.SIGHUP), TERMINATED),
     "SIGUSR1": (lambda started: started.process.send_signal(signal.SIGUSR1), SAVED),
 }
 

@@ -27,6 +27,7 @@ from argosy.fleet.driver import BEAT, Outcome
 from argosy.layout.world import World, world
 from argosy.run import guardian, origin, requests
 from argosy.run.folder import Run, write_whole
+from argosy.run.signals import heard
 
 if TYPE_CHECKING:
     from argosy.commands.conduct import Start
@@ -193,7 +194,7 @@ def _signals(ask: Callable[[str], object]) -> Iterator[None]:
 
     before = {}
     with suppress(ValueError):  # not the main thread, as in some notebooks: then only files can ask
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        before = {number: signal.signal(number, note) for number in heard()}
         faulthandler.register(signal.SIGUSR2, all_threads=True)
     try:
         yield

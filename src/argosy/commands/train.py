@@ -76,14 +76,17 @@ class Left(KeyboardInterrupt):
 
 @contextmanager
 def interrupted(requeue: bool = False) -> Iterator[None]:
-    """Ctrl-C, SIGTERM or SIGUSR1 while nothing is trained ends with its exit code, one sentence and no traceback."""
+    """Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 while nothing is trained ends with its exit code, one sentence and no traceback."""
     import signal
+
+    from argosy.run.signals import heard
 
     def leave(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)  # a second one must not disturb the leaving
         raise Left(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    numbers = [number for number in heard() if number != signal.SIGINT]  # Python itself takes that one
+    before = {number: signal.signal(number, leave) for number in numbers}
     try:
         yield
     except KeyboardInterrupt as left:

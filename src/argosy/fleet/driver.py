@@ -24,6 +24,7 @@ from argosy.policy.state import Fleet
 from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
 from argosy.run.origin import mask
+from argosy.run.signals import heard
 
 BEAT = 0.1  # seconds between looks at record and requests; what ends is seen at once
 TAIL = 40  # lines of a failed process's log that crash.txt keeps
@@ -224,7 +225,7 @@ class Driver:
                 os.write(writing, b"!")
 
         seen: dict[str, float] = {}
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+        numbers = (*heard(), signal.SIGUSR2)
         before = {}
         with suppress(ValueError):  # not the main thread, as in some notebooks: then only files can ask
             before = {number: signal.signal(number, note) for number in numbers}

@@ -29,6 +29,7 @@ from argosy.policy.events import End, Trade
 from argosy.run import child
 from argosy.run.folder import Run
 from argosy.run.guardian import alive
+from argosy.run.signals import ASKING
 
 # What the processes run, by name: the towers never import each other.
 ENTRIES = {
@@ -295,7 +296,7 @@ def _safe_path() -> Iterator[None]:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Hold back signals while the server is started: it inherits that until it has left this process group (run/bound.py)."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
     try:
         yield
     finally:

@@ -32,7 +32,9 @@ def request(job: Job, workers: int, threads: int, device: str) -> dict[str, Any]
     would take too long.
     """
     model, block = job.model, job.model.block
-    limit = TOKENS if device != "cpu" else min(TOKENS, int(WORK * threads / _block(model, block, job.batch.sequence)))
+    limit = (
+        TOKENS if device != "cpu" else min(TOKENS, int(WORK * threads / seconds.work(model, block, job.batch.sequence)))
+    )
     ends = TOKENS if device != "cpu" else min(TOKENS, int(WORK * threads / _ends(model)))
     if min(limit, ends) < FEWEST:
         return {}
@@ -87,19 +89,9 @@ def settled(
     The arguments are those of `settle`; `ask` answers a request. Refused as `settle` does, before anything is timed.
     """
     draft = settle(loaded, machine, {}, prepared, workers, kept, folder=folder, read=read).job
-    asked = request(draft, max(1, workers), threads(machine, workers), "cuda" if machine.devices else "cpu")
+    asked = request(draft, max(1, workers), machine.threads(workers), "cuda" if machine.devices else "cpu")
     answer = ask(asked) if asked else {"failed": "one block of this model is too large to be timed in a second"}
     return settle(loaded, machine, answer, prepared, workers, kept, folder=folder, read=read), asked, answer
-
-
-def threads(machine: Machine, workers: int) -> int:
-    """Threads of each worker of this node."""
-    return machine.threads(workers)
-
-
-def _block(model: ModelSection, block: BlockSection, sequence: int) -> float:
-    """FLOP of one block, forward and backward, for one token."""
-    return seconds.work(model, block, sequence)
 
 
 def _ends(model: ModelSection) -> float:

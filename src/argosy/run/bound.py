@@ -10,13 +10,12 @@ import os
 import signal
 
 from argosy.run.guardian import bind
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from argosy.run.signals import ASKING
 
 gc.disable()
 bind()
 if os.getpgid(0) != os.getpid():
     os.setpgid(0, 0)
-for _number in SIGNALS:
+for _number in ASKING:
     signal.signal(_number, signal.SIG_IGN)
-signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked by the parent until here
+signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)  # blocked by the parent until here

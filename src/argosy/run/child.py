@@ -22,6 +22,7 @@ from typing import Any
 from argosy.errors import BUG, MACHINE, Refused
 from argosy.run import guardian, requests
 from argosy.run.folder import Run, write_whole
+from argosy.run.signals import ASKING
 
 # What gloo, NCCL and the store say when a peer is gone.
 _LOST = (
@@ -142,7 +143,7 @@ def _signals(local: Path) -> None:
     def forward(number: int, frame: FrameType | None) -> None:
         requests.forward(local, number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in ASKING:
         signal.signal(number, forward)
     faulthandler.enable(all_threads=True)
     faulthandler.register(signal.SIGUSR2, all_threads=True)

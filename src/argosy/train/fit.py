@@ -40,6 +40,7 @@ from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
 from argosy.run.lines import rows
 from argosy.run.recorder import Recorder
+from argosy.run.signals import heard
 from argosy.train import fit_folder
 from argosy.train.any_optimizer import AnyOptimizer
 from argosy.train.callbacks import Callback, Garbage, Save
@@ -85,18 +86,13 @@ def fit(
     the mean loss of one batch, a scalar. A step averages `batches` of them. optimizer: one over the module's parameters;
     left out, AdamW with learning rate `lr`. rate(step) multiplies the learning rate, steps counted from 1. clip: largest
     gradient norm, None for any. save_every: steps (200), time ("60 s"), a share ("25%") or "never" (only at the end).
-    Ctrl-C, SIGTERM and `argosy stop RUN` end it after the step under way, with a checkpoint; `argosy save RUN` only saves.
+    Ctrl-C, SIGTERM, a closed terminal and `argosy stop RUN` end it after the step under way, with a checkpoint;
+    `argosy save RUN` only saves.
     Another lr or clip is in force from the next step on, and the ledger says so. Where it goes on, one line on stderr tells
     from which step. It is one process: Refused as one of several ranks of a launcher, and when the folder holds something
     else, a run of another module, seed or `batches` or one that is beyond `steps`, is in use, or the data end.
     """
-    launched = world(os.environ)
-    if launched is not None and launched.world > 1:
-        raise Refused(
-            "argosy.fit trains a module in one process; many processes train the decoder (argosy train).",
-            found=f"rank {launched.rank} of {launched.world}, started by {launched.launcher}",
-            do="Start the program once, without the launcher.",
-        )
+    _alone()
     if steps < 1 or batches < 1:
         raise Refused(f"steps = {steps} and batches = {batches} must be at least 1.")
     module.train()
@@ -132,6 +128,17 @@ def fit(
             archive.close()
 
 
+def _alone() -> None:
+    """Refuse to be one of several ranks."""
+    launched = world(os.environ)
+    if launched is not None and launched.world > 1:
+        raise Refused(
+            "argosy.fit trains a module in one process; many processes train the decoder (argosy train).",
+            found=f"rank {launched.rank} of {launched.world}, started by {launched.launcher}",
+            do="Start the program once, without the launcher.",
+        )
+
+
 def _trained(
     place: Run,
     recorder: Recorder,
@@ -154,27 +161,8 @@ def _trained(
     apply.materialise(applied, torch.device("cpu"))
     update = AnyOptimizer(optimizer, applied.named())
     state = State(module, update, applied.data, recorder, rate=rate, clip=clip)
-    facts: dict[str, Any] = {}
     taker.settle()
-    found, reasons = search(place.checkpoints, aside=True)
-    if found is None:
-        refuse_lost(place, reasons)
-    else:
-        types = {name: dtype for dtype, name in TYPES.items()}
-        update.make_room({spec.name: (spec.shape, types[spec.dtype]) for spec in found.manifest.specs})
-        facts = load(place, found, state.tensors())
-        state.restore(facts)
-        found.close()
-        if state.step > steps:
-            raise Refused(
-                f"this run has taken {state.step:,} steps, and this call asks for {steps:,}.",
-                where=str(place.path),
-                do=f"Give steps = {state.step} or more, or another folder.",
-            )
-        going = (
-            f"going on from step {state.step:,} of {steps:,}" if state.step < steps else f"all {steps:,} steps are done"
-        )
-        print(f"{place.path}: {going}", file=sys.stderr)
+    facts = _restored(place, state, update, steps)
     fit_folder.rated(
         place, state.step, {"optim.lr": update.peaks if len(set(update.peaks)) > 1 else update.lr, "optim.clip": clip}
     )
@@ -199,6 +187,28 @@ def _trained(
     place.journal({"what": "ended", "code": DONE, "state": end, "step": state.step, "because": asked.reason})
     told = [row.get("loss") for row in rows(place.path / "metrics.jsonl")] if last.loss is None else [last.loss]
     return Fitted(place, state.step, end == FINISHED, told[-1] if told else None)
+
+
+def _restored(place: Run, state: State, update: AnyOptimizer, steps: int) -> dict[str, Any]:
+    """Load the newest checkpoint of `place` into `state` and say so; the facts kept with it, none where it has none."""
+    found, reasons = search(place.checkpoints, aside=True)
+    if found is None:
+        refuse_lost(place, reasons)
+        return {}
+    types = {name: dtype for dtype, name in TYPES.items()}
+    update.make_room({spec.name: (spec.shape, types[spec.dtype]) for spec in found.manifest.specs})
+    facts = load(place, found, state.tensors())
+    state.restore(facts)
+    found.close()
+    if state.step > steps:
+        raise Refused(
+            f"this run has taken {state.step:,} steps, and this call asks for {steps:,}.",
+            where=str(place.path),
+            do=f"Give steps = {state.step} or more, or another folder.",
+        )
+    going = f"going on from step {state.step:,} of {steps:,}" if state.step < steps else f"all {steps:,} steps are done"
+    print(f"{place.path}: {going}", file=sys.stderr)
+    return facts
 
 
 class _Source:
@@ -352,7 +362,7 @@ class _Signal:
 
 @contextmanager
 def _stoppable() -> Iterator[_Signal]:
-    """Notes Ctrl-C and SIGTERM while inside; a second Ctrl-C leaves at once."""
+    """Notes Ctrl-C, SIGTERM and SIGHUP while inside; a second Ctrl-C leaves at once."""
     stop = _Signal()
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -362,7 +372,8 @@ def _stoppable() -> Iterator[_Signal]:
         stop.name = stop.name or name
 
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    numbers = [number for number in heard() if number != signal.SIGUSR1]  # that one is the program's own
+    before = {number: signal.signal(number, ask) for number in numbers} if main else {}
     try:
         yield stop
     finally:
