@@ -29,6 +29,10 @@ TORCH_FREE_ENGINE = (
     "checkpoint.store",
     "checkpoint.manifest",
     "checkpoint.plan",
+    "exchange.mapping",
+    "exchange.config",
+    "exchange.source",
+    "exchange.card",
 )
 IMPORTS_TORCH_ALONE = ("prove/reference.py",)
 

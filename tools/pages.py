@@ -34,7 +34,7 @@ def limits() -> str:
 {made("src/argosy/device/capability.py")}
 This version trains one decoder architecture (and, through `argosy.fit`, any module in one process) with data, tensor and
 pipeline parallelism in any combination. There is no context or expert parallelism yet, no fine-tuning
-recipes, no import from or export to other formats, and no driver for several machines: there a launcher (`torchrun`,
+recipes, no formats of weights but safetensors, and no driver for several machines: there a launcher (`torchrun`,
 `srun`, `mpirun`) starts the ranks and starts them again. Text is read from files of this machine; nothing is downloaded.
 
 Linux on x86-64 and aarch64 is what it is written for. macOS has code of its own that has not been run; on Windows use WSL2.

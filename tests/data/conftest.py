@@ -69,3 +69,31 @@ def notes(tmp_path: Path) -> Path:
 @pytest.fixture
 def tokens_of() -> Callable[..., np.ndarray]:
     return made_tokens
+
+
+def write_mix(folder: Path, parts: Sequence[Path]) -> Path:
+    """The prepared folder of a mix of `parts`, which lie beside it."""
+    folder.mkdir()
+    for name in (tokenizer.FILE, shards.TOKEN_BYTES):
+        (folder / name).write_bytes((parts[0] / name).read_bytes())
+    facts = {"version": 2, "parts": [part.name for part in parts]}
+    (folder / shards.FACTS).write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.fixture
+def make_mix(tmp_path: Path) -> Callable[..., shards.Shards]:
+    """Several sources, each (lengths, held), opened together; the digest of each is "d" and its number."""
+
+    def make(*sources: tuple[Sequence[int], Sequence[int]]) -> shards.Shards:
+        home = tmp_path / f"mix-{len(list(tmp_path.glob('mix-*')))}"
+        folders = []
+        for number, (lengths, held) in enumerate(sources):
+            folder = write_prepared(home / f"d{number}", lengths, held)
+            facts = json.loads((folder / shards.FACTS).read_text())
+            told = facts | {"digest": folder.name, "source": f"source {number}"}
+            (folder / shards.FACTS).write_text(json.dumps(told))
+            folders.append(folder)
+        return shards.Shards(write_mix(home / "whole", folders))
+
+    return make

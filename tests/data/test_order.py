@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from argosy.data import order
-from argosy.data.order import epoch, read_at, refuse_backdated, spans, spans_at, tokens_before
+from argosy.data.order import read_at, refuse_backdated, spans_at, tokens_before
+from argosy.data.order import epoch as epoch_of
+from argosy.data.order import spans as spans_of
 from argosy.data.shards import Shards
 from argosy.errors import Refused
 from argosy.run.ledger import Entry, Ledger
@@ -22,6 +24,10 @@ HELD = (4, 9)
 @pytest.fixture
 def shards(make_shards: MakeShards) -> Shards:
     return make_shards(LENGTHS, HELD, files=3)
+
+
+def epoch(seed: int, number: int, shards: Shards) -> order.Epoch:
+    return epoch_of(seed, number, shards.parts[0], shards)
 
 
 CHANGES = some.lists(
@@ -149,7 +155,7 @@ def test_epochs_and_seeds_have_orders_of_their_own_the_same_in_every_process(sha
     assert all(sorted(order) == shards.train_documents.tolist() for order in orders.values())
     fresh = Shards(shards.folder)
     assert {key: tuple(epoch(*key, fresh).documents) for key in reversed(orders)} == orders
-    assert len(fresh.epochs) <= 3
+    assert len(fresh.parts[0].orders) <= 3
     # Part of every run's identity: another order would read other text after an update of Argosy.
     assert orders[1, 0] == (1, 5, 10, 0, 8, 2, 7, 6, 3)
 
@@ -185,6 +191,6 @@ def test_a_change_of_steps_that_were_taken_without_it_is_refused(tmp_path: Path)
 
 def test_documents_within_an_epoch_follow_the_stream(shards: Shards) -> None:
     order = epoch(5, 0, shards)
-    parts = list(spans(0, shards.train_tokens, 5, shards))
+    parts = list(spans_of(0, shards.train_tokens, 5, shards.parts[0], shards))
     assert [part.document for part in parts] == order.documents.tolist()
     assert np.cumsum([0, *(part.end for part in parts)]).tolist() == order.starts.tolist()

@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
+from argosy.data import make as making
 from argosy.data import prepare as preparation
 from argosy.data.encode import Plan
 from argosy.data.pool import _Pool
@@ -59,7 +60,7 @@ def text_of(prepared: Prepared) -> dict[str, str]:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "SMALLEST_PART", 1500)
+    monkeypatch.setattr(making, "SMALLEST_PART", 1500)
 
 
 def run_python(program: str, *arguments: object, **options: Any) -> "subprocess.CompletedProcess[str]":
@@ -67,11 +68,11 @@ def run_python(program: str, *arguments: object, **options: Any) -> "subprocess.
     start = """
         import os, sys
         from pathlib import Path
-        from argosy.data import prepare as preparation
+        from argosy.data import make as making
         from argosy.data.prepare import prepare
         from argosy.errors import Refused
         from argosy.job.schema import DataSection
-        preparation.SMALLEST_PART = 1500
+        making.SMALLEST_PART = 1500
     """
     words = [sys.executable, "-c", textwrap.dedent(start) + textwrap.dedent(program), *map(str, arguments)]
     return subprocess.run(words, capture_output=True, text=True, timeout=240, **options)
@@ -220,7 +221,7 @@ def test_ctrl_c_leaves_no_helper_and_goes_on_later(notes: Path, tmp_path: Path) 
 
 def test_what_a_dead_helper_never_read_hides_no_interrupt(tmp_path: Path) -> None:
     """Closing the pipe to a process that is gone tries to send what was left in it."""
-    pool = _Pool(tmp_path, Plan([], np.zeros(0), [], 1), [], lambda what, done, total: None)
+    pool = _Pool(tmp_path, Plan([], np.zeros(0), [], 1, np.zeros(0, np.uint64)), [], lambda what, done, total: None)
     child = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     child.wait()
     child.stdin.write("1\n")
@@ -236,7 +237,7 @@ def test_a_full_disk_is_named_and_what_was_there_is_kept(notes: Path, tmp_path: 
     earlier = made(notes, cache, held_out=0.5)
     before = content(earlier)
     program = """
-        preparation.SMALLEST_PART = 12_000  # five shards of 24 kB, each above the limit; the plan is below it
+        making.SMALLEST_PART = 12_000  # five shards of 24 kB, each above the limit; the plan is below it
         try:
             prepare(DataSection(source=sys.argv[1]), base=Path("/"), cache=Path(sys.argv[2]), workers=int(sys.argv[3]))
         except Refused as error:
@@ -251,7 +252,7 @@ def test_a_full_disk_is_named_and_what_was_there_is_kept(notes: Path, tmp_path: 
     assert (done.returncode, done.stderr) == (MACHINE, "")
     assert "the disk is full" in done.stdout
     (partial,) = (cache / "prepared").glob("*.partial")
-    assert {path.name for path in partial.iterdir()} == {"plan.json", "documents.bin", "tokenizer.json"}
+    assert {path.name for path in partial.iterdir()} == {"plan.json", "documents.bin", "sizes.bin", "tokenizer.json"}
     assert str(cache / "prepared") in done.stdout
     assert content(earlier) == before
     assert text_of(made(notes, cache)) == {path.name: path.read_text() for path in notes.iterdir()}
@@ -260,8 +261,8 @@ def test_a_full_disk_is_named_and_what_was_there_is_kept(notes: Path, tmp_path: 
 def test_too_little_disk_is_refused_before_the_start(
     notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = preparation.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(preparation.shutil, "disk_usage", lambda path: usage._replace(free=500))
+    usage = making.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(making.shutil, "disk_usage", lambda path: usage._replace(free=500))
     with pytest.raises(
         Refused, match=r"not enough disk for the prepared text\. Found: 500 B free where about .* KiB"
     ) as refused:
@@ -393,9 +394,9 @@ def test_parts_depend_on_the_text_alone_and_keep_packed_files_whole(
     from argosy.data.scan import scan
     from argosy.data.sources import find
 
-    monkeypatch.setattr(preparation, "SMALLEST_PART", 1500)
+    monkeypatch.setattr(making, "SMALLEST_PART", 1500)
     found = scan(find(str(notes), Path("/")), 0.02, lambda *_: None)
-    parts = preparation.parts(found)
+    parts = making.parts(found)
     assert [first for first, _ in parts] == [0, *(last for _, last in parts[:-1])]
     assert parts[-1][1] == len(found.documents)
     assert len(parts) > 5

@@ -49,7 +49,7 @@ def test_version_1_is_read_for_ever() -> None:
         (shards.FACTS, None, "there is no prepared text"),
         (shards.FACTS, b"{", "this is damaged"),
         (shards.FACTS, b"[]", "format version"),
-        (shards.FACTS, json.dumps({"version": 2}).encode(), "format version 2, this Argosy reads 1"),
+        (shards.FACTS, json.dumps({"version": 3}).encode(), "format version 3, this Argosy reads 1 and 2"),
         (shards.FACTS, json.dumps({"version": 1, "shards": ["../x"]}).encode(), "names no shards"),
         ("part-00000.shard", None, "this shard cannot be read"),
         (

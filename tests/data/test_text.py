@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from argosy.data.document import File
-from argosy.data.prepare import copied, notes
+from argosy.data.make import copied, notes
 from argosy.data.scan import scan
 from argosy.data.sources import find, text
 from argosy.errors import INPUT, Refused
@@ -196,7 +196,8 @@ def test_pieces_are_the_whole_file_in_order(tmp_path_factory: pytest.TempPathFac
     assert [piece.begin for piece in pieces[1:]] == [piece.end for piece in pieces[:-1]]
     assert all(len(piece.text) <= 2 * size for piece in pieces)
     assert all(len(piece.text) > size // 2 for piece in pieces[:-1])
-    assert all(text.read(file_at(path), piece.begin, piece.end) == piece.text for piece in pieces)
+    rows = [(piece.begin, piece.end, 0) for piece in pieces]
+    assert list(text.again(file_at(path), rows, size)) == pieces
     assert all(piece.begin < after.begin for piece, after in pairwise(pieces))
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from argosy.errors import Refused
@@ -44,6 +46,33 @@ def test_dead_and_contradicting_keys_are_refused_naming_both(words: list[str], e
     assert expected in caught.value.text
     assert caught.value.where == "command line"
     assert caught.value.do
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (['model.rope_scaling={kind="yarn", factor=2.0}'], "kind = yarn needs original"),
+        (['model.rope_scaling={kind="linear", factor=2.0, low=1.0}'], "low does nothing with kind = linear"),
+        (['model.rope_scaling={kind="llama3", factor=2.0, original=8, low=4.0}'], "low must be less than high"),
+        (['model.rope_scaling={kind="linear", factor=0.5}'], "write at least 1"),
+        (["model.block.parallel=true", "model.block.norm_placement=post"], "the parallel block has one norm"),
+        (
+            ["model.positions=learned", 'model.rope_scaling={kind="linear", factor=2.0}'],
+            "model.rope_scaling does nothing with",
+        ),
+    ],
+)
+def test_what_new_keys_refuse(words: list[str], expected: str) -> None:
+    with pytest.raises(Refused, match=re.escape(expected)):
+        load("smoke", words)
+
+
+def test_first_weights_bring_their_shape_and_drop_what_lower_levels_said() -> None:
+    assert load("smoke").job.model.layers is not None
+    started = load("smoke", ["model.init=runs/x", "model.vocabulary=300"])
+    assert started.job.model.layers is None
+    assert started.job.model.vocabulary == 300
+    assert load("smoke", ["model.init=random"]).job.model.layers is not None
 
 
 def test_every_rule_of_the_table_is_tried_and_names_keys_that_exist() -> None:

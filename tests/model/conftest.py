@@ -28,6 +28,8 @@ BLOCK: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
     "window": 0,
+    "norm_placement": "pre",
+    "softcap": 0.0,
     "dropout": 0.0,
 }
 MODEL: dict[str, Any] = {
@@ -38,15 +40,19 @@ MODEL: dict[str, Any] = {
     "context": 64,
     "rope_theta": 100.0,
     "tied": True,
+    "rope_scaling": "none",
+    "z_loss": 0.0,
 }
 
 
 def make_section(**said: Any) -> ModelSection:
-    """The defaults above with what is said put over them, wherever it belongs."""
+    """The defaults above with what is said put over them, wherever it belongs: a cap to scores and to logits."""
     pattern = tuple(BlockSection(**block) for block in said.pop("pattern", ()))
     block = BLOCK | {key: value for key, value in said.items() if key in BLOCK}
-    model = MODEL | {key: value for key, value in said.items() if key not in BLOCK}
-    return ModelSection(block=BlockSection(**block), pattern=pattern, **model)
+    model = MODEL | {key: value for key, value in said.items() if key not in BLOCK or key == "softcap"}
+    if model["positions"] == "learned":
+        model["rope_scaling"] = "none"
+    return ModelSection.model_validate({**model, "block": BlockSection(**block), "pattern": pattern})
 
 
 def make_decoder(section: ModelSection, kind: torch.dtype = torch.float64, seed: int = 1) -> Decoder:

@@ -57,6 +57,20 @@ def test_kernels_equal_the_formula(length: int, heads: int, groups: int, window:
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
+def test_capped_scores_equal_autograd_of_the_formula() -> None:
+    qkv, segments, grad = given(24, 4, 2)
+    scores = torch.einsum("bqhk,bshk->bhqs", qkv[0], qkv[1].repeat_interleave(2, 2)) / 8**0.5
+    near = torch.ones(24, 24, dtype=torch.bool).tril().triu(-4)
+    seen = near & (segments[:, None, :, None] == segments[:, None, None, :])
+    chances = torch.where(seen, 1.5 * torch.tanh(scores / 1.5), float("-inf")).softmax(-1)
+    wanted = torch.einsum("bhqs,bshk->bqhk", chances, qkv[2].repeat_interleave(2, 2)) * (segments != 0)[..., None, None]
+    found = attention(*qkv, segments, 5, "dense", 1.5)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    for ours, theirs in zip(torch.autograd.grad(found, qkv, grad), torch.autograd.grad(wanted, qkv, grad), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+    assert not torch.allclose(found, attention(*qkv, segments, 5, "dense"))
+
+
 @pytest.mark.parametrize("kernel", EAGER)
 def test_padding_gives_zeros_and_takes_no_gradient(kernel: str) -> None:
     qkv, segments, grad = given(24, 2, 2)

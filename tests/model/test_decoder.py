@@ -27,6 +27,16 @@ SWITCHES: dict[str, list[dict[str, Any]]] = {
     "window": [{"window": 0}, {"window": 3}],
     "activation": [{"activation": "swiglu"}, {"activation": "gelu"}, {"activation": "gelu_tanh"}],
     "tied": [{"tied": True}, {"tied": False}],
+    "placement": [{"norm_placement": "pre"}, {"norm_placement": "post"}, {"norm_placement": "peri"}],
+    "caps": [{}, {"softcap": 2.0}],
+    "z-loss": [{"z_loss": 0.0}, {"z_loss": 0.05}],
+    "scaling": [
+        {"rope_scaling": "none"},
+        {"rope_scaling": {"kind": "linear", "factor": 3.0}},
+        {"rope_scaling": {"kind": "llama3", "factor": 4.0, "original": 16}},
+        {"rope_scaling": {"kind": "yarn", "factor": 4.0, "original": 12, "fast": 2.0, "slow": 0.3}},
+        {"rope_scaling": {"kind": "yarn", "factor": 2.0, "original": 64, "attention": 1.3}},
+    ],
     "dropout": [{"dropout": 0.0}, {"dropout": 0.3}],
     "pattern": [{}, {"pattern": [{"window": 2, "heads": 2, "kv_heads": 2}, {"hidden": 8, "activation": "gelu"}]}],
     "kernel": [{"kernel": "dense"}, {"kernel": "loop"}],
@@ -91,10 +101,12 @@ def test_equals_the_reference(case: dict[str, int], section, decoder, batch) -> 
     for name, value in case.items():
         said |= SWITCHES[name][value]
     kernel = said.pop("kernel")
+    if said["parallel"]:
+        said["norm_placement"] = "pre"  # the other placements are refused with it
     model = section(**said)
     ours, given = decoder(model), batch(2, 20)
     for block in ours.blocks:
-        block.attention.kernel = kernel
+        block.attention.kernel = "dense" if block.attention.softcap else kernel  # what `prepare` would choose
     loss = ours.loss(given, 7, torch.tensor(9))
     loss.backward()
 
@@ -119,8 +131,32 @@ def test_every_switch_changes_the_loss(section, decoder, batch) -> None:
     plain = loss()
     for name, values in SWITCHES.items():
         for value in values[1:]:
-            if name not in ("kernel", "head size"):
+            if name not in ("kernel", "head size", "z-loss"):
                 assert loss(**value) != pytest.approx(plain, rel=1e-9), (name, value)
+
+
+def test_the_z_loss_is_in_the_gradient_and_not_in_the_loss(section, decoder, batch) -> None:
+    given, found = batch(2, 20), []
+    for z in (0.0, 0.05):
+        ours = decoder(section(z_loss=z, softcap=3.0))
+        loss = ours.loss(given, 7)
+        loss.backward()
+        found.append((loss.item(), ours.embedding.weight.grad))
+    assert found[0][0] == found[1][0]
+    assert not torch.allclose(found[0][1], found[1][1], rtol=1e-3)
+
+
+def test_layers_that_cap_their_scores_take_a_kernel_that_can(section, decoder) -> None:
+    ours = decoder(section(pattern=[{"softcap": 3.0}, {}]))
+    assert ours.prepare("cpu", 4096, compiled=False) == "loop"
+    assert [block.attention.kernel for block in ours.blocks] == ["dense", "loop"]
+
+
+def test_logits_to_sample_from_are_capped(section, decoder) -> None:
+    hidden = torch.randn(1, 3, 16, dtype=torch.float64) * 100
+    capped, plain = (decoder(section(softcap=cap)).logits(hidden) for cap in (5.0, 0.0))
+    assert capped.abs().max() < 5 < plain.abs().max()
+    torch.testing.assert_close(capped, 5 * torch.tanh(plain / 5))
 
 
 def test_parameter_names_are_the_stored_ones(section, decoder) -> None:
@@ -128,6 +164,14 @@ def test_parameter_names_are_the_stored_ones(section, decoder) -> None:
     everything = {"norm": "layer", "norm_bias": True, "qkv_bias": True, "attention_bias": True, "mlp_bias": True}
     full = section(**everything, qk_norm="head", positions="learned", tied=False)
     assert {name: list(p.shape) for name, p in decoder(full).named_parameters()} == stored["full"]
+    peri = section(**everything, norm_placement="peri")
+    extra = {
+        f"blocks.{n}.{part}_post_norm.{word}"
+        for n in (0, 1)
+        for part in ("attention", "mlp")
+        for word in ("weight", "bias")
+    }
+    assert extra <= {name for name, _ in decoder(peri).named_parameters()}
     plain = section(layers=12, parallel=True)
     assert [name for name, _ in decoder(plain).named_parameters()] == stored["parallel"]
 
@@ -188,5 +232,6 @@ def test_counts_agree_with_the_plan(section, decoder) -> None:
         for name, value in case.items():
             said |= SWITCHES[name][value]
         said.pop("kernel")
+        said["norm_placement"] = "pre" if said["parallel"] else said["norm_placement"]
         model = section(**said)
         assert sum(p.numel() for p in decoder(model).parameters()) == parameters(model), said

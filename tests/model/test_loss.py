@@ -30,6 +30,22 @@ def test_equals_the_whole_for_any_chunk(chunk: int, kind: torch.dtype, tolerance
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_cap_and_a_z_loss_equal_autograd_of_the_formula(compiled: bool) -> None:
+    draw = torch.Generator().manual_seed(3)
+    hidden = torch.randn(24, 8, generator=draw, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(19, 8, generator=draw, dtype=torch.float64).requires_grad_()
+    labels, weights = torch.randint(0, 19, (24,), generator=draw), torch.rand(24, generator=draw)
+    found = loss_sum(hidden, weight, labels, weights, 7, compiled=compiled, softcap=2.5, z=0.1)
+    capped = 2.5 * torch.tanh(hidden @ weight.t() / 2.5)
+    likelihood = (weights * F.cross_entropy(capped, labels, reduction="none")).sum()
+    assert found.item() == pytest.approx(likelihood.item(), rel=1e-12)
+    ours = torch.autograd.grad(found, (hidden, weight))
+    theirs = torch.autograd.grad(likelihood + 0.1 * (weights * capped.logsumexp(1).square()).sum(), (hidden, weight))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
 def test_without_gradients_none_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     from argosy.model import loss
 

@@ -15,7 +15,7 @@ FULL: dict[str, Any] = {
     "block": {
         "heads": 4, "kv_heads": 2, "head_size": 6, "hidden": 40, "activation": "swiglu", "parallel": False, "norm": "layer",
         "norm_epsilon": 1e-5, "norm_bias": True, "qk_norm": "full", "qkv_bias": True, "attention_bias": True, "mlp_bias": True,
-        "window": 0, "dropout": 0.0,
+        "window": 0, "dropout": 0.0, "norm_placement": "peri",
     },
 }  # fmt: skip
 
@@ -30,7 +30,8 @@ def cuts(ranks: int, **block: Any) -> dict[str, int | None]:
 
 def test_every_parameter_of_a_full_model() -> None:
     whole = {"positions.weight", "norm.weight", "norm.bias", "blocks.0.attention.output.bias", "blocks.0.mlp.down.bias"}
-    whole |= {f"blocks.0.{part}_norm.{word}" for part in ("attention", "mlp") for word in ("weight", "bias")}
+    places = [f"{part}{place}" for part in ("attention", "mlp") for place in ("", "_post")]
+    whole |= {f"blocks.0.{place}_norm.{word}" for place in places for word in ("weight", "bias")}
     found = cuts(2)
     assert {name for name, dim in found.items() if dim is None} == whole
     assert {name for name, dim in found.items() if dim == 1} == {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,14 +20,12 @@ import numpy as np
 import pytest
 
 from argosy.cluster.here import Trial
-from argosy.commands import conduct
-from argosy.data.order import ORDER
+from argosy.commands import conduct, ledger
 from argosy.errors import Refused
 from argosy.job import leaves
 from argosy.prove.pool import Pool
 from argosy.run import folder
 from argosy.run.incarnation import Incarnation
-from argosy.run.ledger import Ledger
 
 BASE = """
 version = 1
@@ -81,6 +80,9 @@ ROWS: dict[str, Row] = {
     "model.positions": Row("learned", "model"),
     "model.context": Row("40", "model", LEARNED),
     "model.rope_theta": Row("100.0", "loss"),
+    "model.rope_scaling": Row('{ kind = "linear", factor = 4.0 }', "loss"),
+    "model.softcap": Row("2.0", "loss"),
+    "model.z_loss": Row("0.1", "z-loss"),
     "model.tied": Row("false", "model"),
     "model.pattern": Row("[{ window = 4 }, {}]", "loss"),
     "model.block.heads": Row("4", "loss"),
@@ -90,6 +92,8 @@ ROWS: dict[str, Row] = {
     "model.block.activation": Row("gelu", "model"),
     "model.block.parallel": Row("true", "model"),
     "model.block.norm": Row("layer", "loss"),
+    "model.block.norm_placement": Row("peri", "model"),
+    "model.block.softcap": Row("0.01", "loss"),
     "model.block.norm_epsilon": Row("0.1", "loss"),
     "model.block.norm_bias": Row("true", "model", LAYERNORM),
     "model.block.qk_norm": Row("head", "model"),
@@ -99,12 +103,17 @@ ROWS: dict[str, Row] = {
     "model.block.window": Row("4", "loss"),
     "model.block.dropout": Row("0.5", "loss"),
     "data.source": Row("more", "batches"),
+    "data.mix": Row('[{ source = "more", weight = 2.0 }, { source = "texts" }]', "batches"),
+    "data.field": Row("body", "batches", ("data.source=records.jsonl",)),
+    "data.licences": Row('["MIT"]', "refused"),
     "data.tokenizer": Row('{ train = "bpe", vocabulary = 280 }', "batches"),
     "data.held_out": Row("50%", "batches"),
     "data.license": Row("CC0-1.0", "report"),
     "data.cache": Row("elsewhere", "prepared"),
     "batch.sequence": Row("16", "batches"),
     "batch.tokens": Row("512", "batches"),
+    "batch.packing": Row("best-fit", "batches"),
+    "batch.ramp": Row("{ start = 64, by = 64, tokens = 512 }", "batches"),
     "batch.micro": Row("2", "micro-batches"),
     "train.tokens": Row("2048", "rates"),
     "train.steps": Row("20", "rates"),
@@ -181,6 +190,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(30):
             chosen = [words[(number * stride + index * (number + 3)) % len(words)] for index in range(60)]
             (home / name / f"{number:02d}.txt").write_text(" ".join(chosen) + ".\n", encoding="utf-8")
+    records = [
+        json.dumps({"text": f"{words[number % 15]} {number}", "body": f"{number} {words[number % 11]} ."})
+        for number in range(200)
+    ]
+    (home / "records.jsonl").write_text("\n".join(records), encoding="utf-8")
     (home / "parent.toml").write_text("[optim]\nweight_decay = 0.1\n", encoding="utf-8")
     (home / "other.toml").write_text("[optim]\nweight_decay = 0.3\n", encoding="utf-8")
     (home / "base.toml").write_text(BASE, encoding="utf-8")
@@ -219,12 +233,7 @@ def made(start: conduct.Start, path: Path) -> folder.Run:
     job = start.settled.job
     run = folder.create(path, asked=start.loaded.job, text=start.loaded.text, origin={})
     run.local.mkdir(parents=True, exist_ok=True)
-    Ledger.start(
-        data__order=ORDER,
-        batch__sequence=job.batch.sequence,
-        batch__tokens=job.batch.tokens,
-        train__seed=job.train.seed,
-    ).write(run.path / "ledger.jsonl")
+    ledger.write(run, job, start.verdict, start.prepared)
     folder.settle(run, start.loaded.job, start.loaded.written, start.settled.settings, start.prepared.folder, "")
     return run
 
@@ -257,8 +266,8 @@ def engine(run: folder.Run) -> dict[str, Any]:
     number.write(run)
     recorder = Recorder(run, 0, 1)
     one = worker.Worker(run, number, 0, recorder)
-    shards, ledger, seed = Shards(run.prepared()), run.ledger(), one.job.train.seed
-    batches = [global_batch(step, seed, ledger, shards) for step in range(1, 13)]
+    shards, entries, seed = Shards(run.prepared()), run.ledger(), one.job.train.seed
+    batches = [global_batch(step, seed, entries, shards) for step in range(1, 13)]
     with joined(one.layout, 0, worker.meeting_of(run, number), backend="gloo", kind="cpu") as mesh:
         one.build(mesh)
         first = {name: digest(value.detach().numpy()) for name, value in one.applied.named().items()}
@@ -276,6 +285,7 @@ def engine(run: folder.Run) -> dict[str, Any]:
             "compile": one.compiled,
             "order": list(one.applied.order),
             "loss chunk": one.laid.chunk,
+            "z-loss": one.decoder.z_loss,
             "reduction": str(one.applied.data.reduce),
             "micro-batches": [len(piece) for piece in part],
             "batches": [digest(*(getattr(batch, field.name) for field in fields(Batch))) for batch in batches],

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from argosy.cluster.here import Machine, Trial, machine
-from argosy.commands import inherit, measure, runs
-from argosy.data import order
-from argosy.data.order import tokens_before
-from argosy.data.prepare import Prepared
+from argosy.commands import inherit, ledger, measure, runs
+from argosy.data.chat import FILE as CHAT
+from argosy.data.prepare import Prepared, licences, mixture
 from argosy.data.tokenizer import FILE as TOKENIZER
 from argosy.errors import DONE, Refused
 from argosy.fleet.agent import Agent
@@ -37,7 +36,6 @@ from argosy.plan.settle import Settled
 from argosy.run import folder, origin, requests, rule
 from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
-from argosy.run.ledger import Entry, Ledger, append
 from argosy.run.rule import Asked, Verdict
 
 
@@ -80,6 +78,7 @@ class Start:
     probed: Mapping[str, Any] = field(default_factory=dict)
     settled: Settled | None = None
     cached: bool = True
+    first: inherit.First = field(default_factory=inherit.First)
 
 
 def lead(wanted: Wanted, server: WarmServer | None = None) -> tuple[Outcome, Run]:
@@ -145,9 +144,8 @@ def hold(stack: ExitStack, start: Start, asked: Asked) -> int:
             raise Refused("another start has just made a run here.", where=str(path), do="Give the same command again.")
         return lock
     if asked.change and rule.look(path).kind == "unfinished":
-        inherit.sorted_out(
-            Run(path), start.screen.note
-        )  # a change is dated by the newest checkpoint: it must stay that
+        # A change is dated by the newest checkpoint: it must stay that.
+        inherit.sorted_out(Run(path), start.screen.note)
     start.verdict = rule.judge(asked, rule.look(path), rule.free_name(path))
     if start.verdict.action == "refuse":
         raise start.verdict.refused
@@ -168,7 +166,9 @@ def ready(start: Start) -> None:
     try:
         if start.verdict.action == "create":
             timing.begin()  # loads torch while the text is prepared
-        start.prepared, start.cached = inherit.text(start.loaded, start.verdict, screen.preparing)
+        start.first = inherit.first(start.loaded, start.verdict)
+        start.loaded = replace(start.loaded, shape=start.first.shape)
+        start.prepared, start.cached = inherit.text(start.loaded, start.verdict, screen.preparing, start.first)
         _settle(start, timing)
     finally:
         timing.close()
@@ -191,7 +191,7 @@ def _settle(start: Start, timing: Trial) -> None:
         timing,
         kept,
         run,
-        _read(start.verdict, source),
+        ledger.read(start.verdict, source, start.loaded.job.batch),
     )
 
 
@@ -210,13 +210,15 @@ def keep(start: Start) -> Run:
             parents=[*run.info()["parents"], _parent(replace(verdict, source=run.path))], id=folder.new_id()
         )
     origin.keep_patch(run.path)
-    _ledger(run, settled.job, verdict)
+    ledger.write(run, settled.job, verdict, prepared)
     folder.settle(run, job, start.loaded.written, settled.settings, prepared.folder, text)
     shutil.copyfile(prepared.tokenizer, run.path / TOKENIZER)
+    if (prepared.folder / CHAT).is_file():
+        shutil.copyfile(prepared.folder / CHAT, run.path / CHAT)
     if verdict.source:  # run.json last: a fork that is killed before is no run, and nothing goes on with it
         folder.create(run.path, asked=job, text=text, origin=source, parents=[_parent(verdict)])
     run.local.mkdir(parents=True, exist_ok=True)
-    run.update_info(**source, **_facts(start))
+    run.update_info(**source, **_facts(start), **inherit.keep(start.first, verdict, run))
     Journal(run).note("begun", time=start.wanted.began, command=source["command"], because=verdict.because)
     _latest(run.path)
     start.screen.log_to(run.path / "log.txt")
@@ -314,43 +316,6 @@ def _parent(verdict: Verdict) -> dict[str, object]:
     return {"id": source.info()["id"], "path": str(source.path), "step": verdict.step}
 
 
-def _read(verdict: Verdict, source: Run) -> tuple[int, int]:
-    """(steps, tokens) before the batch last changes its number of tokens; nothing where it never does."""
-    if not (source.path / "ledger.jsonl").is_file():
-        return 0, 0
-    ledger = source.ledger()
-    order.known(ledger)
-    steps = max(0, ledger.changes(["batch.tokens"])[-1] - 1)
-    if any(key == "batch.tokens" for key, *_ in verdict.changes):
-        steps = verdict.step
-    return steps, tokens_before(steps + 1, ledger)
-
-
-def _ledger(run: Run, job: Job, verdict: Verdict) -> None:
-    path = run.path / "ledger.jsonl"
-    if not path.exists():
-        start = Ledger.start(
-            data__order=order.ORDER,
-            batch__sequence=job.batch.sequence,
-            batch__tokens=job.batch.tokens,
-            train__seed=job.train.seed,
-        )
-        start.write(path)
-    last = {entry.key: entry for entry in Ledger.read(path).entries}
-    reason = "--fork" if verdict.action == "fork" else "--change"
-    entries = [Entry(verdict.step + 1, key, old, new, reason) for key, old, new in verdict.changes]
-    for key, new in zip(order.KEYS, (job.batch.sequence, job.batch.tokens), strict=True):
-        # A start that was killed between the ledger and the settings may have left what is taken back now.
-        if last[key].new != new and all(entry.key != key for entry in entries):
-            entries.append(Entry(verdict.step + 1, key, last[key].new, new, reason))
-    append(path, [entry for entry in entries if not _stands(entry, last.get(entry.key))])
-
-
-def _stands(entry: Entry, last: Entry | None) -> bool:
-    """Whether `last`, the newest entry of its key, says what `entry` says: it was killed right after writing it."""
-    return last is not None and last.new == entry.new and last.from_step <= entry.from_step
-
-
 def _facts(start: Start) -> dict[str, object]:
     """What report, screen and other readers find in run.json."""
     assert start.settled is not None
@@ -360,12 +325,15 @@ def _facts(start: Start) -> dict[str, object]:
         **asdict(prepared.facts),
         "source": prepared.source,
         "version": prepared.version,
-        "license": job.data.license if job.data.license != "unknown" else prepared.license or "unknown",
+        "license": licences(job.data, prepared),
         "files": prepared.files,
         "bytes": prepared.bytes,
         "digest": prepared.digest,
         "tokenizer": prepared.tokenizer_name,
         "notes": list(prepared.notes),
+        "mix": [{**row, "tokens": _tokens(prepared, row)} for row in mixture(job.data, prepared)]
+        if job.data.mix
+        else [],
     }
     machine_facts = {
         "cores": here.cores,
@@ -386,6 +354,11 @@ def _facts(start: Start) -> dict[str, object]:
         "threads": threads(start),
         "layout": Layout.parse(job.layout.shape, max(1, start.workers)).text(),
     }
+
+
+def _tokens(prepared: Prepared, row: Mapping[str, object]) -> int:
+    """Tokens of one epoch of a source of the mix."""
+    return next(part.facts.tokens for part in prepared.parts if part.folder.name == row["digest"])
 
 
 def _latest(path: Path) -> None:

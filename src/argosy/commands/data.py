@@ -1,4 +1,4 @@
-"""`argosy data`: prepare the text of a job by itself, and show what a step of a run read. No torch."""
+"""`argosy data`: prepare the text of a job by itself, say what is in it, show what a step of a run read. No torch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,27 @@ from argosy.errors import Refused
 
 if TYPE_CHECKING:
     from argosy.data.prepare import Prepared
+    from argosy.job.load import Loaded
 
 HELP = "Data and models"
 
 
-def prepare(job: str | None = None, overrides: Sequence[str] = (), *, workers: int = 0) -> Prepared:
-    """The prepared text of a job, made now unless it is cached; `workers` processes encode, 0 = one for each core."""
-    from argosy.cluster import here
-    from argosy.data import prepare as preparation
+def prepare(
+    job: str | None = None, overrides: Sequence[str] = (), *, workers: int = 0, strict: bool = False
+) -> Prepared:
+    """The prepared text of a job, made now unless it is cached; `workers` processes encode, 0 = one for each core.
+
+    strict: refused at the first record that cannot be used.
+    """
     from argosy.job.load import load
 
-    loaded = load(job, overrides)
+    return _prepared(load(job, overrides), workers, strict)
+
+
+def _prepared(loaded: Loaded, workers: int, strict: bool) -> Prepared:
+    from argosy.cluster import here
+    from argosy.data import prepare as preparation
+
     said = ""
 
     def progress(what: str, done: int, total: int) -> None:
@@ -37,8 +47,38 @@ def prepare(job: str | None = None, overrides: Sequence[str] = (), *, workers: i
     section = loaded.job.data
     cache = preparation.cache_folder(section, loaded.base)
     return preparation.prepare(
-        section, base=loaded.base, cache=cache, progress=progress, workers=workers or here.cores()
+        section, base=loaded.base, cache=cache, progress=progress, workers=workers or here.cores(), strict=strict
     )
+
+
+def stats(words: Sequence[str], *, as_json: bool = False, workers: int = 0) -> str:
+    """What is in the text of a run, or of a job with overrides (prepared now unless it is cached), as JSON or for people."""
+    from argosy.data import statistics
+    from argosy.data.prepare import cache_folder, locate, mixture
+    from argosy.data.shards import Shards
+    from argosy.job.load import load, split
+    from argosy.run.folder import Run
+
+    name, overrides = split(words)
+    if name is not None and not overrides and Run(Path(name)).exists:
+        run = Run(Path(name))
+        job, notes = run.job(), []
+        folder = locate(run.prepared(), cache_folder(job.data, Path.cwd()))
+        licences: list[str] = []
+    else:
+        loaded = load(name, overrides)
+        prepared = _prepared(loaded, workers, False)
+        job, folder, notes = loaded.job, prepared.folder, list(prepared.notes)
+        licences = [str(row["license"]) for row in mixture(job.data, prepared)]
+    shards = Shards(folder)
+    found = statistics.statistics(shards, job.batch.sequence, job.train.seed)
+    if as_json:
+        rows = [one.row() for one in found]
+        for row, terms in zip(rows, licences, strict=False):
+            row["license"] = terms
+        return json.dumps({"sources": rows, "notes": notes}, indent=1)
+    told = list(statistics.lines(found, shards, job.batch.sequence, licences))
+    return "\n".join([*told, *(f"note: {note}" for note in notes)])
 
 
 def show(name: str | Path | None, step: int, *, as_json: bool = False) -> str:
@@ -64,7 +104,9 @@ def show(name: str | Path | None, step: int, *, as_json: bool = False) -> str:
 def register(app: typer.Typer) -> None:
     """Spell the command for the shell."""
     group = typer.Typer(no_args_is_help=True)
-    app.add_typer(group, name="data", rich_help_panel=HELP, help="Prepare text; show what a step read.")
+    app.add_typer(
+        group, name="data", rich_help_panel=HELP, help="Prepare text; say what is in it; show what a step read."
+    )
 
     @group.command(
         "prepare",
@@ -74,17 +116,32 @@ def register(app: typer.Typer) -> None:
     def prepare_command(
         context: typer.Context,
         workers: Annotated[int, typer.Option(help="Processes; 0 = one for each core.")] = 0,
+        strict: Annotated[bool, typer.Option("--strict", help="Stop at the first record that cannot be used.")] = False,
     ) -> None:
         from argosy.job.load import split
 
         job, overrides = split(context.args)
-        prepared = prepare(job, overrides, workers=workers)
+        prepared = prepare(job, overrides, workers=workers, strict=strict)
         facts = prepared.facts
         print(prepared.summary)
         print(f"{facts.held_out_documents:,} of {facts.documents + facts.held_out_documents:,} documents held out")
         for note in prepared.notes:
             print(f"note: {note}")
         print(prepared.folder)
+
+    @group.command(
+        "stats",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        help="What is in the text of a run or a job: tokens, lengths, licences, duplicates. [RUN | JOB] [--data.source …]",
+    )
+    def stats_command(
+        context: typer.Context,
+        as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+        workers: Annotated[int, typer.Option(help="Processes; 0 = one for each core.")] = 0,
+    ) -> None:
+        from argosy.observe.text import shown
+
+        print(shown(stats(context.args, as_json=as_json, workers=workers), sys.stdout))
 
     @group.command("show", help="What did a step read? Every stretch of text of its whole global batch.")
     def show_command(

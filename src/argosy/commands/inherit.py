@@ -7,30 +7,128 @@ tokens and its ids other meanings, and nobody would see it.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from argosy.checkpoint import store
 from argosy.checkpoint.slots import Slots
 from argosy.checkpoint.snapshot import Writer
 from argosy.cluster.here import cores
-from argosy.data.prepare import Prepared, cache_folder, changed, locate, prepare
-from argosy.data.tokenizer import FILE
+from argosy.data.mix import digests
+from argosy.data.prepare import Prepared, cache_folder, changed, locate, prepare, with_earlier
+from argosy.data.tokenizer import BYTES, FILE
 from argosy.errors import INPUT, Refused
-from argosy.job import paths
+from argosy.job import leaves, paths
 from argosy.job.load import Loaded
 from argosy.job.schema import DataSection, Trained
 from argosy.run.folder import Run
 from argosy.run.rule import Verdict
 
+if TYPE_CHECKING:
+    from argosy.exchange.source import Source
 
-def text(loaded: Loaded, verdict: Verdict, progress: Callable[[str, int, int], None]) -> tuple[Prepared, bool]:
+KEPT = "source"  # folder of a run: what came along with its first weights
+
+
+@dataclass(frozen=True)
+class First:
+    """What a run begins with where that is not random: a run, or a folder of another program's weights; and its shape."""
+
+    run: Path | None = None
+    source: Source | None = None
+    shape: Mapping[str, Any] = field(default_factory=dict)  # dotted keys below "model"
+    begun: Path | None = None  # the run that goes on, which has had its first weights
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The file of its tokenizer; None where it has none, or that of bytes."""
+        folder = self.begun or self.run or (self.source.folder if self.source is not None else None)
+        file = None if folder is None else folder.absolute() / FILE
+        if file is None or not file.is_file():
+            return None
+        bytes_alone = file.stat().st_size == len(BYTES) and file.read_text(encoding="utf-8") == BYTES
+        return None if bytes_alone else file
+
+
+def first(loaded: Loaded, verdict: Verdict | None = None, *, weights: bool = True) -> First:
+    """What the job begins with. Refused where it is named and not there, or cannot be a model of ours.
+
+    A run that goes on keeps the shape that it has. weights: also fetch those that lie on the hub, not their shape alone.
+    """
+    if loaded.job.model.init == "random":
+        return First()
+    begun = Run(verdict.source or verdict.path) if verdict is not None and verdict.action != "create" else None
+    if begun is not None and (begun.path / "settings.json").is_file():
+        return First(shape=_shape(begun), begun=begun.path)
+    from argosy.exchange import source as sources
+
+    init = paths.expand(loaded.job.model.init)
+    if sources.is_source(init, loaded.base):
+        from argosy.exchange.config import described
+
+        try:
+            found = sources.find(init, loaded.base, weights=weights)
+            return First(source=found, shape={f"model.{key}": value for key, value in described(found)[1].items()})
+        except Refused as refused:
+            raise _located(refused, loaded) from None
+    path = loaded.base / init
+    if not Run(path).exists or not any(Run(path).checkpoints.glob("step-*/manifest.json")):
+        raise Refused(
+            "there is no run with a checkpoint there, and no folder of weights.",
+            where=f"model.init = {init} ({loaded.written.get('model.init', 'job')})",
+            do='Name the folder of a run that has saved, a folder with a config.json, hf://org/name, or "random".',
+        )
+    return First(run=path, shape=_shape(Run(path)))
+
+
+def shaped(loaded: Loaded) -> Loaded:
+    """`loaded` with what the weights that it begins with say about the model; they themselves are not fetched."""
+    return replace(loaded, shape=first(loaded, weights=False).shape)
+
+
+def _located(refused: Refused, loaded: Loaded) -> Refused:
+    where = f"model.init ({loaded.written.get('model.init', 'job')}): {refused.where}"
+    return Refused(refused.what, where=where, found=refused.found, do=refused.do, code=refused.code)
+
+
+def _shape(run: Run) -> dict[str, Any]:
+    """The model of `run`, in force, as dotted keys: without what says where it comes from."""
+    found = leaves.leaves_of(run.job().model, "model.")
+    return {
+        key: value for key, value in found.items() if value is not None and key not in ("model.preset", "model.init")
+    }
+
+
+def keep(begun: First, verdict: Verdict, run: Run) -> dict[str, Any]:
+    """Put beside a new `run` what came along with its first weights; gives what its run.json says about them."""
+    if verdict.action == "continue":
+        return {}
+    parent = begun.run or verdict.source
+    if begun.source is not None:
+        (run.path / KEPT).mkdir(exist_ok=True)
+        for file in begun.source.companions():
+            shutil.copyfile(file, run.path / KEPT / file.name)
+        from argosy.exchange.config import described
+
+        return {"init": {**begun.source.facts, "family": described(begun.source)[0].family}}
+    if parent is None:
+        return {}
+    if (parent / KEPT).is_dir():
+        shutil.copytree(parent / KEPT, run.path / KEPT, dirs_exist_ok=True)
+    came = Run(parent).info().get("init") or {}
+    return {"init": {**came, "run": str(parent)} if begun.run is not None else came}
+
+
+def text(
+    loaded: Loaded, verdict: Verdict, progress: Callable[[str, int, int], None], begun: First
+) -> tuple[Prepared, bool]:
     """The prepared text to train on, and whether it was there already.
 
     A run that has a checkpoint, and a fork of the same text, get the text of that run. A fork that names other text, and a
-    run that begins with another's weights, get the tokenizer that goes with the weights. Refused (see `prepare`), and where
-    the text of the run is gone and what is there now is other text.
+    run that begins with other weights (`begun`), get the tokenizer that goes with the weights, unless the job names one.
+    Refused (see `prepare`), and where the text of the run is gone and what is there now is other text.
     """
     base, section = loaded.base, loaded.job.data
     cache = cache_folder(section, base)
@@ -41,22 +139,27 @@ def text(loaded: Loaded, verdict: Verdict, progress: Callable[[str, int, int], N
         progress(what, done, total)
 
     def made(section: DataSection) -> tuple[Prepared, bool]:
-        found = prepare(section, base=base, cache=cache, progress=preparing, workers=cores())
+        found = prepare(section, base=base, cache=cache, progress=preparing, workers=cores(), strict=loaded.strict)
         return found, not told
 
     parent = Run(verdict.source or verdict.path)
     if not verdict.step or not (parent.path / "settings.json").is_file():
-        other = first_weights(loaded)
-        return made(section if other is None else _with_tokenizer(section, other))
-    if any(key.startswith("data.") for key, *_ in verdict.changes):
-        return made(_with_tokenizer(section, parent.path))
+        file, named = begun.tokenizer, "data.tokenizer" in loaded.written
+        if file is not None and (not named or isinstance(section.tokenizer, Trained)):
+            return made(section.model_copy(update={"tokenizer": str(file)}))
+        return made(section)
     folder = parent.prepared()
+    earlier = digests(parent.ledger(), folder.name)  # what its steps so far have read must stay known
+    if any(key.startswith("data.") for key, *_ in verdict.changes):
+        found, cached = made(_with_tokenizer(section, parent.path))
+        return with_earlier(found, earlier, preparing), cached
     if parent.info().get("data", {}).get("tokenizer") == FILE:
         section = _with_tokenizer(section, parent.path)
     try:
         found = Prepared.open(locate(folder, cache))
     except Refused:  # gone: made again, as it was made then
         found, cached = made(section)
+        found = with_earlier(found, earlier, preparing)
     else:
         if changed(section, base, found.folder):
             note = f"data.source = {section.source} is not as it was: the run keeps to the text that it began with"
@@ -70,19 +173,6 @@ def text(loaded: Loaded, verdict: Verdict, progress: Callable[[str, int, int], N
             do="Restore the text as it was, or begin a new run: --run DIR.",
         )
     return found, cached
-
-
-def first_weights(loaded: Loaded) -> Path | None:
-    """The run with whose weights the job begins; None = random ones. Refused where it has no checkpoint."""
-    init = loaded.job.model.init
-    path = loaded.base / paths.expand(init)
-    if init != "random" and not Run(path).newest_step():
-        raise Refused(
-            "there is no run with a checkpoint there.",
-            where=f"model.init = {init} ({loaded.written.get('model.init', 'job')})",
-            do='Name the folder of a run that has saved, or "random".',
-        )
-    return None if init == "random" else path
 
 
 def whole(verdict: Verdict) -> Verdict:

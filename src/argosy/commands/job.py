@@ -24,9 +24,11 @@ _WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}
 def settled(loaded: Loaded, workers: int | None = None) -> Settled:
     """`loaded` as it would run here now, with what is known without preparing data or measuring anything."""
     from argosy.cluster import here
+    from argosy.commands.inherit import shaped
     from argosy.plan.layouts import workers as chosen
     from argosy.plan.trial import settled as with_answers
 
+    loaded = shaped(loaded)
     machine = here.machine()
     count = chosen(loaded.job, machine, workers)
     return with_answers(loaded, machine, _facts(loaded), count, lambda asked: here.tried(asked) or here.probed())[0]
@@ -88,18 +90,16 @@ def _table(settings: Sequence[Setting]) -> list[str]:
 
 def check(words: Sequence[str], *, strict: bool = False, workers: int | None = None) -> str:
     """One line when the job is good here; Refused, with place and remedy, when it is not."""
-    from argosy.commands.inherit import first_weights
-    from argosy.data.sources import find
+    from argosy.data.prepare import found
     from argosy.job.load import load, split
 
     name, overrides = split(words)
     loaded = load(name, overrides, strict=strict)
-    first_weights(loaded)
-    if loaded.job.data.source != "python":
-        find(loaded.job.data.source, loaded.base)
-    found = settled(loaded, workers)
-    notes = "".join(f"\nnote: {note}" for note in (*loaded.notes, *found.notes))
-    return f"{loaded.chain[-1]} is good: {len(found.settings)} keys, {len(loaded.written)} of them written.{notes}"
+    if loaded.job.data.mix or loaded.job.data.source != "python":
+        found(loaded.job.data, loaded.base)
+    made = settled(loaded, workers)
+    notes = "".join(f"\nnote: {note}" for note in (*loaded.notes, *made.notes))
+    return f"{loaded.chain[-1]} is good: {len(made.settings)} keys, {len(loaded.written)} of them written.{notes}"
 
 
 def diff(first: str, second: str) -> list[tuple[str, object, object]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.data.order import Span, read_at, spans_at
+from argosy.data.order import Span, read_at, rows_at
 from argosy.data.pack import pack
 from argosy.data.shards import Shards
 from argosy.run.ledger import Ledger
@@ -53,8 +53,15 @@ class Batch:
 def global_batch(step: int, seed: int, ledger: Ledger, shards: Shards) -> Batch:
     """What `step` (counted from 1) trains on: the same for any layout, any number of ranks, after any restart. Pure."""
     reads = read_at(step, ledger)
-    parts = list(spans_at(step, seed, ledger, shards))
-    return Batch(**pack(parts, reads.sequence, reads.tokens // reads.sequence, reads.first_sequence, shards))
+    parts, places = [], []
+    for number, row in enumerate(rows_at(step, seed, ledger, shards)):
+        at = number * reads.sequence
+        for span in row:
+            parts.append(span)
+            places.append(at)
+            at += span.end - span.begin
+    rows = reads.tokens // reads.sequence
+    return Batch(**pack(parts, reads.sequence, rows, reads.first_sequence, shards, places))
 
 
 def held_out_batches(shards: Shards, sequence: int, rows: int, tokens: int) -> Iterator[Batch]:

@@ -1,19 +1,32 @@
-"""What a source offers: files of text, the documents they are cut into, and what was passed over. Standard library only.
+"""What a source offers: files of text, the documents they are cut into, and what was passed over. NumPy only.
 
 A *document* is a stretch of one file's text that is learned as a whole: attention never leaves it, and it is held out or
-trained on as a whole. Most files are one document; see `sources.text.piece_size` for the ones that are cut.
+trained on as a whole. Most text files are one document (see `sources.text.piece_size` for the ones that are cut); of a file
+of records every record is one, and a pair of answers is two.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+Spot = Callable[[str, str], None]  # told of each record that cannot be used: where it is, and why, without a subject
+
+
+class Unreadable(Exception):
+    """A file that cannot be read after all; the message is a sentence without its subject."""
+
+
+class Bad(Exception):
+    """A record that cannot be used; the message is a sentence without its subject."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +36,42 @@ class File:
     path: Path
     name: str  # relative to the source, with "/" between folders; printable
     size: int  # bytes on disk
+    kind: str = "text"  # how it is read: a module of `sources`
+    url: str = ""  # its address, where it lies in an object store or on the Hub
+    stamp: str = ""  # of a file with an address: changes when the file does
+    field: str = ""  # the field of its records that is read; "" = the one that is found
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What was said by turns: tables with "role" and "content", and what else the record gave them."""
+
+    messages: tuple[dict[str, Any], ...]
+    counted: bool = True  # False: the rejected answer of a pair, kept and not learned from
+    tools: tuple[Any, ...] = ()
+
+
+class Piece(NamedTuple):
+    """A document. Of a text file: bytes `begin` to `end` of the unpacked bytes, a byte-order mark left out.
+
+    Of records, `begin` and `end` are the bytes of its line, or its number and the next one. `text` is what its hash is made of:
+    UTF-8 text, a chat as JSON, or ids as bytes.
+    """
+
+    begin: int
+    end: int
+    text: bytes
+    which: int = 0  # 1: the second document of its record
+    chat: Chat | None = None
+    ids: Any = None  # token ids [n], where somebody has tokenized it
+    pair: int = -1  # shared by the two answers of a pair
+
+    @property
+    def size(self) -> int:
+        """UTF-8 bytes of its text; of ids an estimate."""
+        if self.chat is None:
+            return len(self.text) if self.ids is None else 4 * len(self.ids)
+        return sum(len(str(message["content"]).encode("utf-8", "replace")) for message in self.chat.messages)
 
 
 @dataclass
@@ -39,6 +88,7 @@ class Source:
     unread: list[str] = field(
         default_factory=list
     )  # a sentence for each file that looked like text and could not be read
+    notes: list[str] = field(default_factory=list)  # what else there is to say, a sentence each
 
 
 def digest(text: bytes) -> int:

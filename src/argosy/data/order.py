@@ -1,10 +1,11 @@
 """Which tokens step n reads, found without replaying the steps before: a pure function of (seed, ledger, n). NumPy only.
 
-An epoch is all training documents once, end to end in an order of its own. Read front to back, one long file would fill
-many steps, and the loss would follow the files; so an epoch is cut into lanes of equal length, and the sequences of a step
-come from lanes far apart, one after the other in turn. Where the ledger changes `batch.tokens`, later steps go on where
-the earlier ones ended; where it changes `batch.sequence`, every lane goes on where it stood: an epoch is read to its last
-token before the next begins, and nothing is dropped or repeated by a change or a restart.
+An epoch of a source is all its training documents once, end to end in an order of its own. Read front to back, one long file
+would fill many steps, and the loss would follow the files; so an epoch is cut into lanes of equal length, and the sequences of
+a step come from lanes far apart, one after the other in turn. Where the ledger changes `batch.tokens` or the mix, later steps
+go on where the earlier ones ended; where it changes `batch.sequence`, every lane goes on where it stood: an epoch is read to its
+last token before the next begins, and nothing is dropped or repeated by a change or a restart. `mix` says which source gives
+which sequence; with `batch.packing = "best-fit"` it is `bins` that says what is in it.
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy import random
-from argosy.data.shards import Shards
+from argosy.data import bins, mix
+from argosy.data.mix import SIZES, Stretch
+from argosy.data.shards import Part, Shards
 from argosy.errors import Refused
+from argosy.job.schema import BatchSection
 from argosy.run.ledger import Entry, Ledger
 
-KEYS = ("batch.sequence", "batch.tokens")
+KEYS = (*SIZES, mix.KEY)
+MIX = mix.KEY
+PACKING = "batch.packing"
 ORDER = 2  # the number of the rule below, "data.order" in a run's ledger; 1 read every epoch front to back
 LANES = 256  # at most: more would mix no better, and every border of a lane cuts a document
 ROWS = 32  # sequences in a lane at least: at a lane's end a sequence is put together from the ends of several lanes
@@ -60,15 +66,15 @@ def read_at(step: int, ledger: Ledger) -> Read:
     """What `step` (counted from 1) reads: a sum over the ledger's changes, however many steps lie before. Pure."""
     if step < 1:
         raise ValueError(f"steps are counted from 1, not {step}")
-    bounds = [at for at in ledger.changes(KEYS) if at <= step]
+    bounds = [at for at in ledger.changes(SIZES) if at <= step]
     token = sequence = 0
     for begin, end in zip(bounds, [*bounds[1:], step], strict=True):
         begin = max(1, begin)  # entry 0 is the start
         if end > begin:
-            length, tokens = _sizes(begin, ledger)
+            length, tokens = mix.sizes_at(begin, ledger)
             token += (end - begin) * tokens
             sequence += (end - begin) * (tokens // length)
-    length, tokens = _sizes(step, ledger)
+    length, tokens = mix.sizes_at(step, ledger)
     return Read(token, sequence, tokens, length)
 
 
@@ -93,7 +99,7 @@ def refuse_backdated(folder: Path, entries: Sequence[Entry], step: int) -> None:
     Over several nodes a checkpoint may be committed after a change was dated by the one before.
     """
     for entry in entries:
-        if entry.key in KEYS and entry.from_step <= step:
+        if entry.key in KEYS and 0 < entry.from_step <= step:  # 0: what the run began with, said belatedly
             raise Refused(
                 f"{entry.key} was changed from step {entry.from_step:,} on, but the run is at step {step:,} without it.",
                 where=str(folder / "ledger.jsonl"),
@@ -101,27 +107,16 @@ def refuse_backdated(folder: Path, entries: Sequence[Entry], step: int) -> None:
             )
 
 
-def _sizes(step: int, ledger: Ledger) -> tuple[int, int]:
-    length, tokens = (ledger.at(step, key) for key in KEYS)
-    if not isinstance(length, int) or not isinstance(tokens, int) or length < 1 or tokens < 1 or tokens % length:
-        raise Refused(
-            "batch.tokens must be a multiple of batch.sequence.", where=f"step {step}", found=f"{tokens} and {length}"
-        )
-    return length, tokens
-
-
-def epoch(seed: int, number: int, shards: Shards) -> Epoch:
-    """The order of epoch `number` (from 0): training documents by the counter generator's bits. Pure, and remembered."""
-    known: Epoch | None = shards.epochs.get((seed, number))
+def epoch(seed: int, number: int, part: Part, shards: Shards) -> Epoch:
+    """The order of a source's epoch `number` (from 0): by the counter generator's bits. Pure, and remembered."""
+    known: Epoch | None = part.orders.get((seed, number, "epoch"))
     if known is None:
         stream = random.key(seed, "data.order", number)
-        ranks = random.bits(stream, shards.train_documents)
-        documents = shards.train_documents[np.argsort(ranks, kind="stable")]
+        ranks = random.bits(stream, part.train_documents - part.first)
+        documents = part.train_documents[np.argsort(ranks, kind="stable")]
         starts = np.concatenate([[0], np.cumsum(shards.lengths[documents])])
         known = Epoch(documents, starts)
-        for old in list(shards.epochs)[: max(0, len(shards.epochs) + 1 - KEPT)]:
-            shards.epochs.pop(old, None)
-        shards.epochs[seed, number] = known
+        bins.remember(part, (seed, number, "epoch"), known, KEPT)
     return known
 
 
@@ -195,23 +190,88 @@ def spans_at(step: int, seed: int, ledger: Ledger, shards: Shards) -> Iterator[S
 
     Refused for a run that was begun with another rule (`known`).
     """
+    for row in rows_at(step, seed, ledger, shards):
+        yield from row
+
+
+def rows_at(step: int, seed: int, ledger: Ledger, shards: Shards) -> list[list[Span]]:
+    """The same for each sequence: what is in it from its first place on; behind its last stretch is padding. Pure."""
     known(ledger)
-    reads = read_at(step, ledger)
-    token, stop, total = reads.first_token, reads.first_token + reads.tokens, shards.train_tokens
+    deal = mix.dealt(step, ledger, shards)
+    fitted = packing(ledger) == "best-fit"
+    found: list[list[Span]] = [[] for _ in range(deal.rows)]
+    for digest, before, places in deal.sources:
+        part = shards.known(digest)
+        if fitted:
+            now = bins.place(before, deal.sequence, seed, part, shards)
+            rows = [
+                [Span(number, *stretch) for stretch in stretches]
+                for number, stretches in bins.given(now, len(places), seed, part, shards)
+            ]
+        else:
+            rows = _in_turn(before, deal.sequence, len(places), seed, part, shards)
+        for place, row in zip(places.tolist(), rows, strict=True):
+            found[place] = row
+    return found
+
+
+def packing(ledger: Ledger) -> str:
+    """How documents fill sequences in this run: "greedy" or "best-fit". It cannot change on the way."""
+    return str(next((entry.new for entry in ledger.entries if entry.key == PACKING), "greedy"))
+
+
+def ramp(batch: BatchSection) -> list[tuple[int, int]]:
+    """(first step, tokens of a step) of each size that the batch grows through; one alone where it does not. Pure."""
+    found, grows = [], batch.ramp
+    step, read, size = 1, 0, batch.tokens if grows is None else grows.start
+    while grows is not None and size < batch.tokens:
+        found.append((step, size))
+        until = grows.tokens * len(found) * grows.by // (batch.tokens - grows.start)
+        steps = max(1, -(-(until - read) // size))
+        step, read, size = step + steps, read + steps * size, size + grows.by
+    return [*found, (step, batch.tokens)]
+
+
+def _in_turn(
+    before: list[Stretch], sequence: int, count: int, seed: int, part: Part, shards: Shards
+) -> list[list[Span]]:
+    """The next `count` sequences of a source that gave `before`, filled to the last token from its lanes."""
+    token = first = sum(stretch.sequence * stretch.count for stretch in before)
+    stop, total = token + count * sequence, part.train_tokens
+    rows: list[list[Span]] = [[] for _ in range(count)]
+    begins, at = [], 0
+    for stretch in before:
+        begins.append((at, stretch.sequence))
+        at += stretch.sequence * stretch.count
+    if not begins or begins[-1][1] != sequence:
+        begins.append((first, sequence))
     while token < stop:
         number = token // total
-        left, first = _lanes_at(token, step, number * total, total, ledger)
-        count = min(stop, (number + 1) * total) - token
-        for begin, end in left.turns(token - first, count):
-            yield from spans(number * total + begin, end - begin, seed, shards)
-        token += count
+        left, since = _lanes_at(token, begins, number * total, total)
+        end = min(stop, (number + 1) * total)
+        at = token
+        for low, high in left.turns(token - since, end - token):
+            for span in spans(number * total + low, high - low, seed, part, shards):
+                at = _fill(rows, span, at - first, sequence) + first
+        token = end
+    return rows
 
 
-def _lanes_at(token: int, step: int, start: int, total: int, ledger: Ledger) -> tuple[Lanes, int]:
-    """The lanes in force at `token` of the run, in the epoch that begins at `start`, and the token they are counted from."""
-    changes = [max(1, at) for at in ledger.changes(KEYS[:1]) if at <= step]
-    begins = [(read_at(at, ledger).first_token, _sizes(at, ledger)[0]) for at in changes]
-    begins = [entry for entry, before in zip(begins, [(0, 0), *begins], strict=False) if entry[1] != before[1]]
+def _fill(rows: list[list[Span]], span: Span, at: int, sequence: int) -> int:
+    """Put `span` into the rows from place `at` on, cut where a row ends; gives the place behind it."""
+    begin = span.begin
+    while begin < span.end:
+        end = min(span.end, begin + sequence - at % sequence)
+        rows[at // sequence].append(Span(span.epoch, span.document, begin, end))
+        at, begin = at + end - begin, end
+    return at
+
+
+def _lanes_at(token: int, begins: list[tuple[int, int]], start: int, total: int) -> tuple[Lanes, int]:
+    """The lanes in force at `token` of a source, in its epoch that begins at `start`, and the token they are counted from.
+
+    begins: (token, length of a sequence) of each change of the length, the first at 0.
+    """
     since, sequence = [at for at in begins if at[0] <= start][-1]
     skipped = (start - since) % sequence
     found, first = lanes(total, sequence, skipped), start - skipped
@@ -221,12 +281,12 @@ def _lanes_at(token: int, step: int, start: int, total: int, ledger: Ledger) -> 
     return found, first
 
 
-def spans(first: int, count: int, seed: int, shards: Shards) -> Iterator[Span]:
-    """Tokens [first, first + count) of all epochs end to end, as stretches of documents. Pure; O(log documents + spans)."""
-    size = shards.train_tokens
+def spans(first: int, count: int, seed: int, part: Part, shards: Shards) -> Iterator[Span]:
+    """Tokens [first, first + count) of a source's epochs end to end, as stretches of documents. Pure; O(log documents + spans)."""
+    size = part.train_tokens
     while count > 0:
         number, at = divmod(first, size)
-        order = epoch(seed, number, shards)
+        order = epoch(seed, number, part, shards)
         stop = min(at + count, size)
         low = int(np.searchsorted(order.starts, at, side="right")) - 1
         high = int(np.searchsorted(order.starts, stop, side="left"))

@@ -13,9 +13,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from argosy.data.encode import Plan, answer
+from argosy.data.encode import Encoder, Plan, answer
 from argosy.data.scan import Progress
-from argosy.data.tokenizer import Tokenizer
 from argosy.errors import MACHINE, Refused
 
 FEW = 2  # parts up to which starting processes costs more than it saves
@@ -28,7 +27,7 @@ class _Pool:
     def __init__(self, folder: Path, plan: Plan, missing: list[int], progress: Progress):
         self.folder, self.plan, self.progress = folder, plan, progress
         self.waiting = list(reversed(missing))
-        self.sizes = {part: _size(plan, part) for part in range(len(plan.parts))}
+        self.sizes = {part: plan.size(part) for part in range(len(plan.parts))}
         self.total = sum(self.sizes.values())
         self.done = self.total - sum(self.sizes[part] for part in missing)
         self.lock = threading.Lock()
@@ -107,14 +106,14 @@ class _Pool:
 
 
 def encode_all(
-    folder: Path, plan: Plan, missing: list[int], tokenizer: Tokenizer, workers: int, progress: Progress
+    folder: Path, plan: Plan, missing: list[int], encoder: Encoder, workers: int, progress: Progress
 ) -> None:
     """Make the shards of the parts `missing` in `folder`. Raises Refused and OSError; finished shards stay."""
     pool = _Pool(folder, plan, missing, progress)
     progress("tokens", pool.done, pool.total)
     if workers < 2 or len(missing) <= FEW:
         for part in missing:
-            pool.finished(answer(folder, plan, part, tokenizer))
+            pool.finished(answer(folder, plan, part, encoder))
         return
     threads = [threading.Thread(target=pool.keep_one_busy) for _ in range(min(workers, len(missing)))]
     try:
@@ -137,11 +136,6 @@ def encode_all(
         pool.close()
     if pool.failure is not None:
         raise pool.failure
-
-
-def _size(plan: Plan, part: int) -> int:
-    first, last = plan.parts[part]
-    return int((plan.documents["end"][first:last] - plan.documents["begin"][first:last]).sum())
 
 
 def _ask(child: subprocess.Popen[str], part: int) -> dict[str, Any] | None:

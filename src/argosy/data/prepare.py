@@ -2,199 +2,309 @@
 
 In goes the job's data section, out comes `Prepared`: a folder `CACHE/prepared/DIGEST` that never changes once it has this
 name. A preparation that was killed goes on where it was (finished parts stay in DIGEST.partial); two at once wait for each
-other; a full disk leaves what was there before.
+other; a full disk leaves what was there before. A mix is a folder that names those of its sources, which share a tokenizer.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from argosy.cluster import here
-from argosy.data import shards, tokenizer
-from argosy.data.document import Source, counts
-from argosy.data.encode import DOCUMENTS, PLAN, Plan, shard_name
-from argosy.data.pool import encode_all
-from argosy.data.scan import Progress, Scan, fingerprint, scan, texts
-from argosy.data.shard_file import REMEDY, ShardFile
+from argosy.data import chat, mix, shards, tokenized, tokenizer
+from argosy.data.chat import Template
+from argosy.data.document import Source
+from argosy.data.make import Recipe, make, text_of, trained, write
+from argosy.data.prepared import Prepared, cache_folder, full, locate
+from argosy.data.scan import Progress, Scan, fingerprint, scan
 from argosy.data.sources import find
-from argosy.data.sources.text import READS, nothing, packed
-from argosy.errors import FULL, MACHINE, Refused
+from argosy.data.sources.text import nothing
+from argosy.errors import FULL, Refused
 from argosy.job import paths
 from argosy.job.schema import DataSection, Trained
-from argosy.plan.prepared import PreparedFacts
-from argosy.quantities import bytes_text, count_text
 
-SMALLEST_PART, LARGEST_PART = 1024 * 1024, 64 * 1024 * 1024  # bytes of text
-LEARNED_FROM = 256 * 1024 * 1024  # a tokenizer is trained on about so many bytes at most
-RULES = f"argosy {shards.FORMAT}"  # names everything in the code that decides what a folder holds
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A prepared folder and what is said about it."""
-
-    folder: Path
-    facts: PreparedFacts
-    source: str
-    version: str  # "CPython 3.11.7"; "" for one's own text
-    license: str  # "" = not known by the source itself
-    files: int
-    bytes: int
-    digest: str
-    tokenizer_name: str  # "BPE 2048", "bytes", "tokenizer.json"
-    notes: tuple[str, ...]  # what was passed over, a sentence each
-
-    @property
-    def tokenizer(self) -> Path:
-        """The tokenizer's file."""
-        return self.folder / tokenizer.FILE
-
-    @property
-    def summary(self) -> str:
-        """One line for the screen."""
-        of = f" of {self.version}" if self.version else ""
-        return (
-            f"{self.source}: {self.files:,} file{'s' * (self.files != 1)}{of}, {bytes_text(self.bytes)} → "
-            f"{count_text(self.facts.tokens)} tokens, {self.tokenizer_name}, {self.facts.bytes_per_token:.1f} bytes/token"
-        )
-
-    @staticmethod
-    def open(folder: Path) -> Prepared:
-        """The prepared text in `folder`. Refused when there is none."""
-        told = shards.read_facts(folder)
-        try:
-            facts = PreparedFacts(
-                vocabulary=int(told["vocabulary"]),
-                tokens=int(told["tokens"]),
-                documents=int(told["documents"]),
-                held_out_documents=int(told["held_out_documents"]),
-                bytes_per_token=float(told["bytes_per_token"]),
-            )
-            return Prepared(
-                folder=folder,
-                facts=facts,
-                source=str(told["source"]),
-                version=str(told["source_version"]),
-                license=str(told["license"]),
-                files=int(told["files"]),
-                bytes=int(told["bytes"]),
-                digest=str(told["digest"]),
-                tokenizer_name=str(told["tokenizer"]),
-                notes=tuple(map(str, told["notes"])),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise Refused("this is damaged.", where=str(folder / shards.FACTS), do=REMEDY) from error
-
-
-def cache_folder(section: DataSection, base: Path) -> Path:
-    """Where prepared text is kept: `data.cache`, else $ARGOSY_CACHE, else ~/.cache/argosy."""
-    return base / paths.expand(section.cache) if section.cache else here.cache_folder()
-
-
-def locate(folder: Path, cache: Path) -> Path:
-    """The prepared folder `folder`, or the one of its name in `cache` where the cache has moved. Refused when neither is."""
-    for place in (folder, cache / "prepared" / folder.name):
-        if (place / shards.FACTS).is_file():
-            return place
-    raise Refused(
-        "the prepared text of this run is gone.",
-        where=str(folder),
-        found=f"nothing there and nothing named {folder.name} in {cache / 'prepared'}",
-        do="Start the run again: it is prepared anew.",
-    )
+__all__ = ["Prepared", "cache_folder", "changed", "found", "full", "joined", "licences", "locate", "mixture", "prepare"]
+__all__ += ["sources_of", "with_earlier"]
+RULES = "argosy 1"  # names everything in the code that decides what a folder of one source holds
 
 
 def prepare(
-    section: DataSection, *, base: Path, cache: Path, progress: Progress | None = None, workers: int = 1
+    section: DataSection,
+    *,
+    base: Path,
+    cache: Path,
+    progress: Progress | None = None,
+    workers: int = 1,
+    strict: bool = False,
 ) -> Prepared:
     """The prepared text of `section`, made now unless it is in `cache`. Paths of the job are seen from `base`.
 
-    `progress(what, done, total)` hears how far it is, `workers` processes encode. Refused for every kind of bad input
-    (code 2) and for a disk that fills up on the way (code 4).
+    `progress(what, done, total)` hears how far it is, `workers` processes encode. strict: the first record that cannot be used
+    is refused. Refused for every kind of bad input (code 2) and for a disk that fills up on the way (code 4).
     """
-    progress = progress or (lambda what, done, total: None)
-    source = find(section.source, base)
-    if not source.files:
-        raise nothing(source)
-    key, content = _key(section, base)
-    home = cache / "prepared"
+    asked = _Asked(section, base, cache / "prepared", progress or (lambda what, done, total: None), workers, strict)
+    sources = found(section, base)
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # a new one: what was read is nobody else's business
-        home.mkdir(exist_ok=True)
-        seen = home / f"{_hash(key, source.name, fingerprint(source))}.seen"
-        known = _known(home, seen)
-        if known is not None:
-            return known
-        if content is not None:
-            tokenizer.parse(content, f'data.tokenizer = "{section.tokenizer}"')  # refused before the text is read
-        found = scan(source, section.held_out, progress)
-        folder = home / _hash(key, source.name, found.digest)
-        with _locked(folder.with_suffix(".lock"), progress):
-            if not (folder / shards.FACTS).is_file():
-                _make(folder, found, section, content, progress, workers)
-        _write(seen, folder.name)
-        return Prepared.open(folder)
+        asked.home.mkdir(exist_ok=True)
+        return _mixed(asked, sources) if section.mix else _one(asked, sources[0])
     except OSError as error:
         if error.errno in FULL:
-            raise full(home) from error
+            raise full(asked.home) from error
         raise Refused(
             "prepared text cannot be kept there.",
-            where=str(error.filename or home),
+            where=str(error.filename or asked.home),
             found=error.strerror or str(error),
             do="Name a folder that can be written: --data.cache FOLDER.",
         ) from error
 
 
+def sources_of(section: DataSection) -> list[DataSection]:
+    """The section of each source: of a mix its entries, else itself."""
+    return [
+        section.model_copy(update={"mix": (), "source": one.source, "license": one.license, "field": one.field})
+        for one in section.mix
+    ] or [section]
+
+
+def licensed(section: DataSection, source: Source | Prepared) -> str:
+    """The licence of one source: what the job says, else what the source itself says, else "unknown"."""
+    return section.license if section.license != "unknown" else source.license or "unknown"
+
+
+def licences(section: DataSection, prepared: Prepared) -> str:
+    """The licence of the text of `section`; of a mix, that of each source."""
+    rows = mixture(section, prepared)
+    return "; ".join(f"{row['source']}: {row['license']}" for row in rows) if section.mix else str(rows[0]["license"])
+
+
+def found(section: DataSection, base: Path) -> list[Source]:
+    """The files of each source of `section`. Refused where there are none, or where a licence is not allowed."""
+    return [_found(one, base) for one in sources_of(section)]
+
+
+def _found(section: DataSection, base: Path) -> Source:
+    """The files of one source. Refused where there are none, or where its licence is not allowed."""
+    source = find(section.source, base, section.field or "")
+    if not source.files:
+        raise nothing(source)
+    terms = licensed(section, source)
+    if section.licences and terms.lower() not in {allowed.lower() for allowed in section.licences}:
+        raise Refused(
+            f"its licence is {terms}, which data.licences does not allow.",
+            where=source.where,
+            found=f"data.licences = {', '.join(section.licences)}",
+            do='Leave it out, or say its licence where you know it: data.license = "...".',
+        )
+    return source
+
+
+class _Asked:
+    """What one preparation was asked for. Refused where tokenizer or chat template cannot be read."""
+
+    def __init__(self, section: DataSection, base: Path, home: Path, progress: Progress, workers: int, strict: bool):
+        self.section, self.base, self.home = section, base, home
+        self.progress, self.workers, self.strict = progress, workers, strict
+        self._words, content, template = _tokenizer_key(section, base)
+        self.recipe = Recipe(section.tokenizer, content, template, section.held_out)
+
+    @property
+    def key(self) -> str:
+        """What names everything but the text in the cache."""
+        return _key(self.recipe, self._words)
+
+    def with_tokenizer(self, content: str) -> _Asked:
+        """The same with a tokenizer that was trained on all sources."""
+        made = _Asked(self.section, self.base, self.home, self.progress, self.workers, self.strict)
+        made.recipe = replace(self.recipe, content=content)
+        made._words = _content_words(content)
+        return made
+
+
+def _key(recipe: Recipe, words: str) -> str:
+    template = f"; template {_hash(recipe.template.content)}" if recipe.template.source else ""
+    return f"{RULES}; {words}; held out {recipe.held_out!r}{template}"
+
+
+def _one(asked: _Asked, source: Source, found: Scan | None = None) -> Prepared:
+    """The prepared text of one source; `found` where it was scanned already."""
+    home, recipe, progress = asked.home, asked.recipe, asked.progress
+    seen = home / f"{_hash(asked.key, source.name, fingerprint(source))}.seen"
+    known = _known(home, seen)
+    if known is not None:
+        return _strictly(asked, known)
+    marks: tuple[str, ...] = ()
+    if recipe.content is not None:  # refused before the text is read
+        marks = tokenizer.parse(recipe.content, f'data.tokenizer = "{asked.section.tokenizer}"').marks
+    tokens = None
+    if found is None and all(file.kind == "megatron" for file in source.files):
+        tokens = tokenized.look(source, recipe, progress)
+        found = tokens.found
+    elif found is None:
+        found = _scanned(asked, source, marks)
+    folder = home / _hash(asked.key, source.name, found.digest)
+    if recipe.content is not None:  # the same text and ids may have been made when the tokenizer was trained
+        folder = _alias(home, recipe.content, recipe, source.name, found, folder)
+    with _locked(folder.with_suffix(".lock"), progress):
+        if not (folder / shards.FACTS).is_file():
+            if tokens is not None:
+                tokenized.make(folder, tokens, recipe)
+            else:
+                make(folder, found, recipe, progress, asked.workers)
+    content = (folder / tokenizer.FILE).read_text(encoding="utf-8")
+    write(_alias_file(home, content, recipe, source.name, found), folder.name)
+    write(seen, folder.name)
+    return _strictly(asked, Prepared.open(folder))
+
+
+def _scanned(asked: _Asked, source: Source, marks: tuple[str, ...] = ()) -> Scan:
+    template, share = asked.recipe.template, asked.recipe.held_out
+    return scan(source, share, asked.progress, template=template, marks=marks, strict=asked.strict)
+
+
+def _strictly(asked: _Asked, prepared: Prepared) -> Prepared:
+    """`prepared`, unless it was made with records left out that must not be."""
+    if asked.strict and prepared.bad:
+        told = next(note for note in prepared.notes if "cannot be used" in note)
+        raise Refused(f"{told}.", where=prepared.source, do="Mend them, or leave --strict away.")
+    return prepared
+
+
+def _alias_file(home: Path, content: str, recipe: Recipe, name: str, found: Scan) -> Path:
+    return home / f"{_hash('same', _key(recipe, _content_words(content)), name, found.digest)}.same"
+
+
+def _alias(home: Path, content: str, recipe: Recipe, name: str, found: Scan, folder: Path) -> Path:
+    try:
+        other = home / _alias_file(home, content, recipe, name, found).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return folder
+    return other if (other / shards.FACTS).is_file() else folder
+
+
+def _mixed(asked: _Asked, sources: list[Source]) -> Prepared:
+    """The prepared text of a mix. A tokenizer is trained on all of its sources together."""
+    home = asked.home
+    seen = _mix_seen(asked, sources)
+    known = _known(home, seen)
+    if known is not None:
+        return _strictly(asked, known)
+    scans: list[Scan | None] = [None] * len(sources)
+    if asked.recipe.content is None:
+        assert isinstance(asked.section.tokenizer, Trained)
+        read = [_scanned(asked, source) for source in sources]
+        scans = list(read)
+        kept = home / f"{_hash('tokenizer', asked.key, *(found.digest for found in read))}.tokenizer"
+        if not kept.is_file():
+            write(kept, text_of(trained(read, asked.section.tokenizer, asked.progress)))
+        asked = asked.with_tokenizer(kept.read_text(encoding="utf-8"))
+    parts = [_one(asked, source, found) for source, found in zip(sources, scans, strict=True)]
+    made = joined(parts, home, asked.progress)
+    write(seen, made.folder.name)
+    return made
+
+
+def joined(parts: Sequence[Prepared], home: Path, progress: Progress) -> Prepared:
+    """The folder of a mix of `parts`, which all lie in `home` and share a tokenizer."""
+    names = list(dict.fromkeys(part.folder.name for part in parts))
+    if len(names) < len(parts):
+        twice = next(
+            part.source for part in parts if [other.folder.name for other in parts].count(part.folder.name) > 1
+        )
+        raise Refused(
+            "data.mix names the same text twice.", where=twice, do="Give it once, with the sum of the weights."
+        )
+    folder = home / _hash("mix", RULES, *names)
+    with _locked(folder.with_suffix(".lock"), progress):
+        if not (folder / shards.FACTS).is_file():
+            partial = folder.with_suffix(".partial")
+            partial.mkdir(exist_ok=True)
+            for name in (tokenizer.FILE, shards.TOKEN_BYTES, chat.FILE):
+                if (home / names[0] / name).is_file():
+                    shutil.copyfile(home / names[0] / name, partial / name)
+            write(partial / shards.FACTS, json.dumps({"version": shards.MIXED, "parts": names}) + "\n")
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
+    return Prepared.open(folder)
+
+
+def with_earlier(prepared: Prepared, digests: Sequence[str], progress: Progress) -> Prepared:
+    """`prepared` and the sources `digests` that its run read before: what a step of the past reads must stay known."""
+    home = prepared.folder.parent
+    own = list(prepared.parts or (prepared,))
+    missing = [name for name in digests if name not in {part.folder.name for part in own}]
+    if not missing:
+        return prepared
+    for name in missing:
+        if not (home / name / shards.FACTS).is_file():
+            raise Refused(
+                "what was prepared of a text that this run has read before is gone.",
+                where=str(home / name),
+                do="Restore it, or begin a new run: --run DIR.",
+            )
+    return joined([*own, *(Prepared.open(home / name) for name in missing)], home, progress)
+
+
 def changed(section: DataSection, base: Path, folder: Path) -> bool:
     """Whether the files of `section` are others than those that `folder` was made of; they are not read for it."""
     try:
-        source = find(section.source, base)
-        seen = folder.parent / f"{_hash(_key(section, base)[0], source.name, fingerprint(source))}.seen"
-        return seen.read_text(encoding="utf-8") != folder.name
+        asked = _Asked(section, base, folder.parent, lambda what, done, total: None, 1, False)
+        sources = [find(one.source, base, one.field or "") for one in sources_of(section)]
+        if section.mix:
+            seen = _mix_seen(asked, sources)
+        else:
+            seen = folder.parent / f"{_hash(asked.key, sources[0].name, fingerprint(sources[0]))}.seen"
+        made = folder.parent / seen.read_text(encoding="utf-8")
+        return not set(_names(made)) <= set(_names(folder))
     except (OSError, UnicodeDecodeError, Refused):
         return True
 
 
-def full(folder: Path) -> Refused:
-    """The error of a disk that filled up on the way."""
-    free = bytes_text(shutil.disk_usage(folder).free) if folder.exists() else "nothing"
-    return Refused(
-        "the disk is full: the text could not be prepared, everything that was ready before is still there.",
-        where=str(folder),
-        found=f"{free} free",
-        do="Free some space and start again, it goes on from here; or --data.cache FOLDER on another disk.",
-        code=MACHINE,
+def _names(folder: Path) -> list[str]:
+    """The sources of a prepared folder, by digest."""
+    return [str(name) for name in shards.read_facts(folder).get("parts", [folder.name])]
+
+
+def mixture(section: DataSection, prepared: Prepared) -> list[dict[str, object]]:
+    """What the ledger says of the sources of `section`, which were prepared as `prepared`, or are the first of its parts."""
+    asked = sources_of(section)
+    weights = [one.weight for one in section.mix] or [1.0]
+    parts = (prepared.parts or (prepared,))[: len(asked)]
+    return mix.rows(
+        [
+            (part.source, part.folder.name, weight, licensed(one, part))
+            for one, part, weight in zip(asked, parts, weights, strict=True)
+        ]
     )
 
 
-def _key(section: DataSection, base: Path) -> tuple[str, str | None]:
-    """What names everything but the text in the cache, and the content of the tokenizer's file (see below)."""
-    words, content = _tokenizer_key(section, base)
-    return f"{RULES}; {words}; held out {section.held_out!r}", content
+def _mix_seen(asked: _Asked, sources: list[Source]) -> Path:
+    words = [word for source in sources for word in (source.name, fingerprint(source))]
+    return asked.home / f"{_hash('mix', asked.key, *words)}.seen"
 
 
-def _tokenizer_key(section: DataSection, base: Path) -> tuple[str, str | None]:
-    """What names the tokenizer in the cache, and the content of its file where it is not trained here."""
+def _tokenizer_key(section: DataSection, base: Path) -> tuple[str, str | None, Template]:
+    """What names the tokenizer in the cache, the content of its file where it is not trained here, and its chat template."""
     spec = section.tokenizer
     if isinstance(spec, Trained):
-        return f"bpe {spec.vocabulary} tokenizers {version('tokenizers')}", None
+        return f"bpe {spec.vocabulary} tokenizers {version('tokenizers')}", None, Template()
     if spec == "bytes":
-        return "bytes", tokenizer.BYTES
+        return "bytes", tokenizer.BYTES, Template()
     path = base / paths.expand(spec)
-    content = tokenizer.read_file(path / tokenizer.FILE if path.is_dir() else path)
-    return f"{_hash(content)} tokenizers {version('tokenizers')}", content
+    file = path / tokenizer.FILE if path.is_dir() else path
+    content = tokenizer.read_file(file)
+    return _content_words(content), content, Template.of(file)
+
+
+def _content_words(content: str) -> str:
+    return "bytes" if content == tokenizer.BYTES else f"{_hash(content)} tokenizers {version('tokenizers')}"
 
 
 def _hash(*words: str) -> str:
@@ -219,149 +329,3 @@ def _locked(path: Path, progress: Progress) -> Iterator[None]:
             progress("waiting for another process that prepares the same text", 0, 1)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _write(path: Path, content: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.writing")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-
-
-def _make(
-    folder: Path, found: Scan, section: DataSection, content: str | None, progress: Progress, workers: int
-) -> None:
-    """Make `folder` under its partial name and rename it. Parts that an earlier attempt finished are taken as they are."""
-    partial = folder.with_suffix(".partial")
-    partial.mkdir(exist_ok=True)
-    for half in partial.glob("*.writing"):  # of a process that was killed; nobody else is here, the lock is held
-        half.unlink()
-    made = _make_tokenizer(partial, found, section, content, progress)
-    plan = Plan(found.source.files, found.documents, parts(found), found.piece)
-    missing = [part for part in range(len(plan.parts)) if not (partial / shard_name(part)).is_file()]
-    _refuse_too_small_disk(partial, plan, missing, made)
-    if missing:
-        plan.write(partial)
-        encode_all(partial, plan, missing, made, workers, progress)
-    (partial / shards.TOKEN_BYTES).write_bytes(made.bytes_of.astype("<i4").tobytes())
-    _write(
-        partial / shards.FACTS, json.dumps(_facts(partial, found, plan, section, made, folder.name), indent=1) + "\n"
-    )
-    for name in (PLAN, DOCUMENTS):
-        (partial / name).unlink(missing_ok=True)
-    if folder.exists():
-        shutil.rmtree(folder)  # without its facts: somebody removed a part of it
-    partial.rename(folder)
-
-
-def _make_tokenizer(
-    partial: Path, found: Scan, section: DataSection, content: str | None, progress: Progress
-) -> tokenizer.Tokenizer:
-    path = partial / tokenizer.FILE
-    if content is not None:
-        made = tokenizer.parse(content, str(section.tokenizer))
-    elif path.is_file():
-        return tokenizer.open_tokenizer(path)
-    else:
-        assert isinstance(section.tokenizer, Trained)
-        size = found.bytes
-        progress("training the tokenizer", 0, size)
-        # Held-out text stays unseen here too; of a large corpus a share chosen by hash is read.
-        share = (found.documents["hash"] % 4096) < 4096 * min(1.0, LEARNED_FROM / size)
-        chosen = (found.documents["held"] == 0) & share
-        made = tokenizer.parse(
-            tokenizer.train_bpe(texts(found, chosen), section.tokenizer.vocabulary), "the trained tokenizer"
-        )
-        progress("training the tokenizer", size, size)
-    _write(path, made.content if isinstance(made, tokenizer.Pieces) else tokenizer.BYTES)
-    return made
-
-
-def parts(found: Scan) -> list[tuple[int, int]]:
-    """Documents grouped into shards: a function of the text alone, so that any number of workers makes the same files."""
-    sizes = (found.documents["end"] - found.documents["begin"]).astype(np.int64)
-    limit = min(LARGEST_PART, max(SMALLEST_PART, int(sizes.sum()) // 64))
-    whole = [
-        packed(file.path) for file in found.source.files
-    ]  # reading on in its middle means unpacking from its beginning
-    made, first, size = [], 0, 0
-    for number, (length, file) in enumerate(zip(sizes.tolist(), found.documents["file"].tolist(), strict=True)):
-        middle = whole[file] and number > first and found.documents["file"][number - 1] == file
-        if size and size + length > (LARGEST_PART if middle else limit):
-            made.append((first, number))
-            first, size = number, 0
-        size += length
-    return [*made, (first, len(sizes))]
-
-
-def _refuse_too_small_disk(partial: Path, plan: Plan, missing: list[int], made: tokenizer.Tokenizer) -> None:
-    text = sum(
-        int((plan.documents["end"][first:last] - plan.documents["begin"][first:last]).sum())
-        for first, last in (plan.parts[part] for part in missing)
-    )
-    tokens = (
-        text if isinstance(made, tokenizer.Bytes) else text // 2
-    )  # two bytes a token is what the poorest BPE reaches
-    need = tokens * (2 if made.vocabulary <= 2**16 else 4) + 32 * len(plan.documents)
-    free = shutil.disk_usage(partial).free
-    if need > free:
-        raise Refused(
-            "not enough disk for the prepared text.",
-            where=str(partial.parent),
-            found=f"{bytes_text(free)} free where about {bytes_text(need)} are needed",
-            do="Free some space, or --data.cache FOLDER on another disk.",
-        )
-
-
-def _facts(
-    partial: Path, found: Scan, plan: Plan, section: DataSection, made: tokenizer.Tokenizer, digest: str
-) -> dict[str, Any]:
-    files = [ShardFile(partial / shard_name(part)) for part in range(len(plan.parts))]
-    held = sum(int(np.diff(file.boundaries)[file.documents["held"] == 1].sum()) for file in files)
-    tokens = sum(file.tokens for file in files)
-    spec = section.tokenizer
-    return {
-        "version": shards.FORMAT,
-        "digest": digest,
-        "source": found.source.name,
-        "source_version": found.source.version,
-        "license": found.source.license,
-        "files": len(np.unique(found.documents["file"])),
-        "bytes": found.bytes,
-        "vocabulary": made.vocabulary,
-        "tokens": tokens - held,
-        "documents": int((found.documents["held"] == 0).sum()),
-        "held_out_documents": int((found.documents["held"] == 1).sum()),
-        "held_out_tokens": held,
-        "bytes_per_token": found.bytes / tokens,
-        "tokenizer": f"BPE {made.vocabulary}" if isinstance(spec, Trained) else Path(spec).name,
-        "notes": [*notes(found.source), *copied(found, section.held_out)],
-        "shards": [file.path.name for file in files],
-    }
-
-
-def notes(source: Source) -> list[str]:
-    """What was passed over, by its suffix or although it looked like text."""
-    found = []
-    if source.passed_over:
-        found.append(f"not read in {source.name}: {counts(source.passed_over)}. {READS}")
-    if source.runs:
-        found.append(f"run folders of Argosy in {source.name}: {source.runs:,} passed over")
-    if source.unread:
-        more = f", and {len(source.unread) - 1} more files" if len(source.unread) > 1 else ""
-        found.append(f"{source.unread[0]}{more}: passed over")
-    return found
-
-
-def copied(found: Scan, share: float) -> list[str]:
-    """What copies do to the share that is held out, where it is far from the asked one."""
-    held, whole = int(found.documents["held"].sum()), len(found.documents)
-    copies = whole - len(np.unique(found.documents["hash"]))
-    if not copies or held <= max(1.0, 2 * share * whole):
-        return []
-    return [
-        f"the text repeats itself: {copies:,} of {whole:,} documents are copies of others; copies stay together, and so "
-        f"{held / whole:.0%} are held out, not {share:.0%}"
-    ]

@@ -38,7 +38,10 @@ VERSION = 1
 HEADER = 512
 BLOCK = 1024 * 1024
 SECTIONS = ("boundaries", "documents", "names", "mask", "kinds", "pairs", "tokens", "checksums")
-DOCUMENT = np.dtype([("file", "<u4"), ("held", "<u4"), ("begin", "<u8"), ("end", "<u8"), ("hash", "<u8")])
+# `which` is 1 for the second document of a record; where it is none, `held` and it are what was one u4 at first.
+DOCUMENT = np.dtype(
+    [("file", "<u4"), ("held", "<u2"), ("which", "<u2"), ("begin", "<u8"), ("end", "<u8"), ("hash", "<u8")]
+)
 _FIXED = struct.Struct("<8sIIQQQ")  # magic, version, bytes per token, documents, tokens, block size
 _TABLE = struct.Struct(f"<{2 * len(SECTIONS)}Q")
 

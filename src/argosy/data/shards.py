@@ -6,18 +6,40 @@ In goes the folder that `prepare` made, out come documents' tokens and where the
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from argosy.data.borrowed import SUFFIX, BorrowedFile
 from argosy.data.shard_file import REMEDY, ShardFile
 from argosy.errors import Refused
 
 FACTS = "prepared.json"  # what a folder holds; written last
 TOKEN_BYTES = "token-bytes.bin"  # i32 [vocabulary]: UTF-8 bytes each id stands for
 FORMAT = 1
+MIXED = 2  # a folder that names those of several sources
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source: its documents within all that are open, and those that it trains on, in the order of its files."""
+
+    digest: str
+    source: str
+    license: str
+    first: int  # number of its first document
+    documents: int
+    train_documents: NDArray[np.int64]  # numbered over all sources
+    train_tokens: int  # one epoch of it
+    orders: dict[Any, Any] = field(default_factory=dict)  # the last orders that were made; see order.epoch and bins
+
+
+def open_shard(path: Path) -> ShardFile | BorrowedFile:
+    """One file of a prepared folder. Refused where it is damaged."""
+    return BorrowedFile(path) if path.suffix == SUFFIX else ShardFile(path)
 
 
 class Shards:
@@ -28,27 +50,59 @@ class Shards:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        facts = read_facts(folder)
-        self.source = str(facts["source"])
-        self.vocabulary = int(facts["vocabulary"])
-        self.digest = str(facts["digest"])
-        self.files = [ShardFile(folder / name) for name in facts["shards"]]
+        told = read_facts(folder)
+        places = [folder.parent / name for name in told["parts"]] if "parts" in told else [folder]
+        self.facts = facts = [read_facts(place) for place in places]  # of each source
+        self.source = ", ".join(str(one["source"]) for one in facts)
+        self.vocabulary = int(facts[0]["vocabulary"])
+        self.digest = str(told["digest"]) if "digest" in told else folder.name
+        if any(int(one["vocabulary"]) != self.vocabulary for one in facts):
+            raise Refused("the sources of this mix have different tokenizers.", where=str(folder), do=REMEDY)
+        files = [[open_shard(place / name) for name in one["shards"]] for place, one in zip(places, facts, strict=True)]
+        self.files = [file for some in files for file in some]
         self.first = np.cumsum(
             [0, *(len(file.documents) for file in self.files)]
         )  # number of each file's first document
         self.lengths: NDArray[np.int64] = np.concatenate([np.diff(file.boundaries) for file in self.files])
-        held: NDArray[np.bool_] = np.concatenate([file.documents["held"] for file in self.files]).astype(np.bool_)
+        self.held: NDArray[np.bool_] = np.concatenate([file.documents["held"] for file in self.files]).astype(np.bool_)
         hashes: NDArray[np.uint64] = np.concatenate([file.documents["hash"] for file in self.files])
-        self.train_documents: NDArray[np.int64] = np.flatnonzero(~held)
+        self.train_documents: NDArray[np.int64] = np.flatnonzero(~self.held)
         # By hash: so many of them are a fair sample of all, whatever the names of the files.
-        self.held_documents: NDArray[np.int64] = np.flatnonzero(held)[np.argsort(hashes[held], kind="stable")]
-        self.train_tokens = int(self.lengths[self.train_documents].sum())  # one epoch
+        held = np.flatnonzero(self.held)
+        self.held_documents: NDArray[np.int64] = held[np.argsort(hashes[self.held], kind="stable")]
+        self.train_tokens = int(self.lengths[self.train_documents].sum())  # one epoch of all
         if not len(self.train_documents) or not len(self.held_documents):
             raise Refused("no document is left to train on or to hold out.", where=str(folder), do=REMEDY)
         self.masked = any(file.has("mask") for file in self.files)
         self.has_kinds = any(file.has("kinds") for file in self.files)
-        self.epochs: dict[tuple[int, int], Any] = {}  # the last orders that were made; see order.epoch
+        self.parts = self._parts(facts, [sum(len(file.documents) for file in some) for some in files])
         self._bytes_of: NDArray[np.int64] | None = None
+
+    def _parts(self, facts: list[dict[str, Any]], counts: list[int]) -> list[Part]:
+        found, first = [], 0
+        for told, count in zip(facts, counts, strict=True):
+            mine = first + np.flatnonzero(~self.held[first : first + count])
+            tokens = int(self.lengths[mine].sum())
+            terms = str(told.get("license") or "")
+            found.append(Part(str(told["digest"]), str(told["source"]), terms, first, count, mine, tokens))
+            first += count
+        return found
+
+    def part_of(self, number: int) -> Part:
+        """The source of a document."""
+        return next(part for part in self.parts if number < part.first + part.documents)
+
+    def known(self, digest: str) -> Part:
+        """The source that was prepared under this digest. Refused where it is not among these."""
+        for part in self.parts:
+            if part.digest == digest:
+                return part
+        raise Refused(
+            "the prepared text does not hold a source that this run reads.",
+            where=str(self.folder),
+            found=f"no {digest} among {', '.join(part.digest for part in self.parts)}",
+            do="Start the run again: it is prepared anew.",
+        )
 
     @property
     def documents(self) -> int:
@@ -91,10 +145,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise Refused("this is damaged.", where=str(path), do="Remove its folder and start again.") from error
-    if not isinstance(facts, dict) or facts.get("version") != FORMAT:
+    if not isinstance(facts, dict) or facts.get("version") not in (FORMAT, MIXED):
         found = facts.get("version") if isinstance(facts, dict) else "no table"
-        raise Refused(f"this has format version {found}, this Argosy reads {FORMAT}.", where=str(path))
-    names = facts.get("shards")
+        raise Refused(f"this has format version {found}, this Argosy reads {FORMAT} and {MIXED}.", where=str(path))
+    names = facts.get("shards" if facts["version"] == FORMAT else "parts")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and "/" not in name for name in names):
         raise Refused("this is damaged: it names no shards.", where=str(path), do="Remove its folder and start again.")
     return facts

@@ -52,6 +52,15 @@ class Tokenizer(ABC):
         """The ids of each of `texts`."""
         return [np.array(self.encode(text), np.int32) for text in texts]
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The texts of the marks among the ids, as a chat template writes them."""
+        return ()
+
+    def encode_marked(self, text: str) -> list[int]:
+        """The ids of `text`, in which what looks like a mark is one."""
+        return self.encode(text)
+
 
 class Bytes(Tokenizer):
     """Ids 0 to 255 are the bytes of the UTF-8 text, 256 is the end mark."""
@@ -87,6 +96,7 @@ class Pieces(Tokenizer):
             end = END
             self._tokenizer.add_special_tokens([END])
         self._tokenizer.encode_special_tokens = True
+        self._marks = (*sorted(marks), *(() if end in marks else (end,)))
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary = max(vocabulary.values()) + 1
         if not 2 <= self.vocabulary <= MOST_IDS:
@@ -106,6 +116,20 @@ class Pieces(Tokenizer):
         """See Tokenizer."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """See Tokenizer."""
+        return self._marks
+
+    def encode_marked(self, text: str) -> list[int]:
+        """See Tokenizer."""
+        self._tokenizer.encode_special_tokens = False
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+            return ids
+        finally:
+            self._tokenizer.encode_special_tokens = True
 
     def decode(self, ids: Sequence[int]) -> str:
         """See Tokenizer."""

@@ -19,6 +19,7 @@ from argosy.job import leaves, presets
 from argosy.job.schema import BlockSection, Job, layers
 
 COMMAND_LINE = "command line"  # origin of what no file said
+MOST_SIZES = 1000  # that a batch may grow through
 _PRECISE = {"bfloat16": 0, "float32": 1, "float64": 2}
 
 
@@ -41,12 +42,13 @@ DEAD = (
     Dead(_MUON, "optim.name", _is("adamw")),
     Dead(("optim.decay",), "optim.schedule", _is("cosine", "constant")),
     Dead(("optim.final",), "optim.schedule", _is("constant")),
-    Dead(("model.rope_theta",), "model.positions", _is("learned")),
+    Dead(("model.rope_theta", "model.rope_scaling"), "model.positions", _is("learned")),
     Dead(("model.context",), "model.positions", _is("rotary")),
     Dead(("model.block.norm_bias",), "model.block.norm", _is("rms")),
     Dead(("faults.restarts",), "faults.recover", _is(False)),
     Dead(_SAMPLES, "observe.sample_every", _is("never")),
     Dead(("evaluate.tokens",), "evaluate.every", _is("never")),
+    Dead(("data.source", "data.license", "data.field"), "data.mix", bool),
 )
 
 
@@ -95,6 +97,8 @@ def check(job: Job, values: Mapping[str, Any], origins: Mapping[str, str]) -> No
                 )
     _numbers(job, origins)
     _batch(job, origins)
+    _ramp(job, origins)
+    _mix(job, origins)
     _shape(presets.filled(job.model), origins)
 
 
@@ -142,6 +146,47 @@ def _batch(job: Job, origins: Mapping[str, str]) -> None:
         )
 
 
+def _ramp(job: Job, origins: Mapping[str, str]) -> None:
+    """Refused where the batch cannot grow as it is said."""
+    batch, ramp = job.batch, job.batch.ramp
+    if ramp is None:
+        return
+    growth = batch.tokens - ramp.start
+    wrong = ""
+    if ramp.start % batch.sequence or ramp.by % batch.sequence:
+        wrong = f"start = {ramp.start} and by = {ramp.by} must be multiples of batch.sequence = {batch.sequence}"
+    elif growth <= 0:
+        wrong = f"it starts with {ramp.start}, which is not less than batch.tokens = {batch.tokens}"
+    elif growth // ramp.by > MOST_SIZES:
+        wrong = f"it grows in {growth // ramp.by} sizes, {MOST_SIZES} are taken"
+    elif growth % ramp.by:
+        wrong = f"by = {ramp.by} does not divide the growth from {ramp.start} to {batch.tokens}"
+    elif job.train.tokens and job.train.tokens < ramp.tokens:
+        wrong = f"it grows for {ramp.tokens} tokens, the run has {job.train.tokens}"
+    if wrong:
+        do = (
+            "Nearest: " + _nearest_ramp(batch.tokens, batch.sequence)
+            if not wrong.startswith("it grows")
+            else "Shorten it."
+        )
+        raise Refused(f"batch.ramp: {wrong}.", where=origins.get("batch.ramp", "default"), do=do)
+
+
+def _nearest_ramp(tokens: int, sequence: int) -> str:
+    return f"start = {sequence}, by = {sequence}." if tokens > sequence else "leave it out, a step is one sequence."
+
+
+def _mix(job: Job, origins: Mapping[str, str]) -> None:
+    """Refused where a mix sums to nothing or names a source twice."""
+    where = origins.get("data.mix", "default")
+    if job.data.mix and not sum(one.weight for one in job.data.mix):
+        raise Refused("the weights of data.mix sum to nothing.", where=where, do="Give one of them a weight above 0.")
+    names = [(one.source, one.field) for one in job.data.mix]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise Refused(f"data.mix names {twice[0]} twice.", where=where, do="Give it once, with the sum of the weights.")
+
+
 def _shape(model: Any, origins: Mapping[str, str]) -> None:
     """Refused where the numbers of the model do not divide."""
 
@@ -159,6 +204,13 @@ def _shape(model: Any, origins: Mapping[str, str]) -> None:
         )
     for block in layers(model):
         _heads(block, model.width, model.positions == "rotary", refuse)
+        if block.parallel and block.norm_placement not in (None, "pre"):
+            raise refuse(
+                "model.block.norm_placement",
+                f"the parallel block has one norm, before both parts; model.block.norm_placement = {block.norm_placement} "
+                "asks for another.",
+                'Use model.block.norm_placement="pre", or model.block.parallel=false.',
+            )
 
 
 def _heads(block: BlockSection, width: int, rotary: bool, refuse: Callable[[str, str, str], Refused]) -> None:

@@ -51,6 +51,7 @@ class Loaded:
     strict: bool = False  # refuse where asked and in force would differ
     values: dict[str, Any] = field(default_factory=dict)  # leaf key -> value as written
     notes: tuple[str, ...] = ()  # what was said that has no effect
+    shape: Mapping[str, Any] = field(default_factory=dict)  # dotted keys that the first weights say about the model
 
     @property
     def text(self) -> str:
@@ -309,7 +310,7 @@ def _join(levels: list[Level], chain: list[str], base: Path, strict: bool) -> Lo
 
 
 def _replaced(level: Level, below: Mapping[str, Any]) -> list[str]:
-    """Keys of lower levels that `level` makes void: another length, or the shape that its preset brings."""
+    """Keys of lower levels that `level` makes void: another length, or the shape that its preset or first weights bring."""
     said = [key for key in LENGTH if key in level.values]
     if len(said) > 1:
         raise Refused(
@@ -318,15 +319,20 @@ def _replaced(level: Level, below: Mapping[str, Any]) -> list[str]:
             do="Keep one of train.tokens, train.steps, train.time.",
         )
     void = [key for key in LENGTH if said and key in below and key not in level.values]
-    if "model.preset" in level.values:
+    started = level.values.get("model.init", "random") != "random"
+    if "model.preset" in level.values or started:
         void += [key for key in below if key.startswith("model.") and key not in level.values and key != "model.init"]
     if "data.source" in level.values and "data.license" in below and "data.license" not in level.values:
         void.append("data.license")  # it was the other text's
+    if "data.source" in level.values and "data.mix" in below and "data.mix" not in level.values:
+        void.append("data.mix")
     return void
 
 
 def _located(key: str, value: Any, level: Level) -> Any:
     """Path values seen from the folder of the file that said them."""
+    if key == "data.mix" and isinstance(value, list):
+        return [_entry(one, level) for one in value]
     extra = leaves.fields()[key].json_schema_extra
     word = extra.get("path") if isinstance(extra, dict) else None
     if word is None or not isinstance(value, str) or value == word:
@@ -335,6 +341,20 @@ def _located(key: str, value: Any, level: Level) -> Any:
         return paths.resolve(value, level.base)
     except Refused as error:
         raise Refused(f"{key}: {error.what}", where=level.origins[key], found=error.found, do=error.do) from None
+
+
+def _entry(value: Any, level: Level) -> Any:
+    """One table of data.mix, its source seen from the folder of the file that said it."""
+    if not isinstance(value, dict) or not isinstance(value.get("source"), str):
+        return value
+    return {
+        **value,
+        "source": _located(
+            "data.source",
+            value["source"],
+            Level(level.name, level.base, {}, {"data.source": level.origins.get("data.mix", level.name)}),
+        ),
+    }
 
 
 def _validated(values: dict[str, Any], origins: dict[str, str]) -> Job:

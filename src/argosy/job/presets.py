@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -33,13 +34,14 @@ def shape(name: str | None) -> dict[str, Any]:
     return known[name]
 
 
-def filled(model: ModelSection) -> ModelSection:
+def filled(model: ModelSection, given: Mapping[str, Any] | None = None) -> ModelSection:
     """`model` with its preset's values where it says none; heads and hidden sizes that follow from others are left None.
 
-    A preset's pattern goes when the model says its own; a model without a preset starts from the default one.
+    A preset's pattern goes when the model says its own; a model without a preset starts from what is `given` (dotted keys, of
+    the weights that it begins with), else from the default one.
     """
     said = {key: value for key, value in leaves.leaves_of(model, "model.").items() if value not in (None, ())}
-    merged = {**shape(model.preset), **said}
+    merged = {**(given or {}), **(shape(model.preset) if model.preset or not given else {}), **said}
     table = leaves.nested(merged)["model"]
     if "pattern" in table:
         table["pattern"] = tuple(

@@ -8,114 +8,60 @@ run rule compares it; `path` = the value is a path unless it is the word given t
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from argosy import quantities
+from argosy.job.kinds import (
+    Bandwidth,
+    Count,
+    Counted,
+    Every,
+    Recompute,
+    Seconds,
+    Section,
+    Share,
+    Size,
+    Tokens,
+    Type,
+    Whole,
+    none,
+)
 
 VERSION = 1
 
 
-def _seconds(value: object) -> float:
-    return value if isinstance(value, float) else quantities.seconds(value)
+class RopeScaling(Section):
+    """Rotary angles changed for sequences longer than those of an earlier training."""
 
+    kind: Literal["linear", "llama3", "yarn"]
+    """Position interpolation (Chen et al., 2023), Llama 3.1's bands of wavelengths, or YaRN (Peng et al., 2023)."""
+    factor: float = Field(ge=1, le=1e6)
+    """How many times longer."""
+    original: Whole | None = Field(None, ge=1)
+    """Longest sequence of the earlier training ("llama3" and "yarn")."""
+    low: float | None = Field(None, gt=0, le=1e6)
+    """Waves longer than original / low are stretched whole ("llama3"). Left out: 1."""
+    high: float | None = Field(None, gt=0, le=1e6)
+    """Waves shorter than original / high stay ("llama3"). Left out: 4."""
+    fast: float | None = Field(None, gt=0, le=1e6)
+    """Angles that turn more often than so within `original` stay ("yarn"). Left out: 32."""
+    slow: float | None = Field(None, gt=0, le=1e6)
+    """Angles that turn less often than so are stretched whole ("yarn"). Left out: 1."""
+    attention: float | None = Field(None, gt=0, le=1e6)
+    """Factor on cosines and sines ("yarn"). Left out: 0.1 ln(factor) + 1."""
 
-def _bandwidth(value: object) -> float:
-    return value if isinstance(value, float) else quantities.bandwidth(value)
-
-
-def _size(value: object) -> int:
-    # A size in force is written as a plain number of bytes; nobody means fewer than a page.
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 4096 else quantities.size(value)
-
-
-def _interval(value: object) -> object:
-    quantities.interval(value)
-    return value
-
-
-def _without_clock(value: object) -> object:
-    """An interval that every rank can count by itself: refuses one by the clock."""
-    found = _interval(value)
-    if quantities.interval(found).seconds is not None:
-        raise ValueError(
-            f'{value!r} goes by the clock, which only checkpoint.every can; write steps (200) or a share ("10%")'
-        )
-    return found
-
-
-def _whole(value: object) -> object:
-    """A whole number may be written 1e6, as a count may."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _none(value: object) -> object:
-    """TOML has no null: "none" says that a default is switched off."""
-    return None if value == "none" else value
-
-
-def _words(value: object) -> object:
-    """A word alone is a list of one; "none" an empty one."""
-    return () if value == "none" else (value,) if isinstance(value, str) else value
-
-
-def _auto(read: Any) -> Any:
-    """`read`, with "auto" and null let through."""
-    return lambda value: value if value is None or value == "auto" else read(value)
-
-
-def _spelling(description: str, *kinds: str) -> WithJsonSchema:
-    """What editors are told about a quantity: the kinds of TOML values it may be written as."""
-    return WithJsonSchema({"anyOf": [{"type": kind} for kind in kinds], "description": description})
-
-
-_COUNT = _spelling('A count: 4096 or "1.3M".', "integer", "number", "string")
-Whole: TypeAlias = Annotated[int, BeforeValidator(_whole), Field(le=10**9)]
-Count: TypeAlias = Annotated[int, BeforeValidator(quantities.count), Field(ge=1, le=10**15), _COUNT]
-Tokens: TypeAlias = Annotated[int, BeforeValidator(quantities.count), Field(ge=0, le=10**15), _COUNT]
-Size: TypeAlias = Annotated[
-    int,
-    BeforeValidator(_auto(_size)),
-    Field(gt=0, le=10**18),
-    _spelling('Bytes with their unit: "8 GiB".', "string", "integer"),
-]
-Share: TypeAlias = Annotated[
-    float, BeforeValidator(quantities.fraction), _spelling('A share: "2%" or 0.02.', "number", "string")
-]
-Seconds: TypeAlias = Annotated[
-    float,
-    BeforeValidator(_seconds),
-    Field(ge=0.001, le=quantities.AGES),
-    _spelling('A duration: "90 s".', "string", "number"),
-]
-Bandwidth: TypeAlias = Annotated[
-    float,
-    BeforeValidator(_bandwidth),
-    Field(gt=0, le=1e15),
-    _spelling('A bandwidth: "200 Gb/s" (bits) or "25 GB/s" (bytes).', "string", "number"),
-]
-Recompute: TypeAlias = Annotated[
-    tuple[Literal["block", "attention", "mlp", "norm"], ...],
-    BeforeValidator(_words),
-    _spelling('"none", "block" or a list of operators: "attention", "mlp", "norm".', "string", "array"),
-]
-Every: TypeAlias = Annotated[int | str, BeforeValidator(_interval)]  # read it with quantities.interval
-Counted: TypeAlias = Annotated[int | str, BeforeValidator(_without_clock)]  # the same, but not by the clock
-Type: TypeAlias = Literal["float64", "float32", "bfloat16"]
-
-
-class Section(BaseModel):
-    """A table of the job file: frozen, strict about unknown keys and types (true is no 1, "6" no 6); numbers are finite."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> RopeScaling:
+        own = {"linear": (), "llama3": ("original", "low", "high"), "yarn": ("original", "fast", "slow", "attention")}
+        for name, value in self:
+            if name not in ("kind", "factor", *own[self.kind]) and value is not None:
+                raise ValueError(f"{name} does nothing with kind = {self.kind}")
+        if own[self.kind] and self.original is None:
+            raise ValueError(f"kind = {self.kind} needs original, the longest sequence of the earlier training")
+        if (self.low or 1.0) >= (self.high or 4.0):
+            raise ValueError("low must be less than high")
+        return self
 
 
 class BlockSection(Section):
@@ -134,7 +80,9 @@ class BlockSection(Section):
     parallel: bool | None = None
     """MegaScale's parallel block, y = x + attention(norm x) + mlp(norm x), instead of one after the other."""
     norm: Literal["rms", "layer"] | None = None
-    """RMSNorm or LayerNorm, before each part."""
+    """RMSNorm or LayerNorm."""
+    norm_placement: Literal["pre", "post", "peri"] | None = None
+    """Where each part is normed: what it reads, what it adds to the stream, or both. The parallel block knows "pre" alone."""
     norm_epsilon: float | None = Field(None, gt=0, le=1)
     """Added to the variance before the root."""
     norm_bias: bool | None = None
@@ -149,6 +97,8 @@ class BlockSection(Section):
     """Biases of the feed-forward matrices."""
     window: Whole | None = Field(None, ge=0)
     """Sliding window: a token sees itself and so many - 1 before it. 0 = all before it."""
+    softcap: float | None = Field(None, ge=0, le=1e6)
+    """Attention scores become softcap x tanh(score / softcap); 0 leaves them. Such layers hold their scores whole."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Share of activations dropped after the attention and the feed-forward part while training."""
 
@@ -159,7 +109,7 @@ class ModelSection(Section):
     preset: str | None = Field(None, min_length=1)
     """A shape by name: `argosy job schema --presets` lists them."""
     init: str = Field("random", min_length=1, json_schema_extra={"path": "random"})
-    """First weights: "random", or a run folder of the same shape to start from its newest checkpoint."""
+    """First weights: "random", a run folder, a Hugging Face folder or hf://org/name@revision, which also give the shape."""
     layers: Whole | None = Field(None, ge=1, le=10_000)
     """Number of blocks."""
     width: Whole | None = Field(None, ge=1)
@@ -172,8 +122,14 @@ class ModelSection(Section):
     """Rows of the learned table. Left out: `batch.sequence`."""
     rope_theta: float | None = Field(None, gt=0, le=1e12)
     """Base of the rotary angles."""
+    rope_scaling: Literal["none"] | RopeScaling | None = None
+    """Rotary angles for longer sequences: { kind = "llama3", factor = 8.0, original = 8192 }, "linear" or "yarn"."""
     tied: bool | None = None
     """Whether the head uses the embedding's weights."""
+    softcap: float | None = Field(None, ge=0, le=1e6)
+    """The head's logits become softcap x tanh(logit / softcap); 0 leaves them."""
+    z_loss: float | None = Field(None, ge=0, le=1)
+    """Weight of the squared log of the softmax's sum, added to what is minimised, not to the loss that is shown."""
     block: BlockSection = BlockSection()
     """What every block has unless its place in the pattern says otherwise."""
     pattern: tuple[BlockSection, ...] = Field((), strict=False)
@@ -189,19 +145,50 @@ class Trained(Section):
     """Entries, the 256 bytes and the end-of-document mark among them."""
 
 
+class MixSection(Section):
+    """One source of several."""
+
+    source: str = Field(min_length=1)
+    """As `data.source`."""
+    weight: float = Field(1.0, ge=0, le=1e9)
+    """Its share of the sequences, in any unit: the weights are divided by their sum."""
+    license: str = "unknown"
+    """Licence of its text; left out: what the source itself says."""
+    field: str | None = Field(None, min_length=1)
+    """As `data.field`."""
+
+
 class DataSection(Section):
     """What is read."""
 
     source: str = Field("python", min_length=1, json_schema_extra={"path": "python"})
-    """A text file, a folder of text files, or "python": the standard library of the interpreter that runs."""
+    """A file, folder or pattern of text, JSONL, Parquet, MDS or Megatron's .bin/.idx; "hf://datasets/ORG/NAME", "s3://...";
+    or "python": the standard library of the interpreter that runs."""
+    mix: tuple[MixSection, ...] = Field((), strict=False)
+    """Several sources instead, each with `source`, `weight`, `license`, `field`: [[data.mix]]."""
+    field: str | None = Field(None, min_length=1)
+    """Field of JSONL, Parquet or MDS records that is read. Left out: what looks like a chat, a pair, or text."""
     tokenizer: Annotated[str, Field(min_length=1)] | Trained = Field("bytes", json_schema_extra={"path": "bytes"})
     """ "bytes", the path of a tokenizer.json, or { train = "bpe", vocabulary = 2048 }."""
     held_out: Share = 0.02
     """Share of the documents never trained on, chosen by their hash; always at least one, and at least one left."""
     license: str = "unknown"
-    """Licence of the text, shown in the report."""
+    """Licence of the text, shown in the report. Left out: what the source itself says."""
+    licences: tuple[str, ...] = Field((), strict=False, json_schema_extra={"change": "free"})
+    """Licences that may be read; every other one, and "unknown", is refused. Left out: all."""
     cache: str | None = Field(None, min_length=1, json_schema_extra={"change": "free", "path": ""})
     """Folder for prepared text. Left out: $ARGOSY_CACHE, else ~/.cache/argosy."""
+
+
+class RampSection(Section):
+    """A batch that grows: from `start` tokens a step by `by` up to `batch.tokens`, evenly over the first `tokens`."""
+
+    start: Count
+    """Tokens of the first steps; a multiple of `batch.sequence`."""
+    by: Count
+    """How much it grows each time; a multiple of `batch.sequence` that divides the whole growth."""
+    tokens: Count
+    """Tokens over which it grows."""
 
 
 class BatchSection(Section):
@@ -211,6 +198,10 @@ class BatchSection(Section):
     """Tokens per sequence; attention never crosses documents."""
     tokens: Count = 4096
     """Tokens per step over all workers; a multiple of `sequence`."""
+    packing: Literal["greedy", "best-fit"] = "greedy"
+    """Fill every sequence to its last token, cutting documents; or keep them whole where they fit, and pad the rest."""
+    ramp: RampSection | None = None
+    """{ start = 8192, by = 8192, tokens = "10M" }: fewer tokens a step at first. Left out: `tokens` from the first step on."""
     micro: Annotated[Whole, Field(ge=1)] | Literal["auto"] = Field("auto", json_schema_extra={"change": "free"})
     """Sequences that a worker computes at once; "auto" takes the largest that fits by prediction."""
 
@@ -259,7 +250,7 @@ class OptimSection(Section):
     """Decoupled weight decay of matrices, as a share of the learning rate."""
     clip: Annotated[
         Annotated[float, Field(gt=0, le=1e9)] | None,
-        BeforeValidator(_none),
+        BeforeValidator(none),
         WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1e9}, {"const": "none"}]}),
     ] = 1.0
     """Largest norm of the whole gradient; "none" does not clip."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from argosy.device.shards import local
-from argosy.job.schema import BlockSection, ModelSection, layers
+from argosy.job.schema import BlockSection, ModelSection, RopeScaling, layers
 from argosy.model import kernels
 from argosy.model.attention import attention
 from argosy.model.layers import (
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         self.heads = known(block.heads, "block.heads")
         self.groups = known(block.kv_heads, "block.kv_heads")
         self.size = known(block.head_size, "block.head_size")
-        self.window = known(block.window, "block.window")
+        self.window, self.softcap = known(block.window, "block.window"), block.softcap or 0.0
         self.kernel = "dense"  # Decoder.prepare chooses
         self.used: tuple[int, ...] = ()  # the key-value heads that this rank's queries use, where it holds more
         bias = known(block.qkv_bias, "block.qkv_bias")
@@ -70,26 +70,31 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if self.used:
             k, v = (torch.stack([x[:, :, head] for head in self.used], 2) for x in (k, v))
-        seen = attention(q, k, v, segments, self.window, self.kernel)
+        seen = attention(q, k, v, segments, self.window, self.kernel, self.softcap)
         return project(seen.flatten(-2), (self.output,))[0]
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each after a norm; or MegaScale's parallel block, both after one norm.
+    """Attention, then feed-forward, each with a norm; or MegaScale's parallel block, both after one norm.
 
-    Source of the parallel block: Jiang et al., "MegaScale", 2024, section 3.1: y = x + mlp(norm x) + attention(norm x).
+    A norm stands before its part, after it ("post", as in OLMo 2, 2024, section 3.2: x + norm(part x)), or at both places
+    ("peri": Kim et al., "Peri-LN", 2025). Source of the parallel block: Jiang et al., "MegaScale", 2024, section 3.1:
+    y = x + mlp(norm x) + attention(norm x).
     """
 
     def __init__(self, width: int, block: BlockSection):
         super().__init__()
         self.parallel = known(block.parallel, "block.parallel")
         self.dropout = known(block.dropout, "block.dropout")
-        self.attention_norm = norm_of(block, width)
+        # None in jobs in force of before there was a choice.
+        before, after = block.norm_placement != "post", block.norm_placement in ("post", "peri")
+        self.attention_norm = norm_of(block, width) if before else None
         self.attention = Attention(width, block)
-        if not self.parallel:
-            self.mlp_norm = norm_of(block, width)
+        self.attention_post_norm = norm_of(block, width) if after else None
+        self.mlp_norm = norm_of(block, width) if before and not self.parallel else None
         hidden, activation = known(block.hidden, "block.hidden"), known(block.activation, "block.activation")
         self.mlp = FeedForward(width, hidden, activation, known(block.mlp_bias, "block.mlp_bias"))
+        self.mlp_post_norm = norm_of(block, width) if after else None
         # Where ranks share a layer: from this rank's tokens to all of them, from shares of a sum to the sum for this rank's
         # tokens, and from all tokens to this rank's.
         self.whole, self.own, self.part = Joint(), Joint(), Joint()
@@ -103,15 +108,16 @@ class Block(nn.Module):
         """
         qkv, length = (self.attention.query, self.attention.key, self.attention.value), segments.shape[1]
         if self.parallel:  # dropped before the sum: the same elements in every share of it
-            q, k, v, *inner = project(self.whole(self.attention_norm(x), length), (*qkv, *self.mlp.inputs))
+            q, k, v, *inner = project(self.whole(normed(x, self.attention_norm), length), (*qkv, *self.mlp.inputs))
             seen = self._dropped(self.attention(q, k, v, segments, rotation), noise, 0)
             both: Tensor = self.own(seen + self._dropped(self.mlp(*inner), noise, 1), length)
             return x + both
         noise = None if noise is None else (self.part(noise[0], length), noise[1])
-        q, k, v = project(self.whole(self.attention_norm(x), length), qkv)
-        x = x + self._dropped(self.own(self.attention(q, k, v, segments, rotation), length), noise, 0)
-        made: Tensor = self.own(self.mlp(*project(self.whole(self.mlp_norm(x), length), self.mlp.inputs)), length)
-        return x + self._dropped(made, noise, 1)
+        q, k, v = project(self.whole(normed(x, self.attention_norm), length), qkv)
+        seen = self.own(self.attention(q, k, v, segments, rotation), length)
+        x = x + self._dropped(normed(seen, self.attention_post_norm), noise, 0)
+        made = self.own(self.mlp(*project(self.whole(normed(x, self.mlp_norm), length), self.mlp.inputs)), length)
+        return x + self._dropped(normed(made, self.mlp_post_norm), noise, 1)
 
     def _dropped(self, x: Tensor, noise: Noise | None, part: int) -> Tensor:
         return x if noise is None or not self.dropout else drop(x, (noise[0][..., part], noise[1]), self.dropout)
@@ -122,6 +128,12 @@ def here(module: Module | None) -> Module:
     if module is None:
         raise RuntimeError("another stage of the pipeline holds this part of the model")
     return module
+
+
+def normed(x: Tensor, norm: Norm | None) -> Tensor:
+    """X after `norm`, as it is where there is none."""
+    found: Tensor = x if norm is None else norm(x)
+    return found
 
 
 def norm_of(block: BlockSection, size: int, *, biased: bool = True) -> Norm:
@@ -140,8 +152,8 @@ class Decoder(nn.Module):
     Parameters live in `master` on the meta device until they are given memory and `weights.initialise` fills them;
     activations and matrix products are in `compute`. Parameter names are the contract of every checkpoint:
     embedding.weight, positions.weight, blocks.N.attention_norm.weight, blocks.N.attention.{query,key,value,output}.weight,
-    blocks.N.attention.{query,key}_norm.weight, blocks.N.mlp_norm.weight, blocks.N.mlp.{gate,up,down}.weight, norm.weight,
-    head.weight, and .bias beside each where asked.
+    blocks.N.attention.{query,key}_norm.weight, blocks.N.mlp_norm.weight, blocks.N.{attention,mlp}_post_norm.weight,
+    blocks.N.mlp.{gate,up,down}.weight, norm.weight, head.weight, and .bias beside each where asked.
     Where a pipeline is split over ranks, `keep` leaves a rank its stages: blocks keep their numbers, and with them names,
     shapes, first weights and dropout.
     """
@@ -155,6 +167,8 @@ class Decoder(nn.Module):
         self.shapes = layers(model)
         self.rotary = known(model.positions, "positions") == "rotary"
         self.theta = known(model.rope_theta, "rope_theta") if self.rotary else 0.0
+        self.scaling = model.rope_scaling if isinstance(model.rope_scaling, RopeScaling) else None
+        self.softcap, self.z_loss = model.softcap or 0.0, model.z_loss or 0.0
         width, vocabulary = known(model.width, "width"), known(model.vocabulary, "vocabulary")
         self.compile_loss = False
         self._tables: dict[tuple[Any, ...], Tensor] = {}
@@ -194,10 +208,16 @@ class Decoder(nn.Module):
             self.norm = self.head = None
 
     def prepare(self, device: str, sequence: int, compiled: bool) -> str:
-        """Choose the attention kernel for sequences of this length on `device` and give its name."""
+        """Choose the attention kernel for sequences of this length on `device` and give its name.
+
+        Layers that cap their scores use the dense one.
+        """
         kernel = kernels.choose(device, sequence, compiled, self.compute)
         for index in self.held:
-            self.blocks[index].attention.kernel = kernel  # type: ignore[union-attr]
+            own: Attention = self.blocks[index].attention  # type: ignore[assignment]
+            own.kernel = (
+                kernels.choose(device, sequence, compiled, self.compute, capped=True) if own.softcap else kernel
+            )
         self.compile_loss = compiled
         return kernel
 
@@ -238,10 +258,9 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, S, D] to [B, S, V], whole: for sampling, not for training."""
-        found: Tensor = self.every(
-            F.linear(hidden, local(self.head_weight).to(hidden.dtype)), self.head_weight.shape[0]
-        )
-        return found
+        own = F.linear(hidden, local(self.head_weight).to(hidden.dtype))
+        found: Tensor = self.every(own, self.head_weight.shape[0])
+        return self.softcap * torch.tanh(found / self.softcap) if self.softcap else found
 
     def loss(self, batch: Any, chunk: int = 1024, step: Tensor | None = None) -> Tensor:
         """The negative log-likelihood of the counted labels of `batch` (a data.batch.Batch of tensors), summed, in nats."""
@@ -250,7 +269,10 @@ class Decoder(nn.Module):
 
     def hidden_loss(self, hidden: Tensor, batch: Any, chunk: int) -> Tensor:
         """The same from the hidden states [B, S, D] after the last norm."""
-        return loss_sum(hidden, self.head_weight, batch.labels, batch.weights, chunk, compiled=self.compile_loss)
+        return loss_sum(
+            hidden, self.head_weight, batch.labels, batch.weights, chunk,
+            compiled=self.compile_loss, softcap=self.softcap, z=self.z_loss,
+        )  # fmt: skip
 
     def _rotation(self, index: int, positions: Tensor) -> Tensor | None:
         """The rotary angles of every token for block `index`: a row of a table each, so that documents start anew."""
@@ -260,7 +282,8 @@ class Decoder(nn.Module):
         wide = torch.promote_types(self.compute, torch.float32)
         wanted = (size, positions.shape[1], positions.device)
         if wanted not in self._tables:
-            self._tables[wanted] = rotation_table(positions.shape[1], size, self.theta, positions.device, wide)
+            length, device = positions.shape[1], positions.device
+            self._tables[wanted] = rotation_table(length, size, self.theta, device, wide, self.scaling)
         return self._tables[wanted][positions]
 
     def _noise(

@@ -17,8 +17,9 @@ from argosy.device import torch_versions
 from argosy.model import documents
 from argosy.plan.bytes import DENSE
 
-Forward = Callable[[Tensor, Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
-Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor, Tensor]]
+# Of q, k, v, segments, window, scale, and where it can cap scores, the cap; the backward one of these after grad, and out, lse.
+Forward = Callable[..., tuple[Tensor, Tensor]]
+Backward = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
 def allowed(segments: Tensor, window: int) -> Tensor:
@@ -45,9 +46,16 @@ def _ungrouped(x: Tensor, shape: torch.Size, groups: int) -> Tensor:
     return x.view(B, groups, H // groups, S, K).permute(0, 3, 1, 2, 4).contiguous().view(B, S, H, K)
 
 
-def _probabilities(scores: Tensor, segments: Tensor, window: int, scale: float) -> tuple[Tensor, Tensor]:
+def _capped(scores: Tensor, softcap: float) -> Tensor:
+    """Scores held between -softcap and softcap (Gemma team, "Gemma 2", 2024, section 2); 0 = as they are."""
+    return softcap * torch.tanh(scores / softcap) if softcap else scores
+
+
+def _probabilities(
+    scores: Tensor, segments: Tensor, window: int, scale: float, softcap: float
+) -> tuple[Tensor, Tensor]:
     """Softmax of scores [B, H, S, S] over what is allowed, in at least float32: probabilities, log-sum-exp [B, H, S]."""
-    wide = scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale
+    wide = _capped(scores.to(torch.promote_types(scores.dtype, torch.float32)) * scale, softcap)
     wide = torch.where(allowed(segments, window)[:, None], wide, float("-inf"))
     highest = wide.amax(-1, keepdim=True)
     raised = torch.exp(wide - highest)
@@ -56,18 +64,20 @@ def _probabilities(scores: Tensor, segments: Tensor, window: int, scale: float) 
 
 
 def _score_gradient(
-    scores: Tensor, dp: Tensor, lse: Tensor, delta: Tensor, segments: Tensor, window: int, scale: float
+    scores: Tensor, dp: Tensor, lse: Tensor, delta: Tensor, segments: Tensor, window: int, scale: float, softcap: float
 ) -> tuple[Tensor, Tensor]:
     """Probabilities anew from the log-sum-exp, and the gradient of the scores, both in the type of `scores`."""
-    wide = scores.to(lse.dtype) * scale
+    wide = _capped(scores.to(lse.dtype) * scale, softcap)
     seen = allowed(segments, window)[:, None]
     p = torch.where(seen, torch.exp(wide - lse[..., None]), 0.0)
     ds = p * (dp.to(lse.dtype) - delta[..., None]) * scale
+    if softcap:
+        ds = ds * (1 - (wide / softcap).square())
     return p.to(scores.dtype), ds.to(scores.dtype)
 
 
 def _dense_forward(
-    q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: int, scale: float
+    q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: int, scale: float, softcap: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Holds the whole square of scores: the fastest for short sequences, quadratic in memory."""
     B, S, H, _ = q.shape
@@ -76,7 +86,7 @@ def _dense_forward(
     # float32 copies, for torch has none of bfloat16 into float32 on a CPU, at a third of the kernel's time ("copies" of
     # benchmarks/attention.py bounds it): more than a tenth of a step of the laptop job, for an error of 0.3% made 0.2%.
     scores = torch.bmm(_grouped(q, G), _grouped(k, G).mT).view(B, H, S, S)
-    p, lse = _probabilities(scores, segments, window, scale)
+    p, lse = _probabilities(scores, segments, window, scale, softcap)
     out = _ungrouped(torch.bmm(p.view(B * G, -1, S), _grouped(v, G)), q.shape, G)
     return out * (segments != 0)[:, :, None, None], lse
 
@@ -91,6 +101,7 @@ def _dense_backward(
     segments: Tensor,
     window: int,
     scale: float,
+    softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes the scores anew from what was kept, the log-sum-exp."""
     B, S, H, _ = q.shape
@@ -100,7 +111,7 @@ def _dense_backward(
     q_, k_, v_, grad_ = _grouped(q, G), _grouped(k, G), _grouped(v, G), _grouped(grad, G)
     scores = torch.bmm(q_, k_.mT).view(B, H, S, S)
     dp = torch.bmm(grad_, v_.mT).view(B, H, S, S)
-    p, ds = _score_gradient(scores, dp, lse, delta, segments, window, scale)
+    p, ds = _score_gradient(scores, dp, lse, delta, segments, window, scale, softcap)
     p, ds = p.view(B * G, -1, S), ds.view(B * G, -1, S)
     dq = _ungrouped(torch.bmm(ds, k_), q.shape, G)
     dk = _ungrouped(torch.bmm(ds.mT, q_), k.shape, G)
@@ -161,8 +172,13 @@ def _documents_backward(
     return dq, dk, dv
 
 
-def choose(device: str, sequence: int, compiled: bool, kind: torch.dtype) -> str:
-    """The name of the kernel for sequences of `sequence` tokens of type `kind` on "cpu", "cuda" or "mps": of KERNELS."""
+def choose(device: str, sequence: int, compiled: bool, kind: torch.dtype, capped: bool = False) -> str:
+    """The name of the kernel for sequences of `sequence` tokens of type `kind` on "cpu", "cuda" or "mps": of KERNELS.
+
+    capped: scores are capped, which flash kernels cannot.
+    """
+    if capped:
+        return "dense compiled" if compiled else "dense"
     if device == "cuda" and kind == torch.bfloat16 and torch.backends.cuda.is_flash_attention_available():
         return "documents"
     if device != "cpu":

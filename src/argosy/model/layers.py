@@ -8,6 +8,7 @@ Shapes: B batch, S sequence, D model, H heads, G key-value heads, K head size, F
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import log, pi
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from argosy.device.shards import box, local
 from argosy.errors import Refused
+from argosy.job.schema import RopeScaling
 from argosy.random import bits
 
 Value = TypeVar("Value")
@@ -137,15 +139,51 @@ class FeedForward(nn.Module):
         return project(active, (self.down,))[0]
 
 
-def rotation_table(length: int, size: int, theta: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+def rotation_table(
+    length: int, size: int, theta: float, device: torch.device, dtype: torch.dtype, scaling: RopeScaling | None = None
+) -> Tensor:
     """Cosines and sines of the rotary angles: [length, 2, size / 2], computed in float64 and rounded once.
 
     Source: Su et al., "RoFormer", 2021, eq. 15; pairs are (i, i + size / 2).
     """
     wide = torch.float64 if device.type != "mps" else torch.float32
     frequency = theta ** (-torch.arange(0, size, 2, dtype=wide) / size)
+    if scaling is not None:
+        frequency = stretched(frequency, size, theta, scaling)
     angle = torch.arange(length, dtype=wide)[:, None] * frequency
-    return torch.stack((angle.cos(), angle.sin()), 1).to(device=device, dtype=dtype)
+    factor = amplitude(scaling)
+    return (torch.stack((angle.cos(), angle.sin()), 1) * factor).to(device=device, dtype=dtype)
+
+
+def stretched(frequency: Tensor, size: int, theta: float, scaling: RopeScaling) -> Tensor:
+    """Frequencies [size / 2], in radians a position, as `scaling` changes them.
+
+    Sources: Chen et al., "Position interpolation", 2023, eq. 4; Grattafiori et al., "Llama 3", 2024, as its authors' code
+    has it; Peng et al., "YaRN", 2023, section 3.2: how many times an angle turns within `original` decides between the
+    frequency as it was and one that is `factor` times lower, with a ramp between two bounds.
+    """
+    if scaling.kind == "linear":
+        return frequency / scaling.factor
+    original = known(scaling.original, "rope_scaling.original")
+    if scaling.kind == "llama3":
+        low, high = scaling.low or 1.0, scaling.high or 4.0
+        turns = original * frequency / (2 * pi)
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+    else:
+        begin, end = (size * log(original / (turns * 2 * pi)) / (2 * log(theta))
+                      for turns in (scaling.fast or 32.0, scaling.slow or 1.0))  # fmt: skip
+        # Whole numbers within the table, as every published model has them.
+        first, last = max(int(begin // 1), 0), min(-int(-end // 1), size - 1)
+        place = torch.arange(size // 2, dtype=frequency.dtype)
+        kept = 1 - ((place - first) / (last - first if last != first else 0.001)).clamp(0, 1)
+    return frequency / scaling.factor * (1 - kept) + frequency * kept
+
+
+def amplitude(scaling: RopeScaling | None) -> float:
+    """What cosines and sines are multiplied with: 1, but for YaRN (its equation 22)."""
+    if scaling is None or scaling.kind != "yarn":
+        return 1.0
+    return 0.1 * log(scaling.factor) + 1 if scaling.attention is None else scaling.attention
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

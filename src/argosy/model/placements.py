@@ -31,7 +31,14 @@ GROUPED = ("*.attention.key.*", "*.attention.value.*", "*.attention.key_norm.*")
 # Of one head's size: shared by all heads, so there is nothing to cut unless they span all heads.
 PER_HEAD = ("*.attention.query_norm.*", "*.attention.key_norm.*")
 # Whole on every rank and used once per token: where ranks also share the sequence out, each sees its own tokens only.
-PER_TOKEN = ("positions.weight", "norm.*", "*.attention_norm.*", "*.mlp_norm.*")
+PER_TOKEN = (
+    "positions.weight",
+    "norm.*",
+    "*.attention_norm.*",
+    "*.mlp_norm.*",
+    "*.attention_post_norm.*",
+    "*.mlp_post_norm.*",
+)
 
 
 def cut(name: str, block: BlockSection | None, ranks: int) -> int | None:

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-PARTS = {"attention": ("attention",), "mlp": ("mlp",), "norm": ("attention_norm", "mlp_norm")}  # operator -> modules
+NORMS = ("attention_norm", "mlp_norm", "attention_post_norm", "mlp_post_norm")
+PARTS = {"attention": ("attention",), "mlp": ("mlp",), "norm": NORMS}  # operator -> modules
 
 
 def apply(blocks: Iterable[nn.Module], what: Sequence[str]) -> int:

@@ -55,7 +55,7 @@ def kept(model: ModelSection, block: BlockSection, tp: int = 1, sequence: bool =
     heads, kv_heads, hidden = flops.held(model, block, tp)
     size, inner = flops.head_size(model, block), (3 if block.activation == "swiglu" else 2) * hidden
     # Residual in and out, two normed inputs; queries, output of attention; keys, values; the feed-forward's inner values.
-    stream = (2 / tp if sequence else 2) + 2
+    stream = (2 / tp if sequence else 2) + (4 if block.norm_placement == "peri" else 2)
     return stream * (model.width or 0) + 2 * heads * size + 2 * kv_heads * size + inner
 
 
@@ -96,7 +96,8 @@ def activations(job: Job, micro: int, tp: int = 1, standing: float | None = None
     held = micro * job.batch.sequence * (blocks_kept + max(each) + ENDS * (job.model.width or 0))
     heads = max(flops.held(job.model, block, tp)[0] for block in blocks)
     dense = DENSE[str(job.train.precision)]
-    scores = micro * heads * job.batch.sequence**2 * SCORE if job.batch.sequence <= dense else 0
+    capped = any(block.softcap for block in blocks)  # no kernel but the dense one caps scores
+    scores = micro * heads * job.batch.sequence**2 * SCORE if capped or job.batch.sequence <= dense else 0
     return round(held + scores)
 
 

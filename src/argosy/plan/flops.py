@@ -37,10 +37,10 @@ def _matrices(model: ModelSection, block: BlockSection, tp: int = 1) -> tuple[in
 
 
 def _vectors(model: ModelSection, block: BlockSection, tp: int = 1) -> int:
-    """Elements of norms and biases, on one of `tp` ranks. The parallel block has one norm for both parts."""
+    """Elements of norms and biases, on one of `tp` ranks. The parallel block has one norm, "peri" has four."""
     width, size = model.width or 0, head_size(model, block)
     heads, kv_heads, inner = held(model, block, tp)
-    count = width * (1 if block.parallel else 2) * _norm(block)
+    count = width * (1 if block.parallel else 4 if block.norm_placement == "peri" else 2) * _norm(block)
     count += {"head": 2 * size, "full": size * (heads + kv_heads)}.get(block.qk_norm or "none", 0)
     count += size * (heads + 2 * kv_heads) if block.qkv_bias else 0
     count += width if block.attention_bias else 0

@@ -149,18 +149,19 @@ def settle(
 def _model(draft: _Draft, prepared: PreparedFacts) -> None:
     """Fill the shape from the preset, the vocabulary from the tokenizer, and what follows from other numbers."""
     asked = draft.loaded.job.model
-    model = presets.filled(asked)
-    name = asked.preset or presets.DEFAULT
-    draft.put("model.preset", name, "" if asked.preset else "default")
+    model, given = presets.filled(asked, draft.loaded.shape), draft.loaded.shape
+    name = asked.preset or ("" if given else presets.DEFAULT)
+    if name:
+        draft.put("model.preset", name, "" if asked.preset else "default")
     for key, value in leaves.leaves_of(model, "model.").items():
         if draft.values[key] in (None, ()) and value not in (None, ()):
-            draft.put(key, value, f"preset {name}")
+            draft.put(key, value, "first weights" if key in given and not asked.preset else f"preset {name}")
     if model.vocabulary is None:
         draft.put("model.vocabulary", prepared.vocabulary, "derived", "the tokenizer's")
     elif model.vocabulary < prepared.vocabulary:
         raise Refused(
             f"model.vocabulary = {model.vocabulary} is smaller than the tokenizer's {prepared.vocabulary}.",
-            where=draft.loaded.written.get("model.vocabulary", f"preset {name}"),
+            where=draft.loaded.written.get("model.vocabulary", f"preset {name}" if name else "first weights"),
             do=f"Use model.vocabulary={prepared.vocabulary}, or another data.tokenizer.",
         )
     sequence = draft.loaded.job.batch.sequence
@@ -178,7 +179,10 @@ def _model(draft: _Draft, prepared: PreparedFacts) -> None:
     else:
         draft.values["model.context"] = None
     if model.positions == "learned":
-        draft.values["model.rope_theta"] = None
+        draft.values["model.rope_theta"] = draft.values["model.rope_scaling"] = None
+    for key, value in (("model.rope_scaling", "none"), ("model.softcap", 0.0), ("model.z_loss", 0.0)):
+        if draft.values[key] is None and (key != "model.rope_scaling" or model.positions != "learned"):
+            draft.put(key, value, "default")
     _blocks(draft, model)
 
 
@@ -199,7 +203,8 @@ def whole(model: ModelSection, block: BlockSection) -> BlockSection:
     """`block` with nothing left out; what no preset said gets the value of a Llama-like block."""
     plain = {
         "activation": "swiglu", "parallel": False, "norm": "rms", "norm_epsilon": 1e-5, "norm_bias": False,
-        "qk_norm": "none", "qkv_bias": False, "attention_bias": False, "mlp_bias": False, "window": 0, "dropout": 0.0,
+        "norm_placement": "pre", "qk_norm": "none", "qkv_bias": False, "attention_bias": False, "mlp_bias": False,
+        "window": 0, "softcap": 0.0, "dropout": 0.0,
     }  # fmt: skip
     said = {name: value for name, value in block if value is not None}
     filled = BlockSection(**{**plain, **said})

@@ -40,9 +40,13 @@ OPTIONS: Mapping[str, Sequence[Any]] = {
     "head_size": (4, 6),
     "norm": ("rms", "layer"),
     "parallel": (False, True),
+    "placement": ("pre", "post", "peri"),  # of norms
     "qk_norm": ("none", "head", "full"),
     "activation": ("swiglu", "gelu", "gelu_tanh"),
     "positions": ("rotary", "learned"),
+    "scaling": ("none", "llama3", "yarn", "linear"),  # of rotary angles
+    "softcap": (0.0, 2.0),  # of scores and of logits
+    "z_loss": (0.0, 0.05),
     "tied": (False, True),
     "window": ("none", "all", "every other"),
     "vocabulary": (32, 31, 29),
@@ -85,6 +89,8 @@ RULES = (
     Rule(("pp", "schedule", "micros"), lambda pp, schedule, micros: schedule != "interleaved" or micros >= pp),
     Rule(("pp", "micros"), lambda pp, micros: micros <= 4 or pp == 4),
     Rule(("shard", "replicate", "micros", "micro", "uneven"), lambda *sizes: not sizes[-1] or _rows(*sizes) > 0),
+    Rule(("parallel", "placement"), lambda parallel, placement: not parallel or placement == "pre"),
+    Rule(("positions", "scaling"), lambda positions, scaling: positions == "rotary" or scaling == "none"),
     Rule(("layers", "window"), lambda layers, window: window != "every other" or layers % 2 == 0),
 )
 
@@ -167,6 +173,14 @@ def job_of(case: Mapping[str, Any], precision: str = "float64") -> Job:
     )
 
 
+SCALINGS: Mapping[str, Any] = {
+    "none": "none",
+    "linear": {"kind": "linear", "factor": 3.0},
+    "llama3": {"kind": "llama3", "factor": 4.0, "original": 8, "low": 0.5, "high": 1.2},
+    "yarn": {"kind": "yarn", "factor": 4.0, "original": 8, "fast": 1.2, "slow": 0.1},
+}
+
+
 def _model(case: Mapping[str, Any]) -> dict[str, Any]:
     heads, kv_heads = (int(count) for count in case["heads"].split("/"))
     window = {"none": 0, "all": 5, "every other": 0}[case["window"]]
@@ -178,6 +192,7 @@ def _model(case: Mapping[str, Any]) -> dict[str, Any]:
         "activation": case["activation"],
         "parallel": case["parallel"],
         "norm": case["norm"],
+        "norm_placement": case["placement"],
         "norm_epsilon": 1e-5,
         "norm_bias": case["biases"] and case["norm"] == "layer",
         "qk_norm": case["qk_norm"],
@@ -185,6 +200,7 @@ def _model(case: Mapping[str, Any]) -> dict[str, Any]:
         "attention_bias": case["biases"],
         "mlp_bias": case["biases"],
         "window": window,
+        "softcap": case["softcap"],
         "dropout": case["dropout"],
     }
     model = {
@@ -193,9 +209,12 @@ def _model(case: Mapping[str, Any]) -> dict[str, Any]:
         "vocabulary": case["vocabulary"],
         "positions": case["positions"],
         "tied": case["tied"],
+        "softcap": case["softcap"],
+        "z_loss": case["z_loss"],
         "block": block,
     }
-    model |= {"rope_theta": 1e4} if case["positions"] == "rotary" else {"context": SEQUENCE}
+    rotary = {"rope_theta": 1e4, "rope_scaling": SCALINGS[case["scaling"]]}
+    model |= rotary if case["positions"] == "rotary" else {"context": SEQUENCE}
     return model | ({"pattern": [{**block, "window": 5}, block]} if case["window"] == "every other" else {})
 
 

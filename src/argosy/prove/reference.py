@@ -49,15 +49,48 @@ def normalised(vectors: Tensor, weights: Weights, name: str, layer: Shape) -> Te
     return gained + weights[f"{name}.bias"] if f"{name}.bias" in weights else gained
 
 
-def turned(heads: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """Rotary positions of heads [t, head, k]: the pair (i, i + k/2) as one complex number times e^(i m theta^(-2i/k))."""
+def speeds(half: int, model: Shape) -> tuple[list[float], float]:
+    """Radians a position of each of `half` pairs, theta^(-i/half), stretched for long texts; and the rotation's radius.
+
+    Chen et al., 2023 (linear); Llama 3.1's published code; Peng et al., 2023 (YaRN): turns within the old length decide.
+    """
+    theta, radius = model["rope_theta"], 1.0
+    found = [theta ** (-i / half) for i in range(half)]
+    how = model.get("rope_scaling")
+    if not isinstance(how, Mapping):
+        return found, radius
+    share = [0.0] * half  # of the old speed that is kept
+    if how["kind"] == "llama3":
+        slow, quick = how["low"] or 1, how["high"] or 4
+        for i in range(half):
+            wave = 2 * math.pi / found[i]
+            share[i] = min(1.0, max(0.0, (how["original"] / wave - slow) / (quick - slow)))
+    elif how["kind"] == "yarn":
+        where = [
+            half * math.log(how["original"] / (2 * math.pi * times)) / math.log(theta)
+            for times in (how["fast"] or 32, how["slow"] or 1)
+        ]
+        first, last = max(0, math.floor(where[0])), min(2 * half - 1, math.ceil(where[1]))
+        for i in range(half):
+            share[i] = 1 - min(1.0, max(0.0, (i - first) / (last - first or 0.001)))
+        radius = how["attention"] or 1 + math.log(how["factor"]) / 10
+    return [speed * (part + (1 - part) / how["factor"]) for speed, part in zip(found, share, strict=True)], radius
+
+
+def turned(heads: Tensor, positions: Tensor, model: Shape) -> Tensor:
+    """Rotary positions of heads [t, head, k]: the pair (i, i + k/2) as one complex number times r e^(i m speed)."""
     half = heads.shape[-1] // 2
-    speed = torch.tensor([theta ** (-2 * i / (2 * half)) for i in range(half)], dtype=torch.float64)
-    angles = positions.double()[:, None, None] * speed
+    listed, radius = speeds(half, model)
+    angles = positions.double()[:, None, None] * torch.tensor(listed, dtype=torch.float64)
     complex_type = torch.complex128 if heads.dtype == torch.float64 else torch.complex64
     numbers = torch.complex(heads[..., :half], heads[..., half:])
-    numbers = numbers * torch.polar(torch.ones_like(angles), angles).to(complex_type)
+    numbers = numbers * torch.polar(torch.full_like(angles, radius), angles).to(complex_type)
     return torch.cat([numbers.real, numbers.imag], dim=-1)
+
+
+def held(numbers: Tensor, most: float | None) -> Tensor:
+    """Numbers kept below `most` by a tanh (Gemma 2, 2024); None or 0: as they are."""
+    return most * torch.tanh(numbers / most) if most else numbers
 
 
 def attended(normal: Tensor, weights: Weights, name: str, layer: Shape, model: Shape, positions: Tensor) -> Tensor:
@@ -72,14 +105,14 @@ def attended(normal: Tensor, weights: Weights, name: str, layer: Shape, model: S
         if kind != "value" and layer["qk_norm"] == "head":
             split = normalised(split, weights, f"{name}.{kind}_norm", layer)
         if kind != "value" and model["positions"] == "rotary":
-            split = turned(split, positions, model["rope_theta"])
+            split = turned(split, positions, model)
         parts[kind] = split
     reach = layer["window"] or length
     hidden = torch.tensor([[not 0 <= here - other < reach for other in range(length)] for here in range(length)])
     together = []
     for head in range(layer["heads"]):
         group = head // (layer["heads"] // layer["kv_heads"])
-        scores = parts["query"][:, head] @ parts["key"][:, group].T / math.sqrt(size)
+        scores = held(parts["query"][:, head] @ parts["key"][:, group].T / math.sqrt(size), layer.get("softcap"))
         seen = torch.where(hidden, -math.inf, scores)
         odds = torch.exp(seen - seen.detach().amax(dim=1, keepdim=True))
         together.append(odds / odds.sum(dim=1, keepdim=True) @ parts["value"][:, group])
@@ -108,15 +141,20 @@ def logits_of_document(
         stream = stream + weights["positions.weight"][positions.long()]
     for number in range(model["layers"]):
         layer, name = shape_of_layer(model, number), f"blocks.{number}"
-        normal = normalised(stream, weights, f"{name}.attention_norm", layer)
-        seen = dropped(f"{name}.attention", attended(normal, weights, f"{name}.attention", layer, model, positions))
+        first, then = layer.get("norm_placement") != "post", layer.get("norm_placement") in ("post", "peri")
+        normal = normalised(stream, weights, f"{name}.attention_norm", layer) if first else stream
+        seen = attended(normal, weights, f"{name}.attention", layer, model, positions)
+        seen = normalised(seen, weights, f"{name}.attention_post_norm", layer) if then else seen
+        seen = dropped(f"{name}.attention", seen)
         if not layer["parallel"]:
             stream = stream + seen
-            normal = normalised(stream, weights, f"{name}.mlp_norm", layer)
-        thought = dropped(f"{name}.mlp", fed_forward(normal, weights, f"{name}.mlp", layer))
+            normal = normalised(stream, weights, f"{name}.mlp_norm", layer) if first else stream
+        thought = fed_forward(normal, weights, f"{name}.mlp", layer)
+        thought = normalised(thought, weights, f"{name}.mlp_post_norm", layer) if then else thought
+        thought = dropped(f"{name}.mlp", thought)
         stream = stream + thought if not layer["parallel"] else stream + seen + thought
     final = normalised(stream, weights, "norm", shape_of_layer({"block": model["block"]}, 0))
-    return final @ weights["embedding.weight" if model["tied"] else "head.weight"].T
+    return held(final @ weights["embedding.weight" if model["tied"] else "head.weight"].T, model.get("softcap"))
 
 
 def documents(segments: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -127,7 +165,7 @@ def documents(segments: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def loss(weights: Weights, model: Shape, batch: Mapping[str, Tensor], dropout: Dropout | None = None) -> Tensor:
-    """Sum over tokens of weight x -log p(label), in nats.
+    """Sum over tokens of weight x -log p(label), in nats. The model's z-loss (PaLM, 2022) is in its gradient alone.
 
     batch: tokens, labels, segments, positions, weights [B, S]. dropout is given where the model drops.
     """
@@ -144,4 +182,7 @@ def loss(weights: Weights, model: Shape, batch: Mapping[str, Tensor], dropout: D
         odds = torch.exp(logits - logits.detach().amax(dim=1, keepdim=True))
         chances = odds[torch.arange(len(places)), labels] / odds.sum(dim=1)
         total = total - (counted * torch.log(chances)).sum()
+        sums = torch.log(odds.sum(dim=1)) + logits.detach().amax(dim=1)
+        penalty = (model.get("z_loss") or 0.0) * (counted * sums**2).sum()
+        total = total + penalty - penalty.detach()
     return total

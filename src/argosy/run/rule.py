@@ -24,7 +24,8 @@ Kind = Literal["missing", "empty", "foreign", "file", "broken", "unfinished", "f
 _FIELDS = fields()
 _LENGTH = ("train.tokens", "train.steps", "train.time")
 # What a run may change on the way when it is said aloud (--change): everything that leaves shapes, data and draws as they are.
-_FIXED = ("model.", "data.", "optim.name", "train.seed", "train.master")
+_FIXED = ("model.", "data.", "optim.name", "train.seed", "train.master", "batch.packing", "batch.ramp")
+_MIXED = ("data.source", "data.mix", "data.field", "data.license")  # what is read may change: an entry of the ledger
 # What a fork may not change: the last checkpoint would not fit.
 _SHAPES = ("model.", "data.tokenizer", "optim.name", "train.master")
 
@@ -260,7 +261,7 @@ def _compared(key: str) -> bool:
 
 
 def _fixed(row: tuple[str, object, object], job: Job) -> bool:
-    return row[0].startswith(_FIXED) or _reshapes(row, job)
+    return (row[0].startswith(_FIXED) and not row[0].startswith(_MIXED)) or _reshapes(row, job)
 
 
 def _reshapes(row: tuple[str, object, object], job: Job) -> bool:
@@ -292,6 +293,8 @@ def _back(changed: list[tuple[str, object, object]]) -> str:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, list) and value and all(isinstance(one, dict) and "source" in one for one in value):
+        return " + ".join(f"{one.get('weight', 1):g} x {one['source']}" for one in value)  # a mix
     return "unset" if value is None else str(value)
 
 
@@ -299,7 +302,7 @@ def _leaves(job: Job) -> Iterator[tuple[str, Any]]:
     """The leaves of the tree; a list or a tokenizer to be trained is one."""
 
     def walk(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(node, dict) and prefix != "data.tokenizer":
+        if isinstance(node, dict) and prefix not in ("data.tokenizer", "batch.ramp"):
             for key, value in node.items():
                 yield from walk(f"{prefix}.{key}" if prefix else key, value)
         else:

@@ -29,6 +29,8 @@ from argosy.device.threads import limit, restored
 from argosy.device.torch_versions import compile_strictly
 from argosy.errors import Refused
 from argosy.evaluate.held_out import held_out
+from argosy.exchange.huggingface import begin
+from argosy.exchange.source import Source
 from argosy.job.schema import Job, OptimSection
 from argosy.optim.build import build
 from argosy.optim.schedule import rate
@@ -196,7 +198,11 @@ class Worker:
         return facts
 
     def load_first(self, mesh: Mesh) -> None:
-        """First weights from another run's newest checkpoint."""
+        """First weights from another run's newest checkpoint, or from another program's folder."""
+        came = self.run.info().get("init") or {}
+        if "folder" in came and "run" not in came:
+            begin(Source.of(came), self.decoder, self.applied.named())
+            return
         other = Run(Path(self.job.model.init))
         found = self.agreed(other, mesh)
         if found is None:

@@ -1,14 +1,81 @@
-"""Where text comes from: one file for each kind of source. No torch."""
+"""Where text comes from: one file for each kind of source. No torch.
+
+`find` lists the files behind `data.source`; `documents` and `read` turn a file into documents, by the kind that `find` gave it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from argosy.data import corpus
-from argosy.data.document import Source
-from argosy.data.sources import text
+from argosy.data.document import File, Piece, Source, Spot
+from argosy.data.sources import hub, jsonl, mds, megatron, parquet, streams, text
+from argosy.job import paths
+
+RECORDS = {"jsonl": jsonl, "parquet": parquet, "mds": mds}
+TOKENS = ("mds", "megatron")  # where a folder holds these, what else lies there is not meant
 
 
-def find(source: str, base: Path) -> Source:
+def find(source: str, base: Path, field: str = "") -> Source:
     """The files behind the job's `data.source`; relative paths are seen from `base`. Refused when nothing is readable."""
-    return corpus.python() if source == "python" else text.find(source, base)
+    if source == "python":
+        return corpus.python()
+    if streams.scheme(source):
+        found = _elsewhere(source)
+    else:
+        found = text.find(source, base)
+        mds.twice(found)
+    if any(file.kind in TOKENS for file in found.files):
+        for file in found.files:
+            if file.kind not in TOKENS:
+                found.passed_over[text.suffix(file.name)] += 1
+        found.files[:] = [file for file in found.files if file.kind in TOKENS]
+    if field:
+        found.files[:] = [replace(file, field=field) if file.kind in RECORDS else file for file in found.files]
+    return found
+
+
+def _elsewhere(source: str) -> Source:
+    """The files at an address."""
+    address = paths.expand(source)
+    where = f'data.source = "{source}"'
+    found = Source(source, where, [])
+    if streams.scheme(address) == "hf":
+        listed = hub.listing(address)
+        place = listed.place
+        found.license, found.version = listed.license, f"revision {place.revision[:12]}"
+        entries = [
+            (f"hf://datasets/{place.name}@{place.revision}/{path}", path, size, place.revision)
+            for path, size in listed.files
+        ]
+        if listed.left_out:
+            found.notes.append(f"{source}: {listed.left_out:,} files of test and validation are not read; name them to")
+    else:
+        entries = streams.listed(address)
+    for url, name, size, stamp in entries:
+        kind = text.kind_of(name)
+        if size == 0:
+            found.passed_over["empty"] += 1
+        elif kind is None and len(entries) > 1:
+            found.passed_over[text.suffix(name)] += 1
+        elif not any(part.startswith(".") for part in name.split("/")):
+            found.files.append(File(Path(name), name, size, kind or "text", url, stamp))
+    found.files.sort(key=lambda file: file.name)
+    return found
+
+
+def documents(file: File, size: int, spot: Spot) -> Iterator[Piece]:
+    """The documents of `file`, text cut as `text.piece_size` says. `spot` hears of bad records. Raises Unreadable."""
+    kind = RECORDS.get(file.kind)
+    return text.documents(file, size) if kind is None else kind.documents(file, size, spot)
+
+
+def read(file: File, rows: list[tuple[int, int, int]], size: int) -> Iterator[Piece]:
+    """The documents at (begin, end, which) `rows` of `file`, ascending. Raises Unreadable."""
+    kind = RECORDS.get(file.kind)
+    return text.again(file, rows, size) if kind is None else kind.read(file, rows, size)
+
+
+__all__ = ["RECORDS", "TOKENS", "documents", "find", "megatron", "read"]

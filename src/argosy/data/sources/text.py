@@ -5,13 +5,16 @@ In goes a path, out come files (`find`) and a file's documents as bytes (`docume
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
-from argosy.data.document import File, Source, counts, printable
+from argosy.data.document import File, Piece, Source, Unreadable, counts, printable
+from argosy.data.sources import jsonl, mds, megatron, parquet
+from argosy.data.sources.streams import PACKED, first_line, packed, raw, unpacked
 from argosy.errors import Refused
 from argosy.job import paths
 
@@ -24,8 +27,12 @@ CODE = (
     " .toml .yaml .yml .ini .cfg .conf"
 )
 SUFFIXES = frozenset(f"{PROSE} {CODE}".split())
-PACKED = {".gz": "gzip", ".zst": "zstd"}
-READS = "Argosy reads .txt .md .rst .tex .html .py and other source code, plain or .gz/.zst."
+KINDS = dict.fromkeys(jsonl.SUFFIXES, "jsonl") | dict.fromkeys(parquet.SUFFIXES, "parquet")
+KINDS |= dict.fromkeys(mds.SUFFIXES, "mds") | dict.fromkeys(SUFFIXES, "text")
+READS = (
+    "Argosy reads .txt .md .rst .tex .html .py and other source code, and .jsonl, plain or .gz/.zst; .parquet; "
+    "MDS and Megatron's .bin/.idx."
+)
 PASSED_OVER = ("__pycache__", "node_modules")  # besides hidden folders and Python environments
 RUN = ("run.json", "job.toml")  # a folder with both is a run of Argosy
 
@@ -34,34 +41,32 @@ LARGEST = MIB  # a longer document is cut anyway, so that memory stays bounded
 SMALLEST = 256  # bytes, as LARGEST
 
 
-class Unreadable(Exception):
-    """A file that is no text after all; the message is a sentence without its subject."""
-
-
-class Piece(NamedTuple):
-    """A document: bytes `begin` to `end` of the file's (unpacked) bytes, a byte-order mark left out."""
-
-    begin: int
-    end: int
-    text: bytes
-
-
 def suffix(name: str) -> str:
     """The suffix that says what a file holds, in small letters, the one of its packing taken off."""
     path = Path(name.lower())
     return Path(path.stem).suffix if path.suffix in PACKED else path.suffix
 
 
+def kind_of(name: str) -> str | None:
+    """How a file of this name is read; None where it is not."""
+    return KINDS.get(suffix(name))
+
+
 def find(source: str, base: Path) -> Source:
-    """The text files at the path `source`: itself, or those below it. Refused with what was there when there are none."""
+    """The text files at the path `source`: itself, those below it, or those of a pattern. Refused when there are none."""
     where = f'data.source = "{printable(source)}"'
     path = base / paths.expand(source)
     try:
         if path.is_dir():
             return _folder(path, source, where)
+        index = path.with_name(path.name.removesuffix(megatron.TOKENS).removesuffix(megatron.INDEX) + megatron.INDEX)
+        if index.is_file() and (index == path or megatron.is_index(index)):
+            return Source(source, where, [_file(index, index.name, "megatron")])
         if path.is_file():
-            return Source(source, where, [File(path, printable(path.name), path.stat().st_size)])
+            return Source(source, where, [_file(path, path.name, kind_of(path.name) or "text")])
         exists = os.path.lexists(path)
+        if not exists and glob.has_magic(str(path)):
+            return _pattern(path, source, where)
     except OSError as error:
         raise Refused("this cannot be read.", where=where, found=error.strerror or str(error)) from error
     if exists:
@@ -74,6 +79,25 @@ def find(source: str, base: Path) -> Source:
         found=f"nothing at {path}",
         do='Or "python" for the built-in text.',
     )
+
+
+def _file(path: Path, name: str, kind: str) -> File:
+    return File(path, printable(name), path.stat().st_size, kind)
+
+
+def _pattern(path: Path, source: str, where: str) -> Source:
+    """The files of a pattern such as notes/**/*.jsonl.zst. Raises OSError. Refused where there are none."""
+    found = Source(source, where, [])
+    parts = str(path).split("/")
+    first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    root = "/".join(parts[:first]) or "/"
+    for name in sorted(glob.glob("/".join(parts[first:]), root_dir=root, recursive=True)):
+        whole = Path(root, name)
+        if whole.is_file() and whole.stat().st_size:
+            found.files.append(_file(whole, name, kind_of(name) or "text"))
+    if not found.files:
+        raise Refused("no file has a name like that.", where=where, found=f"nothing at {printable(str(path))}")
+    return found
 
 
 def _folder(root: Path, source: str, where: str) -> Source:
@@ -91,6 +115,11 @@ def _folder(root: Path, source: str, where: str) -> Source:
             found.unread.append(f"{printable(prefix)} cannot be read: {error.strerror}")
             continue
         deeper = []
+        lists = {entry.name for entry in entries if entry.name == mds.INDEX}
+        if lists and any(kind_of(entry.name) == "mds" for entry in entries):
+            found.unread += [
+                printable(prefix + told) for told in mds.missing(folder, {entry.name for entry in entries})
+            ]
         for entry in entries:
             name = prefix + entry.name
             try:
@@ -103,17 +132,28 @@ def _folder(root: Path, source: str, where: str) -> Source:
                         found.runs += 1  # its logs and pages grow with every start: the model would learn them
                     elif entry.name not in PASSED_OVER and not os.path.exists(os.path.join(entry.path, "pyvenv.cfg")):
                         deeper.append((Path(entry.path), name + "/"))
-                elif suffix(entry.name) not in SUFFIXES or not entry.is_file():
-                    found.passed_over[suffix(entry.name)] += 1
+                elif entry.name.endswith(megatron.INDEX) and megatron.is_index(Path(entry.path)):
+                    found.files.append(File(Path(entry.path), printable(name), status.st_size, "megatron"))
+                elif kind_of(entry.name) is None or not entry.is_file():
+                    if not _belongs(entry.name, {other.name for other in entries}):
+                        found.passed_over[suffix(entry.name)] += 1
                 elif status.st_size == 0:
                     found.passed_over["empty"] += 1
                 else:
-                    found.files.append(File(Path(entry.path), printable(name), status.st_size))
+                    kind = kind_of(entry.name) or "text"
+                    found.files.append(File(Path(entry.path), printable(name), status.st_size, kind))
             except OSError as error:
                 found.unread.append(f"{printable(name)} cannot be read: {error.strerror}")
         pending.extend(reversed(deeper))
     found.files.sort(key=lambda file: file.name)
     return found
+
+
+def _belongs(name: str, beside: set[str]) -> bool:
+    """Whether a file that is not read itself is a part of one that is: the list of MDS shards, the tokens of an index."""
+    if name == mds.INDEX:
+        return any(kind_of(other) == "mds" for other in beside)
+    return name.endswith(megatron.TOKENS) and name.removesuffix(megatron.TOKENS) + megatron.INDEX in beside
 
 
 def nothing(source: Source) -> Refused:
@@ -139,35 +179,30 @@ def piece_size(files: list[File]) -> int:
 def documents(file: File, size: int) -> Iterator[Piece]:
     """The documents of `file`, each checked to be UTF-8 text, cut as `piece_size` says. Raises Unreadable."""
     try:
-        with closing(_open(file.path)) as stream:
+        with closing(unpacked(file)) as stream:
             yield from _cut(stream, size)
     except OSError as error:  # pyarrow raises it for broken packing too
-        raise Unreadable(f"cannot be read: {(error.strerror or str(error)).splitlines()[0]}") from error
+        raise Unreadable(f"cannot be read: {first_line(error)}") from error
 
 
-def read(file: File, begin: int, end: int) -> bytes:
-    """Bytes `begin` to `end` of a file that is not packed. Raises Unreadable."""
+def again(file: File, rows: list[tuple[int, int, int]], size: int) -> Iterator[Piece]:
+    """The documents at (begin, end, 0) `rows` of `file`, ascending. Raises Unreadable."""
+    if packed(file.path):
+        wanted = {row[0] for row in rows}
+        for piece in documents(file, size):
+            if piece.begin in wanted:
+                yield piece
+                wanted.remove(piece.begin)
+                if not wanted:
+                    return
+        return
     try:
-        with file.path.open("rb") as stream:
-            stream.seek(begin)
-            return stream.read(end - begin)
+        with closing(raw(file)) as stream:
+            for begin, end, _ in rows:
+                stream.seek(begin)
+                yield Piece(begin, end, stream.read(end - begin))
     except OSError as error:
-        raise Unreadable(f"cannot be read: {error.strerror}") from error
-
-
-def packed(path: Path) -> bool:
-    """Whether the file must be read from its beginning."""
-    return path.suffix.lower() in PACKED
-
-
-def _open(path: Path) -> BinaryIO:
-    codec = PACKED.get(path.suffix.lower())
-    if codec is None:
-        return path.open("rb")
-    import pyarrow  # 0.2 s: only where a file is packed
-
-    stream: BinaryIO = pyarrow.CompressedInputStream(str(path), codec)
-    return stream
+        raise Unreadable(f"cannot be read: {first_line(error)}") from error
 
 
 def _cut(stream: BinaryIO, size: int) -> Iterator[Piece]:

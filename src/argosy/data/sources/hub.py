@@ -1,0 +1,143 @@
+"""Data sets of the Hugging Face Hub: `hf://datasets/ORG/NAME[@REVISION][/PATH]`. No torch.
+
+Files are listed once, at one commit, and fetched into the cache of `huggingface_hub` when they are read: a download that was
+interrupted goes on, a second reading needs no network, and code of the data set is never run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from argosy.data.document import File, Unreadable, printable
+from argosy.data.sources.streams import first_line
+from argosy.errors import Refused
+
+_ADDRESS = re.compile(r"hf://datasets/([^/@]+(?:/[^/@]+)?)(?:@([^/]+))?(?:/(.+))?/?")
+_TRAIN = re.compile(r"(^|[^a-z])train([^a-z]|$)", re.IGNORECASE)
+_OTHER = re.compile(r"(^|[^a-z])(test|valid|validation|dev|eval)([^a-z]|$)", re.IGNORECASE)
+FORM = "hf://datasets/ORG/NAME, with @REVISION and /PATH where wanted"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A data set at one commit, and what of it is meant."""
+
+    name: str
+    revision: str
+    inner: str  # a file, a folder or a pattern within it; "" = all
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies there: (path, bytes) of each file, the commit, the licence it names, and how many files were left out."""
+
+    place: Place
+    files: list[tuple[str, int]]
+    license: str
+    left_out: int
+
+
+def parse(address: str) -> Place:
+    """The parts of `address`. Refused where it is none of a data set."""
+    found = _ADDRESS.fullmatch(address)
+    if found is None or address.startswith("hf://datasets/datasets/"):
+        do = f"Write {FORM}." + ("" if "datasets/" in address else " A model is no source of text.")
+        raise Refused("this is no address of a data set.", where=f'data.source = "{printable(address)}"', do=do)
+    return Place(found[1], found[2] or "main", (found[3] or "").strip("/"))
+
+
+def listing(address: str) -> Listing:
+    """The files at `address`. Refused for names that are missing, gated, or out of reach."""
+    place, where = parse(address), f'data.source = "{printable(address)}"'
+    with _told(place, where):
+        commit, entries, terms = _entries(place)
+    place = Place(place.name, commit, place.inner)
+    chosen = [(path, size) for path, size in entries if _meant(path, place.inner)]
+    if not chosen:
+        folders = sorted({path.split("/")[0] for path, _ in entries})[:8]
+        raise Refused("there is no such file in this data set.", where=where, found=", ".join(folders) or "nothing")
+    kept = chosen if place.inner else [one for one in chosen if not _OTHER.search(one[0])]
+    if not any(_TRAIN.search(path) for path, _ in chosen) or not kept:
+        kept = chosen
+    return Listing(place, kept, terms, len(chosen) - len(kept))
+
+
+def _entries(place: Place) -> tuple[str, list[tuple[str, int]], str]:
+    """(commit, [(path, bytes)], licence) of the data set, from the Hub or, offline, from what was fetched."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.hf_api import RepoFile
+
+    if constants.is_offline_mode() if hasattr(constants, "is_offline_mode") else constants.HF_HUB_OFFLINE:
+        return _cached(place)
+    api = HfApi()
+    info = api.dataset_info(place.name, revision=place.revision)
+    commit = str(info.sha)
+    tree = api.list_repo_tree(place.name, recursive=True, revision=commit, repo_type="dataset")
+    entries = [(one.path, int(one.size or 0)) for one in tree if isinstance(one, RepoFile)]
+    tags = [str(tag) for tag in (info.tags or [])]
+    terms = next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), "")
+    return commit, sorted(entries), terms
+
+
+def _cached(place: Place) -> tuple[str, list[tuple[str, int]], str]:
+    """The same from the cache. Raises LocalEntryNotFoundError where it was never fetched."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(place.name, repo_type="dataset", revision=place.revision, local_files_only=True))
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return folder.name, sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in files), ""
+
+
+def _meant(path: str, inner: str) -> bool:
+    if not inner:
+        return path.lower() not in ("readme.md", "license", "license.md", "license.txt") and not path.startswith(".")
+    return path == inner or path.startswith(f"{inner}/") or fnmatchcase(path, inner)
+
+
+def fetched(file: File) -> Path:
+    """The file on this disk, fetched now unless it is there. Raises Unreadable."""
+    from huggingface_hub import hf_hub_download
+
+    place = parse(file.url)
+    try:
+        return Path(hf_hub_download(place.name, place.inner, repo_type="dataset", revision=place.revision))
+    except Exception as error:  # the library raises its own, its HTTP client's and the system's
+        raise Unreadable(f"cannot be fetched: {first_line(error)}") from error
+
+
+@contextmanager
+def _told(place: Place, where: str) -> Iterator[None]:
+    """What goes wrong with the Hub, as one sentence."""
+    from huggingface_hub import errors
+
+    def refused(what: str, error: Any, do: str) -> Refused:
+        return Refused(what, where=where, found=first_line(error), do=do)
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        do = f"Accept its terms at https://huggingface.co/datasets/{place.name}, then `hf auth login` or set HF_TOKEN."
+        raise refused("this data set is gated: its owner lets in who has accepted the terms.", error, do) from None
+    except errors.RevisionNotFoundError as error:
+        raise refused(f"this data set has no revision {place.revision}.", error, f"Write {FORM}.") from None
+    except errors.RepositoryNotFoundError as error:
+        do = f"Write {FORM}; a private one needs `hf auth login` or HF_TOKEN."
+        raise refused("there is no such data set on the Hub, or it is private.", error, do) from None
+    except errors.HFValidationError as error:
+        raise refused("this is no name of a data set.", error, f"Write {FORM}.") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        do = "Go online once (unset HF_HUB_OFFLINE), or name files on this machine."
+        raise refused("the Hub is switched off, and this data set was never fetched.", error, do) from None
+    except errors.HfHubHTTPError as error:
+        raise refused("the Hub did not answer as it should.", error, "Try again later.") from None
+    except Exception as error:  # the HTTP client's own: no network, no such host, a proxy
+        if isinstance(error, Refused):
+            raise
+        do = "Look at the network, or fetch it elsewhere and name its files here."
+        raise refused("the Hub cannot be reached.", error, do) from None

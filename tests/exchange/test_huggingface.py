@@ -1,0 +1,150 @@
+"""In and out against transformers itself, for every family: the same logits, and the very bytes that came in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from exchange_models import MODELS, SHARDED, TYPES, own_run
+from safetensors.torch import load_file
+
+from argosy.errors import Refused
+from argosy.exchange import check
+from argosy.exchange.huggingface import bring, look
+from argosy.exchange.send import send
+from argosy.exchange.source import Source
+
+Folders = Callable[[str], Path]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a folder, read by the safetensors library."""
+    found: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        found |= load_file(path)
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_transformers_and_what_goes_out_is_what_came_in(
+    folders: Folders, tmp_path: Path, name: str
+) -> None:
+    folder = folders(name)
+    run, known = bring(Source(folder, str(folder)), tmp_path / "run")
+    ids = check.tokens_for(known.model, known.context)
+    assert ids.shape[1] == min(64, known.context)
+    wanted = check.theirs(folder, ids)
+    found = check.compare(wanted, check.ours(run, ids))
+    assert found.difference <= 1e-4 and found.same and found.largest > 0.5, found
+
+    sent = send(run, tmp_path / "out", shard=40_000 if name in SHARDED else 10**9)
+    assert (sent.files > 1) == (name in SHARDED) and sent.kind == TYPES.get(name, "float32")
+    before, after = weights(folder), weights(tmp_path / "out")
+    assert set(before) == set(after)
+    assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
+    old, new = (json.loads((place / "config.json").read_text()) for place in (folder, tmp_path / "out"))
+    assert {key: new[key] for key in old} == old
+    for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (folder / file).read_bytes()
+    assert torch.equal(check.theirs(tmp_path / "out", ids), wanted)
+
+
+def test_an_imported_model_is_a_run_that_samples_and_is_sent_again(folders: Folders, tmp_path: Path) -> None:
+    from argosy.commands.runs import row
+    from argosy.commands.sample import sample
+
+    run, _ = bring(Source(folders("qwen3"), "somewhere"), tmp_path / "run")
+    assert run.job().model.init == "somewhere" and run.info()["place"] == str(tmp_path / "run")
+    assert row(run).state == "finished"
+    assert sample(run.path, "the sea", tokens=4, temperature=0.0) == sample(
+        run.path, "the sea", tokens=4, temperature=0.0
+    )
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["run"]
+    half = send(run, tmp_path / "half", kind="bfloat16")
+    assert {one.dtype for one in weights(half.out).values()} == {torch.bfloat16}
+    assert json.loads((half.out / "config.json").read_text())["dtype"] == "bfloat16"
+    ids = check.tokens_for(run.job().model, 48)
+    same = check.compare(check.theirs(half.out, ids), check.ours(run, ids, rounded=torch.bfloat16))
+    assert same.same and check.compare(check.theirs(half.out, ids), check.ours(run, ids)).difference > same.difference
+
+
+def test_the_chat_template_arrives(folders: Folders, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    run, _ = bring(Source(folders("llama"), "x"), tmp_path / "run")
+    send(run, tmp_path / "out")
+    found = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    assert found.apply_chat_template([{"role": "user", "content": "sea"}], tokenize=False) == "<user>sea"
+    assert found.decode(found.encode("the calm sea")) == "the calm sea"
+
+
+def test_a_model_of_ours_goes_out_as_the_first_family_that_can_say_it(tmp_path: Path) -> None:
+    plain = own_run(tmp_path / "plain", {})
+    assert send(plain, tmp_path / "a").rules.family == "llama"
+    normed = own_run(tmp_path / "normed", {"block": {"heads": 2, "qk_norm": "head", "window": 5}})
+    sent = send(normed, tmp_path / "b")
+    assert sent.rules.family == "qwen3"
+    ids = check.tokens_for(normed.job().model, 32)
+    assert check.compare(check.theirs(tmp_path / "b", ids), check.ours(normed, ids)).difference <= 1e-4
+    capped = own_run(tmp_path / "capped", {"softcap": 30.0})
+    with pytest.raises(Refused, match=r"no family .* llama cannot say model.softcap = 30"):
+        send(capped, tmp_path / "c")
+    with pytest.raises(Refused, match=r"the family olmo2 cannot say model.block.norm_placement = pre"):
+        send(plain, tmp_path / "c", family="olmo2")
+    assert not (tmp_path / "c").exists()
+
+
+def test_the_tokenizer_of_bytes_goes_out_as_one_that_everybody_reads(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    send(own_run(tmp_path / "run", {}), tmp_path / "out")
+    found = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
+    text = "Käse\n\t<|no mark|> 日本 \x00."
+    assert found.encode(text) == list(text.encode("utf-8"))
+    assert found.decode(found.encode(text), clean_up_tokenization_spaces=False) == text
+    assert found.eos_token_id == 256
+
+
+def test_names_without_their_prefix_are_found(copied: Folders, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder = copied("gpt2")
+    known = weights(folder)
+    for path in (*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"):
+        path.unlink()
+    bare = {name.removeprefix("transformer."): one.clone() for name, one in known.items()}
+    bare |= {"h.0.attn.bias": torch.ones(1, 1, 4, 4), "lm_head.weight": known["transformer.wte.weight"].clone()}
+    save_file(bare, folder / "model.safetensors")
+    run, model = bring(Source(folder, "x"), tmp_path / "run")
+    ids = check.tokens_for(model.model, model.context)
+    assert check.compare(check.theirs(folder, ids), check.ours(run, ids)).same
+    send(run, tmp_path / "out")
+    assert set(weights(tmp_path / "out")) == set(known)
+
+
+def test_a_wrong_rule_is_seen_by_the_check(folders: Folders, tmp_path: Path) -> None:
+    """Queries where keys belong: shapes agree, logits do not, and nothing is left."""
+    from argosy.exchange import mapping
+
+    rules = look(Source(folders("qwen3 windows"), "x")).rules
+    swapped = {"query": "key", "key": "query"}
+    wrong = [
+        rule.model_copy(update={"ours": tuple(
+            ".".join(swapped.get(word, word) for word in one.split(".")) if ".self_attn." in rule.theirs else one
+            for one in rule.ours)})
+        for rule in rules.tensor
+    ]  # fmt: skip
+    broken = rules.model_copy(update={"tensor": tuple(wrong)})
+    known = mapping.families()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mapping, "families", lambda: {**known, "qwen3": broken})
+        run, model = bring(Source(folders("qwen3 windows"), "x"), tmp_path / "run")
+    ids = check.tokens_for(model.model, model.context)
+    found = check.compare(check.theirs(folders("qwen3 windows"), ids), check.ours(run, ids))
+    assert not found.same
+    with pytest.raises(Refused, match="NOT the same") as caught:
+        found.demand("there")
+    assert caught.value.code == 3
