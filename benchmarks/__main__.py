@@ -12,6 +12,7 @@ ORDER = (
     "faults.py",
     "cpu_training.py",
     "attention.py",
+    "exchange.py",
     "recipe.py",
     "groups.py",
     "pipeline.py",

@@ -187,6 +187,8 @@ def run_folder() -> str:
         ("`report.html`", "the page"),
         ("`log.txt`, `log/`", "what the screen showed; each process's own lines"),
         ("`tokenizer.json`", "so that `sample` needs nothing else"),
+        ("`chat.json`", "how chats are written, where the tokenizer brought a template"),
+        ("`source/`", "what came along with first weights of another program: tokenizer, chat template, config.json"),
         ("`diff.patch`", "uncommitted changes of the program, if there were any; secrets masked"),
         ("`local/`", "what lives only while the run goes; in `$ARGOSY_LOCAL` where that is set"),
         ("`save`, `stop`", "make one of these files to ask for it; it vanishes when it is done"),

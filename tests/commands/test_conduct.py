@@ -426,3 +426,111 @@ def test_a_signal_before_the_first_worker_leaves_with_its_own_code(name, requeue
     assert signal.getsignal(number) == before
     said = capsys.readouterr().err
     assert f"stopped by {'Ctrl-C' if name == 'SIGINT' else name} while nothing was being trained" in said
+
+
+MIX = 'data.mix=[{ source = "text", weight = 3.0, license = "MIT" }, { source = "more" }]'
+
+
+def more(place: Path) -> None:
+    (place / "more").mkdir()
+    for number in range(20):
+        (place / f"more/{number}.txt").write_text(f"other {number}\n" * 40)
+
+
+def test_a_mix_is_an_entry_of_the_ledger_and_may_change(place):
+    from argosy.data.order import rows_at
+    from argosy.data.shards import Shards
+
+    more(place)
+    run = begun("data.tokenizer=bytes")
+    save(run, 7)
+    (alone,) = run.ledger().at(1, "data.mix")
+    assert (alone["source"], alone["weight"], alone["digest"]) == (str(place / "text"), 1.0, run.prepared().name)
+    before = [rows_at(step, 1, run.ledger(), Shards(run.prepared())) for step in range(1, 8)]
+    mixed = ["data.tokenizer=bytes", MIX]
+    with pytest.raises(Refused, match=r"data\.mix .*--change"):
+        begun_with_mix(*mixed)
+    for _ in range(2):  # killed right afterwards, and given again
+        run = begun_with_mix(*mixed, change=True)
+    assert [(row["weight"], row["license"]) for row in run.ledger().at(8, "data.mix")] == [
+        (3.0, "MIT"),
+        (1.0, "unknown"),
+    ]
+    assert run.ledger().at(8, "data.mix")[0]["digest"] == alone["digest"], "it goes on where it stood"
+    assert sum(entry.key == "data.mix" for entry in run.ledger().entries) == 2
+    shards = Shards(run.prepared())
+    assert [rows_at(step, 1, run.ledger(), shards) for step in range(1, 8)] == before
+    info = run.info()["data"]
+    assert info["license"] == f"{place / 'text'}: MIT; {place / 'more'}: unknown"
+    assert [row["weight"] for row in info["mix"]] == [3.0, 1.0]
+    save(run, 9)
+    run = begun("data.source=more", "data.tokenizer=bytes", change=True)
+    (last,) = run.ledger().at(10, "data.mix")
+    assert last["digest"] == info["mix"][1]["digest"]
+    kept = {part.digest for part in Shards(run.prepared()).parts}
+    assert kept == {alone["digest"], last["digest"]}, "what it read before stays known"
+    out = io.StringIO()
+    again = begun("data.source=more", "data.tokenizer=bytes", out=out)
+    assert again.prepared() == run.prepared()
+    assert "not as it was" not in out.getvalue()
+    assert len(again.ledger().entries) == len(run.ledger().entries)
+
+
+def begun_with_mix(*overrides: str, **options) -> Run:
+    """As `begun`, without a source beside the mix."""
+    words = ["data.cache=cache", "train.precision=float32", *overrides]
+    wanted = Wanted("smoke", words, **options)
+    with ExitStack() as stack:
+        loaded = wanted.loaded()
+        asked, verdict = conduct.judged(wanted, loaded, 2)
+        start = Start(wanted, loaded, verdict, machine(), 2, progress.screen("plain", io.StringIO()))
+        conduct.hold(stack, start, asked)
+        conduct.ready(start)
+        run = conduct.keep(start)
+        conduct.header(start)
+    return run
+
+
+def test_a_trained_tokenizer_stays_when_the_mix_changes(place):
+    more(place)
+    run = begun("data.tokenizer={ train = 'bpe', vocabulary = 300 }")
+    save(run, 7)
+    tokenizer = (run.path / "tokenizer.json").read_bytes()
+    run = begun_with_mix("data.tokenizer={ train = 'bpe', vocabulary = 300 }", MIX, change=True)
+    assert (run.path / "tokenizer.json").read_bytes() == tokenizer
+    first, later = run.ledger().at(7, "data.mix"), run.ledger().at(8, "data.mix")
+    assert later[0]["digest"] == first[0]["digest"]
+
+
+def test_a_batch_grows_by_the_tokens_that_were_read(place):
+    run = begun("batch.ramp={ start = 256, by = 256, tokens = 6144 }", "train.tokens=20480", "batch.tokens=1024")
+    ledger, job = run.ledger(), run.job()
+    sizes = [ledger.at(step, "batch.tokens") for step in range(1, job.train.steps + 1)]
+    assert sizes == sorted(sizes)
+    assert sorted(set(sizes)) == [256, 512, 768, 1024]
+    read = [sum(sizes[:step]) for step in range(len(sizes))]
+    for before, size in zip(read, sizes, strict=True):
+        assert size == min(1024, 256 + 256 * (before // 2048)) or before % 2048 < 1024, "keyed by tokens"
+    assert 20480 <= sum(sizes) < 20480 + 1024
+    assert job.train.tokens == sum(sizes)
+
+
+def test_a_run_that_ends_while_its_batch_grows_reads_what_it_reads(place):
+    run = begun("batch.ramp={ start = 256, by = 256, tokens = 6144 }", "train.steps=10", "batch.tokens=1024")
+    sizes = [run.ledger().at(step, "batch.tokens") for step in range(1, 11)]
+    assert (run.job().train.steps, run.job().train.tokens) == (10, sum(sizes))
+    assert sizes == [256] * 8 + [512] * 2
+
+
+def test_a_ramp_cannot_change_in_the_middle(place):
+    save(begun(), 7)
+    with pytest.raises(Refused, match=r"--change cannot change batch\.ramp"):
+        begun("batch.ramp={ start = 256, by = 256, tokens = 6144 }", change=True)
+    with pytest.raises(Refused, match=r"--change cannot change batch\.packing"):
+        begun("batch.packing=best-fit", change=True)
+
+
+def test_padding_is_printed_where_documents_are_kept_whole(place):
+    out = io.StringIO()
+    begun("batch.packing=best-fit", out=out)
+    assert "best-fit packing leaves" in out.getvalue()

@@ -104,3 +104,51 @@ def test_bad_text_is_one_sentence_and_exit_code_2(
     error = capsys.readouterr().err
     assert error.startswith(f'error: data.source = "{book}": this file is not UTF-8: byte 3 is 0xff')
     assert error.count("\n") == 1
+
+
+def test_stats_are_told_of_a_run_and_of_a_job(run: Run, book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "stats", str(run.path), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["sources"]
+    shards = Shards(run.prepared())
+    assert (row["documents"], row["tokens"]) == (shards.documents, int(shards.lengths.sum()))
+    assert row["source"] == str(book)
+    words = ["data", "stats", "smoke", "--data.source", str(book), "data.tokenizer=bytes", "data.license=MIT"]
+    assert main([*words, "--workers", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "  licence      MIT\n" in told
+    assert f"  documents    {shards.documents:,}, " in told
+    assert "  duplicates   0 documents, 0 tokens, by exact hash\n" in told
+    assert "best-fit " in told
+
+
+def test_strict_is_an_option_of_prepare(tmp_path: Path, book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"words {number}"}) + "\n" for number in range(50)) + "{oops\n")
+    words = ["data", "prepare", "smoke", "--data.source", str(path), "data.tokenizer=bytes", "--workers", "1"]
+    assert main([*words, "--strict"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f'error: data.source = "{path}": a.jsonl:51 is not JSON: Expecting property name')
+    assert error.count("\n") == 1
+    assert main(words) == 0
+    assert "note: 1 of 51 records cannot be used and are passed over: a.jsonl:51 is not JSON" in capsys.readouterr().out
+
+
+def test_show_names_sources_and_padding(tmp_path: Path, book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "b.jsonl"
+    other.write_text("".join(json.dumps({"text": f"words {number}"}) + "\n" for number in range(50)))
+    mix = f'data.mix=[{{ source = "{book}" }}, {{ source = "{other}" }}]'
+    loaded = load("smoke", [mix, "data.tokenizer=bytes", "batch.sequence=16", "batch.tokens=128"])
+    prepared = prepare(loaded.job.data, base=loaded.base, cache=tmp_path / "cache")
+    made = folder.create(tmp_path / "runs/mixed", asked=loaded.job, text=loaded.text, origin={}, steps=20)
+    plain = {key: leaves.plain(value) for key, value in leaves.leaves(loaded.job).items()}
+    rows = [Setting(key, value, value, "default") for key, value in plain.items()]
+    folder.settle(made, loaded.job, loaded.written, rows, prepared.folder, loaded.text)
+    named = [{"digest": part.digest, "weight": 1.0} for part in Shards(prepared.folder).parts]
+    start = {"data__order": 2, "data__mix": named, "batch__sequence": 16, "batch__tokens": 128}
+    Ledger.start(**start, batch__packing="best-fit").write(made.path / "ledger.jsonl")
+    shown = command.show(made.path, 2)
+    assert f"in epoch 1 of {book} and 1 of {other}." in shown or f"in epoch 1 of {other} and 1 of {book}." in shown
+    assert f"place 0: {other}: b.jsonl@" in shown
+    assert "places of padding" in shown
+    rows = json.loads(command.show(made.path, 2, as_json=True))
+    assert {row["source"] for row in rows} == {str(book), str(other)}

@@ -102,9 +102,11 @@ def test_a_line_without_an_end_does_not_fill_the_memory(tmp_path: Path, monkeypa
         read(path)
 
 
+LINES = [b'{"text":"a"}', b'{"text":"\xc3\xbc\xe2\x82\xac"}', b"", b"x", b"\r"]
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=some.lists(some.sampled_from([b'{"text":"a"}', b'{"text":"\xc3\xbc\xe2\x82\xac"}', b"", b"x", b"\r"]), max_size=30),
-       block=some.integers(1, 20))  # fmt: skip
+@given(content=some.lists(some.sampled_from(LINES), max_size=30), block=some.integers(1, 20))
 def test_lines_do_not_depend_on_how_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: list[bytes], block: int
 ) -> None:

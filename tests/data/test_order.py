@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from argosy.data import order
-from argosy.data.order import read_at, refuse_backdated, spans_at, tokens_before
 from argosy.data.order import epoch as epoch_of
+from argosy.data.order import read_at, refuse_backdated, spans_at, tokens_before
 from argosy.data.order import spans as spans_of
 from argosy.data.shards import Shards
 from argosy.errors import Refused

@@ -53,7 +53,7 @@ def test_chats_are_nested_columns(tmp_path: Path) -> None:
 def test_a_table_without_text_names_its_columns(tmp_path: Path, field: str) -> None:
     path = tmp_path / "a.parquet"
     writer.write_table(pyarrow.table({"id": [1], "label": [2]}), path)
-    with pytest.raises(Unreadable, match='has no column .*; it has "id", "label"'):
+    with pytest.raises(Unreadable, match=r'has no column .*; it has "id", "label"'):
         read(file_at(path, field))
 
 
@@ -76,5 +76,5 @@ def test_hostile_and_broken_files_are_one_sentence(table: Path, change: str) -> 
     else:
         content[200:2000] = b"\xaa" * 1800
     table.write_bytes(content)
-    with pytest.raises(Unreadable, match="is no Parquet file that can be read: .+"):
+    with pytest.raises(Unreadable, match=r"is no Parquet file that can be read: .+"):
         read(file_at(table))

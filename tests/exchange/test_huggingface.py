@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from exchange_models import MODELS, SHARDED, TYPES, own_run
+from exchange_models import MODELS, SHARDED, TEMPLATE, TYPES, own_run
 from safetensors.torch import load_file
 
 from argosy.errors import Refused
@@ -79,6 +79,21 @@ def test_the_chat_template_arrives(folders: Folders, tmp_path: Path) -> None:
     found = AutoTokenizer.from_pretrained(str(tmp_path / "out"))
     assert found.apply_chat_template([{"role": "user", "content": "sea"}], tokenize=False) == "<user>sea"
     assert found.decode(found.encode("the calm sea")) == "the calm sea"
+    assert json.loads((run.path / "chat.json").read_text())["source"] == TEMPLATE
+
+
+def test_the_chat_template_of_a_trained_run_goes_out_and_a_broken_one_is_noted(copied: Folders, tmp_path: Path) -> None:
+    from argosy.data.chat import FILE, Template
+
+    run = own_run(tmp_path / "own", {})
+    (run.path / FILE).write_text(Template("<{{ messages[0].content }}>").content, encoding="utf-8")
+    send(run, tmp_path / "out")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "<{{ messages[0].content }}>"
+    folder = copied("smollm")
+    (folder / "chat_template.jinja").write_text("{% for %}", encoding="utf-8")
+    brought, known = bring(Source(folder, "x"), tmp_path / "run")
+    assert any("its chat template cannot be used here" in note for note in known.notes)
+    assert not (brought.path / FILE).exists()
 
 
 def test_a_model_of_ours_goes_out_as_the_first_family_that_can_say_it(tmp_path: Path) -> None:

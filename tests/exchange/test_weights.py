@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +17,7 @@ from argosy.exchange.source import Source
 from argosy.prove.pool import Pool
 
 Folders = Callable[[str], Path]
-HERE = str(Path(__file__))
+CASES = str(Path(__file__).with_name("fill_cases.py"))
 
 
 def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Source:
@@ -86,51 +84,6 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(copied: Folders, tmp_path:
         bring(Source(folder, ""), tmp_path / "run")
 
 
-def job(model: dict[str, Any], layout: dict[str, Any]) -> Any:
-    from argosy.exchange.config import complete
-    from argosy.job.schema import Job
-
-    found = Job.model_validate({
-        "batch": {"sequence": 16, "tokens": 64, "micro": 1}, "optim": {"lr": 0.1, "name": "adamw"}, "layout": layout,
-        "train": {"steps": 1, "precision": "float32", "master": "float32", "reduce": "float32", "compile": False},
-    })  # fmt: skip
-    return found.model_copy(update={"model": complete(model)})
-
-
-def filled(rank: int, ranks: int, board: str, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each layout: how this rank's weights differ from the whole model's, and the most memory that filling took."""
-    from argosy.device.shards import box, local, slices
-    from argosy.exchange.huggingface import begin
-    from argosy.exchange.source import Source
-    from argosy.model.decoder import Decoder
-    from argosy.parallel import apply
-    from argosy.parallel.mesh import Meeting, joined
-    from argosy.plan import layouts
-
-    found = []
-    for number, case in enumerate(asked):
-        source = Source(Path(case["folder"]), "")
-        model = look(source)
-        plain = Decoder(model.model).to_empty(device="cpu")
-        begin(source, plain, dict(plain.named_parameters()))
-        wanted = dict(plain.named_parameters())
-        one = job({f"{key}": value for key, value in case["shape"].items()}, case["layout"])
-        with joined(layouts.of(one.layout, ranks), rank, Meeting(f"fill/{number}", Path(f"{board}-{number}"))) as mesh:
-            laid = apply.decoder(one, mesh, torch.device("cpu"))
-            named = laid.applied.named()
-            tracemalloc.start()
-            begin(source, laid.module, named)
-            peak = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
-            wrong = [
-                name for name, parameter in named.items()
-                if not torch.equal(local(parameter.detach()), wanted[name].detach()[slices(box(parameter))])
-            ]  # fmt: skip
-            held = sum(local(parameter.detach()).numel() for parameter in named.values())
-        found.append({"wrong": wrong, "peak": peak, "held": held, "all": sum(p.numel() for p in wanted.values())})
-    return found
-
-
 def test_every_rank_reads_what_it_holds_and_one_tensor_at_most_beside_it(pool: Pool, tmp_path: Path) -> None:
     config = {**LLAMA, "vocab_size": 30_000, "hidden_size": 24, "num_key_value_heads": 2, "num_hidden_layers": 4}
     llama = made("llama", config, tmp_path / "llama")
@@ -146,7 +99,7 @@ def test_every_rank_reads_what_it_holds_and_one_tensor_at_most_beside_it(pool: P
         for layout in layouts
     ]
     largest = 30_000 * 24 * 4
-    for answers in pool.call(f"{HERE}:filled", cases, ranks=4):
+    for answers in pool.call(f"{CASES}:filled", cases, ranks=4):
         for case, found in zip(cases, answers, strict=True):
             assert not found["wrong"], (case["layout"], found)
             # Beside the bytes of one tensor: headers, names, and a decoder on meta.

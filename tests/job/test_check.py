@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,9 @@ from argosy.job.load import job_from, load
 
 # (what is written, words of the message): each pair of keys contradicts, or one makes the other do nothing.
 DEAD_TOGETHER = [
+    (["data.mix=[{source='a'}]", "data.source=b"], "data.source does nothing with data.mix"),
+    (["data.mix=[{source='a'}]", "data.license=MIT"], "data.license does nothing with data.mix"),
+    (["data.mix=[{source='a'}]", "data.field=text"], "data.field does nothing with data.mix"),
     (["optim.name=adamw", "optim.momentum=0.9"], "optim.momentum does nothing with optim.name"),
     (["optim.name=adamw", "optim.newton_schulz=4"], "optim.newton_schulz does nothing with optim.name"),
     (["optim.schedule=cosine", "optim.decay=0.3"], "optim.decay does nothing with optim.schedule"),
@@ -54,7 +58,7 @@ def test_dead_and_contradicting_keys_are_refused_naming_both(words: list[str], e
         (['model.rope_scaling={kind="yarn", factor=2.0}'], "kind = yarn needs original"),
         (['model.rope_scaling={kind="linear", factor=2.0, low=1.0}'], "low does nothing with kind = linear"),
         (['model.rope_scaling={kind="llama3", factor=2.0, original=8, low=4.0}'], "low must be less than high"),
-        (['model.rope_scaling={kind="linear", factor=0.5}'], "write at least 1"),
+        (['model.rope_scaling={kind="linear", factor=0.5}'], "at least 1"),
         (["model.block.parallel=true", "model.block.norm_placement=post"], "the parallel block has one norm"),
         (
             ["model.positions=learned", 'model.rope_scaling={kind="linear", factor=2.0}'],
@@ -144,3 +148,43 @@ def test_what_is_meant_is_read() -> None:
     )
     job = load("smoke", ["model.layers=2e0", "checkpoint.every=1h30m", "train.time=1 h 30 min"]).job
     assert (job.model.layers, job.checkpoint.every, job.train.time) == (2, "1h30m", 5400)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["data.mix=[{ source = 'a', weight = 0 }]"], "the weights of data.mix sum to nothing."),
+        (["data.mix=[{ source = 'a' }, { source = 'a' }]"], "a twice. Give it once, with the sum of the weights."),
+        (["data.mix=[{ source = 'a', weight = -1 }]"], "write at least 0"),
+        (["data.mix=[{ weight = 1 }]"], "source is missing"),
+        (["data.mix=[{ source = 'a', wait = 1 }]"], "wait is not a key"),
+        (["data.mix=[{ source = 'a' }]", "data.source=b"], "data.source does nothing with data.mix"),
+        (["batch.ramp={ start = 100, by = 64, tokens = 4096 }"], "must be multiples of batch.sequence"),
+        (["batch.ramp={ start = 2048, by = 128, tokens = 4096 }"], "which is not less than batch.tokens = 1024"),
+        (["batch.ramp={ start = 256, by = 512, tokens = 4096 }"], "does not divide the growth from 256 to 1024"),
+        (["batch.ramp={ start = 256, by = 256, tokens = '1M' }", "train.tokens=65536"], "the run has 65536"),
+        (["batch.ramp={ start = 256 }"], "by is missing"),
+        (["batch.packing=tight"], "write 'greedy' or 'best-fit'"),
+    ],
+)
+def test_what_is_said_of_mixes_ramps_and_packing(words: list[str], expected: str) -> None:
+    with pytest.raises(Refused) as caught:
+        load("smoke", words)
+    assert expected in caught.value.text
+
+
+def test_a_source_on_the_command_line_replaces_the_mix_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "job.toml"
+    file.write_text(
+        '[[data.mix]]\nsource = "notes"\nweight = 2\n[[data.mix]]\nsource = "python"\nlicense = "PSF-2.0"\n'
+    )
+    job = load(str(file)).job
+    assert [(one.source, one.weight, one.license) for one in job.data.mix] == [
+        (str(tmp_path / "notes"), 2.0, "unknown"),
+        ("python", 1.0, "PSF-2.0"),
+    ]
+    job = load(str(file), ["data.source=/x"]).job
+    assert (job.data.source, job.data.mix) == ("/x", ())
+    again = tmp_path / "again.toml"
+    again.write_text(load(str(file)).text)
+    assert load(str(again)).job == load(str(file)).job

@@ -11,6 +11,7 @@ PLAIN = {
     "rows": 3, "micro": 2, "norm": "rms", "parallel": False, "qk_norm": "none", "activation": "swiglu", "positions": "rotary",
     "tied": True, "window": 0, "biases": False, "dropout": 0.0, "shape": "tp2", "zero": 2, "split_sequence": True,
     "precision": "float64", "compile": False, "optim": "adamw", "clip": 1.0,
+    "placement": "pre", "softcap": 0.0, "z_loss": 0.0,
 }  # fmt: skip
 
 
@@ -23,10 +24,12 @@ def job_of(case: dict[str, Any]) -> Any:
         "activation": case["activation"], "parallel": case["parallel"], "norm": case["norm"], "norm_epsilon": 1e-5,
         "norm_bias": case["biases"] and case["norm"] == "layer", "qk_norm": case["qk_norm"], "qkv_bias": case["biases"],
         "attention_bias": case["biases"], "mlp_bias": case["biases"], "window": case["window"], "dropout": case["dropout"],
+        "norm_placement": case["placement"], "softcap": case["softcap"],
     }  # fmt: skip
     model = {
         "layers": case["layers"], "width": case["width"], "vocabulary": case["vocabulary"], "positions": case["positions"],
         "context": case["sequence"], "rope_theta": 1e4, "tied": case["tied"], "block": block,
+        "softcap": case["softcap"], "z_loss": case["z_loss"],
     }  # fmt: skip
     master = "float64" if case["precision"] == "float64" else "float32"
     return Job.model_validate({

@@ -19,6 +19,8 @@ TWO: list[dict[str, Any]] = [
     {"shape": "tp2", "qk_norm": "full", "kv_heads": 2, "tied": False, "dropout": 0.2},
     {"shape": "tp2", "heads": 6, "kv_heads": 3, "head_size": 4, "qk_norm": "head", "activation": "gelu_tanh"},
     {"shape": "tp2", "split_sequence": False, "qk_norm": "full", "biases": True, "positions": "learned"},
+    {"shape": "tp2", "placement": "peri", "softcap": 2.0, "z_loss": 0.05, "norm": "layer", "biases": True, "dropout": 0.2},
+    {"shape": "tp2", "placement": "post", "split_sequence": False, "qk_norm": "full", "z_loss": 0.05, "tied": False},
 ]  # fmt: skip
 FOUR: list[dict[str, Any]] = [
     {"shape": "tp4", "kv_heads": 2, "qk_norm": "full", "biases": True, "vocabulary": 5, "hidden": 5, "sequence": 5},
@@ -26,6 +28,15 @@ FOUR: list[dict[str, Any]] = [
     {"shape": "dp2 tp2", "zero": 2, "kv_heads": 1, "dropout": 0.1, "tied": False, "micro": 1},
     {"shape": "dp2 tp2", "zero": 3, "qk_norm": "head", "biases": True},
     {"shape": "replicate2 tp2", "positions": "learned", "norm": "layer", "biases": True},
+    {
+        "shape": "dp2 tp2",
+        "zero": 3,
+        "placement": "post",
+        "softcap": 3.0,
+        "z_loss": 0.05,
+        "qk_norm": "full",
+        "kv_heads": 2,
+    },
 ]
 
 

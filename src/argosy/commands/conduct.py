@@ -21,6 +21,7 @@ from argosy.cluster.here import Machine, Trial, machine
 from argosy.commands import inherit, ledger, measure, runs
 from argosy.data.chat import FILE as CHAT
 from argosy.data.prepare import Prepared, licences, mixture
+from argosy.data.statistics import padding_note
 from argosy.data.tokenizer import FILE as TOKENIZER
 from argosy.errors import DONE, Refused
 from argosy.fleet.agent import Agent
@@ -191,7 +192,7 @@ def _settle(start: Start, timing: Trial) -> None:
         timing,
         kept,
         run,
-        ledger.read(start.verdict, source, start.loaded.job.batch),
+        ledger.read(start.verdict, source, start.loaded.job),
     )
 
 
@@ -230,6 +231,8 @@ def header(start: Start) -> None:
     assert start.settled is not None
     assert start.prepared is not None
     facts = start.prepared.facts
+    fitted = start.settled.job.batch.packing == "best-fit"
+    padding = [padding_note(start.prepared.folder, start.settled.job)] if fitted else []
     cuda = bool(start.machine.devices)
     lines = words.start(
         start.settled.job,
@@ -244,7 +247,7 @@ def header(start: Start) -> None:
         threads=threads(start),
         because="OMP_NUM_THREADS" if start.machine.told else "",
         backend="nccl" if cuda else "gloo",
-        notes=[*start.loaded.notes, *start.verdict.notes, *start.prepared.notes, *start.settled.notes],
+        notes=[*start.loaded.notes, *start.verdict.notes, *start.prepared.notes, *start.settled.notes, *padding],
     )
     start.screen.start(lines)
 

@@ -58,7 +58,13 @@ def evaluate(
 
 
 def _shards(model: Trained) -> Any:
-    """The prepared text of the run, found again where the cache has moved."""
+    """The prepared text of the run, found again where the cache has moved. Refused for a run that was imported."""
+    if model.run.info().get("imported"):
+        raise Refused(
+            "this run was imported and has no text of its own.",
+            where=str(model.run.path),
+            do="Give a file to measure it on.",
+        )
     from argosy.data.prepare import cache_folder, locate
     from argosy.data.shards import Shards
 

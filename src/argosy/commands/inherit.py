@@ -17,7 +17,7 @@ from argosy.checkpoint.slots import Slots
 from argosy.checkpoint.snapshot import Writer
 from argosy.cluster.here import cores
 from argosy.data.mix import digests
-from argosy.data.prepare import Prepared, cache_folder, changed, locate, prepare, with_earlier
+from argosy.data.prepare import Prepared, cache_folder, changed, locate, names, prepare, with_earlier
 from argosy.data.tokenizer import BYTES, FILE
 from argosy.errors import INPUT, Refused
 from argosy.job import leaves, paths
@@ -50,6 +50,11 @@ class First:
             return None
         bytes_alone = file.stat().st_size == len(BYTES) and file.read_text(encoding="utf-8") == BYTES
         return None if bytes_alone else file
+
+    def tokenizer_for(self, loaded: Loaded) -> Path | None:
+        """The same, where the job would have one trained or names none; None where the job has its own."""
+        own = "data.tokenizer" in loaded.written and not isinstance(loaded.job.data.tokenizer, Trained)
+        return None if own else self.tokenizer
 
 
 def first(loaded: Loaded, verdict: Verdict | None = None, *, weights: bool = True) -> First:
@@ -84,8 +89,11 @@ def first(loaded: Loaded, verdict: Verdict | None = None, *, weights: bool = Tru
 
 
 def shaped(loaded: Loaded) -> Loaded:
-    """`loaded` with what the weights that it begins with say about the model; they themselves are not fetched."""
-    return replace(loaded, shape=first(loaded, weights=False).shape)
+    """`loaded` with what the weights that it begins with bring, shape and tokenizer; they themselves are not fetched."""
+    begun = first(loaded, weights=False)
+    file = begun.tokenizer_for(loaded)
+    data = loaded.job.data if file is None else loaded.job.data.model_copy(update={"tokenizer": str(file)})
+    return replace(loaded, shape=begun.shape, job=loaded.job.model_copy(update={"data": data}))
 
 
 def _located(refused: Refused, loaded: Loaded) -> Refused:
@@ -144,10 +152,8 @@ def text(
 
     parent = Run(verdict.source or verdict.path)
     if not verdict.step or not (parent.path / "settings.json").is_file():
-        file, named = begun.tokenizer, "data.tokenizer" in loaded.written
-        if file is not None and (not named or isinstance(section.tokenizer, Trained)):
-            return made(section.model_copy(update={"tokenizer": str(file)}))
-        return made(section)
+        file = begun.tokenizer_for(loaded)
+        return made(section if file is None else section.model_copy(update={"tokenizer": str(file)}))
     folder = parent.prepared()
     earlier = digests(parent.ledger(), folder.name)  # what its steps so far have read must stay known
     if any(key.startswith("data.") for key, *_ in verdict.changes):
@@ -165,7 +171,7 @@ def text(
             note = f"data.source = {section.source} is not as it was: the run keeps to the text that it began with"
             found = replace(found, notes=(*found.notes, note))
         return found, True
-    if found.digest != folder.name:
+    if not set(digests(parent.ledger(), folder.name, now=True)) <= set(names(found)):
         raise Refused(
             "the text is not the one that this run was trained on, and what was prepared of that one is gone.",
             where=str(parent.path),

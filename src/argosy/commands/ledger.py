@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from argosy.data import order
 from argosy.data.order import tokens_before
 from argosy.data.prepare import Prepared, mixture
-from argosy.job.schema import BatchSection, Job
+from argosy.job.schema import Job
 from argosy.run.folder import Run
 from argosy.run.ledger import Entry, Ledger, append
 from argosy.run.rule import Verdict
 
 
-def read(verdict: Verdict, source: Run, batch: BatchSection) -> tuple[int, int]:
+def read(verdict: Verdict, source: Run, job: Job) -> tuple[int, int]:
     """(steps, tokens) before the batch last changes its number of tokens; nothing where it never does."""
-    if not (source.path / "ledger.jsonl").is_file():
-        sizes = order.ramp(batch)
-        return sizes[-1][0] - 1, sum((after - step) * tokens for (step, tokens), (after, _) in pairwise(sizes))
-    ledger = source.ledger()
-    order.known(ledger)
+    ledger = source.ledger() if (source.path / "ledger.jsonl").is_file() else _grown(_begun(job), job)
+    if (source.path / "ledger.jsonl").is_file():
+        order.known(ledger)
     steps = max(0, ledger.changes(["batch.tokens"])[-1] - 1)
     if any(key == "batch.tokens" for key, *_ in verdict.changes):
         steps = verdict.step
+    if job.train.steps is not None:  # a batch that would still grow when the run is over
+        steps = min(steps, max(verdict.step, job.train.steps))
     return steps, tokens_before(steps + 1, ledger)
+
+
+def _begun(job: Job, **more: object) -> Ledger:
+    """What the ledger of a new run begins with."""
+    return Ledger.start(
+        data__order=order.ORDER,
+        **more,
+        batch__sequence=job.batch.sequence,
+        batch__tokens=order.ramp(job.batch)[0][1],
+        batch__packing=job.batch.packing,
+        train__seed=job.train.seed,
+    )
+
+
+def _grown(ledger: Ledger, job: Job) -> Ledger:
+    """`ledger` with the sizes that the batch grows through."""
+    for step, tokens in order.ramp(job.batch)[1:]:
+        ledger = ledger.changed(step, "batch.tokens", tokens, "batch.ramp")
+    return ledger
 
 
 def write(run: Run, job: Job, verdict: Verdict, prepared: Prepared) -> None:
@@ -31,18 +48,7 @@ def write(run: Run, job: Job, verdict: Verdict, prepared: Prepared) -> None:
     path = run.path / "ledger.jsonl"
     mixed = mixture(job.data, prepared)
     if not path.exists():
-        (_, first), *later = order.ramp(job.batch)
-        start = Ledger.start(
-            data__order=order.ORDER,
-            data__mix=mixed,
-            batch__sequence=job.batch.sequence,
-            batch__tokens=first,
-            batch__packing=job.batch.packing,
-            train__seed=job.train.seed,
-        )
-        for step, tokens in later:
-            start = start.changed(step, "batch.tokens", tokens, "batch.ramp")
-        start.write(path)
+        _grown(_begun(job, data__mix=mixed), job).write(path)
     last = {entry.key: entry for entry in Ledger.read(path).entries}
     reason = "--fork" if verdict.action == "fork" else "--change"
     told = [row for row in verdict.changes if not row[0].startswith("data.")]  # those are told as one: the mix

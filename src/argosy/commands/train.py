@@ -128,7 +128,10 @@ def register(app: typer.Typer) -> None:
             int | None,
             typer.Option(help="Worker processes; 0 trains inside this process."),
         ] = None,
-        strict: Annotated[bool, typer.Option("--strict", help="Refuse where a key could not be had as asked.")] = False,
+        strict: Annotated[
+            bool,
+            typer.Option("--strict", help="Refuse where a key could not be had as asked, or a record cannot be used."),
+        ] = False,
         quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
         json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,

@@ -1,9 +1,10 @@
 """Best-fit packing: documents are kept whole where they fit, the rest of a sequence is padding. NumPy only.
 
-The training documents of a source, in an order of their own, are taken a window at a time; what is longer than a sequence is cut
-into whole sequences and a remainder; remainders, longest first, go into the fullest sequence of the window that has room. The
-sequences of an epoch are these, in an order drawn for the epoch. Where the length changes within an epoch, what was not read of
-it is packed anew: an epoch gives every token once. Source: Ding et al. 2024, "Fewer truncations improve language modeling".
+The training documents of a source, in an order of their own, are taken a window at a time; what is longer than a sequence is
+cut into whole sequences and a remainder; remainders, longest first, go into the fullest sequence of the window that has room.
+The sequences of an epoch are these, in an order drawn for the epoch. Where the length changes within an epoch, what was not
+read of it is packed anew: an epoch gives every token once.
+Source: Ding et al. 2024, "Fewer truncations improve language modeling".
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def given(
     now: Place, count: int, seed: int, part: Part, shards: Shards
 ) -> list[tuple[int, list[tuple[int, int, int]]]]:
     """(epoch, stretches) of the next `count` sequences. Pure."""
-    found = []
+    found: list[tuple[int, list[tuple[int, int, int]]]] = []
     while len(found) < count:
         if now.read == len(now.bins):
             now = _advanced(now, 0, seed, part, shards)

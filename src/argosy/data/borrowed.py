@@ -43,9 +43,9 @@ class Looked:
 
 def look(path: Path, index: Index, progress: Callable[[int], None]) -> Looked:
     """Read the tokens at `path` once; `progress` hears of bytes. Raises OSError."""
-    tokens = np.memmap(path, index.kind, "r") if path.stat().st_size else np.zeros(0, index.kind)
-    raw = memoryview(tokens).cast("B") if len(tokens) else memoryview(b"")
-    sums = np.array([zlib.crc32(raw[at : at + BLOCK]) for at in range(0, len(raw), BLOCK)], np.uint32)
+    raw = np.memmap(path, np.uint8, "r")
+    tokens = raw[: len(raw) // np.dtype(index.kind).itemsize * np.dtype(index.kind).itemsize].view(index.kind)
+    sums = np.array([zlib.crc32(raw.data[at : at + BLOCK]) for at in range(0, len(raw), BLOCK)], np.uint32)
     hashes = np.zeros(len(index.first), np.uint64)
     largest = smallest = 0
     for number, (first, length) in enumerate(zip(index.first.tolist(), index.lengths.tolist(), strict=True)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +48,8 @@ class Template:
         folder = path if path.is_dir() else path.parent
         if (folder / FILE).is_file():
             table, where = _table(folder / FILE), str(folder / FILE)
-            return Template(*(_mark(table.get(name)) for name in ("source", "bos_token", "eos_token")), where)
+            source, first, last = (_mark(table.get(name)) for name in ("source", "bos_token", "eos_token"))
+            return Template(source, first, last, where)
         config = _table(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
         source, where = config.get("chat_template"), str(folder / "tokenizer_config.json")
         if (folder / "chat_template.jinja").is_file():
@@ -170,7 +171,7 @@ def _compiled(template: Template) -> Any:
             raise jinja2.exceptions.TemplateError(str(message))
 
         def now(form: str) -> str:
-            return datetime(2024, 1, 1, tzinfo=timezone.utc).strftime(form)  # the same text on every day
+            return datetime(2024, 1, 1, tzinfo=UTC).strftime(form)  # the same text on every day
 
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.filters["tojson"] = _tojson

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-
 Spot = Callable[[str, str], None]  # told of each record that cannot be used: where it is, and why, without a subject
 
 
@@ -68,10 +67,8 @@ class Piece(NamedTuple):
 
     @property
     def size(self) -> int:
-        """UTF-8 bytes of its text; of ids an estimate."""
-        if self.chat is None:
-            return len(self.text) if self.ids is None else 4 * len(self.ids)
-        return sum(len(str(message["content"]).encode("utf-8", "replace")) for message in self.chat.messages)
+        """UTF-8 bytes of its text; of ids and chats an estimate."""
+        return len(self.text) if self.ids is None else 4 * len(self.ids)
 
 
 @dataclass

@@ -35,7 +35,7 @@ class Stretch(NamedTuple):
     """Steps between two changes: how many sequences of which length one source gave."""
 
     sequence: int
-    count: int
+    sequences: int
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,11 @@ def _shares(value: object, shards: Shards) -> tuple[Share, ...]:
     return found
 
 
-def digests(ledger: Ledger, begun: str) -> list[str]:
-    """All sources that any step of a run reads, by digest; `begun` is that of a run which names none."""
-    values = [entry.new for entry in ledger.entries if entry.key == KEY]
-    found = [str(row["digest"]) for value in values if isinstance(value, list) for row in value]
-    return list(dict.fromkeys(found or [begun]))
+def digests(ledger: Ledger, begun: str, *, now: bool = False) -> list[str]:
+    """All sources that any step of a run reads, by digest; now: those from its last change on. `begun`: where it names none."""
+    values = [_value(max(1, at), ledger) for at in ledger.changes([KEY])][-1 if now else 0 :]
+    found = [[str(row["digest"]) for row in value] if isinstance(value, list) else [begun] for value in values]
+    return list(dict.fromkeys(digest for some in found for digest in some))
 
 
 def rows(sources: Sequence[tuple[str, str, float, str]]) -> list[dict[str, object]]:
@@ -173,5 +173,5 @@ def _add(stretches: list[Stretch], sequence: int, count: int) -> None:
     if not count:
         return
     if stretches and stretches[-1].sequence == sequence:
-        count += stretches.pop().count
+        count += stretches.pop().sequences
     stretches.append(Stretch(sequence, count))

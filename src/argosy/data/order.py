@@ -3,9 +3,9 @@
 An epoch of a source is all its training documents once, end to end in an order of its own. Read front to back, one long file
 would fill many steps, and the loss would follow the files; so an epoch is cut into lanes of equal length, and the sequences of
 a step come from lanes far apart, one after the other in turn. Where the ledger changes `batch.tokens` or the mix, later steps
-go on where the earlier ones ended; where it changes `batch.sequence`, every lane goes on where it stood: an epoch is read to its
-last token before the next begins, and nothing is dropped or repeated by a change or a restart. `mix` says which source gives
-which sequence; with `batch.packing = "best-fit"` it is `bins` that says what is in it.
+go on where the earlier ones ended; where it changes `batch.sequence`, every lane goes on where it stood: an epoch is read to
+its last token before the next begins, and nothing is dropped or repeated by a change or a restart. `mix` says which source
+gives which sequence; with `batch.packing = "best-fit"` it is `bins` that says what is in it.
 """
 
 from __future__ import annotations
@@ -236,13 +236,13 @@ def _in_turn(
     before: list[Stretch], sequence: int, count: int, seed: int, part: Part, shards: Shards
 ) -> list[list[Span]]:
     """The next `count` sequences of a source that gave `before`, filled to the last token from its lanes."""
-    token = first = sum(stretch.sequence * stretch.count for stretch in before)
+    token = first = sum(stretch.sequence * stretch.sequences for stretch in before)
     stop, total = token + count * sequence, part.train_tokens
     rows: list[list[Span]] = [[] for _ in range(count)]
     begins, at = [], 0
     for stretch in before:
         begins.append((at, stretch.sequence))
-        at += stretch.sequence * stretch.count
+        at += stretch.sequence * stretch.sequences
     if not begins or begins[-1][1] != sequence:
         begins.append((first, sequence))
     while token < stop:
@@ -282,7 +282,7 @@ def _lanes_at(token: int, begins: list[tuple[int, int]], start: int, total: int)
 
 
 def spans(first: int, count: int, seed: int, part: Part, shards: Shards) -> Iterator[Span]:
-    """Tokens [first, first + count) of a source's epochs end to end, as stretches of documents. Pure; O(log documents + spans)."""
+    """Tokens [first, first + count) of a source's epochs end to end, as stretches of documents. Pure; O(log documents)."""
     size = part.train_tokens
     while count > 0:
         number, at = divmod(first, size)

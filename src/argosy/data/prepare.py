@@ -24,12 +24,25 @@ from argosy.data.make import Recipe, make, text_of, trained, write
 from argosy.data.prepared import Prepared, cache_folder, full, locate
 from argosy.data.scan import Progress, Scan, fingerprint, scan
 from argosy.data.sources import find
+from argosy.data.sources.streams import scheme
 from argosy.data.sources.text import nothing
 from argosy.errors import FULL, Refused
 from argosy.job import paths
 from argosy.job.schema import DataSection, Trained
 
-__all__ = ["Prepared", "cache_folder", "changed", "found", "full", "joined", "licences", "locate", "mixture", "prepare"]
+__all__ = [
+    "Prepared",
+    "cache_folder",
+    "changed",
+    "found",
+    "full",
+    "joined",
+    "licences",
+    "locate",
+    "mixture",
+    "names",
+    "prepare",
+]
 __all__ += ["sources_of", "with_earlier"]
 RULES = "argosy 1"  # names everything in the code that decides what a folder of one source holds
 
@@ -236,24 +249,28 @@ def joined(parts: Sequence[Prepared], home: Path, progress: Progress) -> Prepare
 
 
 def with_earlier(prepared: Prepared, digests: Sequence[str], progress: Progress) -> Prepared:
-    """`prepared` and the sources `digests` that its run read before: what a step of the past reads must stay known."""
+    """`prepared` and those sources `digests`, which its run read before, that are still there.
+
+    So what a step of the past read can be shown, and a rollback beyond a change of the mix finds its text.
+    """
     home = prepared.folder.parent
     own = list(prepared.parts or (prepared,))
-    missing = [name for name in digests if name not in {part.folder.name for part in own}]
-    if not missing:
-        return prepared
-    for name in missing:
-        if not (home / name / shards.FACTS).is_file():
-            raise Refused(
-                "what was prepared of a text that this run has read before is gone.",
-                where=str(home / name),
-                do="Restore it, or begin a new run: --run DIR.",
-            )
-    return joined([*own, *(Prepared.open(home / name) for name in missing)], home, progress)
+    others = [name for name in digests if name not in names(prepared) and (home / name / shards.FACTS).is_file()]
+    return joined([*own, *(Prepared.open(home / name) for name in others)], home, progress) if others else prepared
+
+
+def names(prepared: Prepared) -> list[str]:
+    """The sources of `prepared`, by digest."""
+    return [part.folder.name for part in prepared.parts or (prepared,)]
 
 
 def changed(section: DataSection, base: Path, folder: Path) -> bool:
-    """Whether the files of `section` are others than those that `folder` was made of; they are not read for it."""
+    """Whether the files of `section` are others than those that `folder` was made of; they are not read for it.
+
+    What lies elsewhere counts as unchanged: a run that goes on needs no network.
+    """
+    if any(scheme(one.source) for one in sources_of(section)):
+        return False
     try:
         asked = _Asked(section, base, folder.parent, lambda what, done, total: None, 1, False)
         sources = [find(one.source, base, one.field or "") for one in sources_of(section)]

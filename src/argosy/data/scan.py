@@ -103,8 +103,8 @@ class _Columns:
     def __len__(self) -> int:
         return len(self.columns[0])
 
-    def add(self, index: int, piece: Piece) -> None:
-        values = (index, piece.begin, piece.end, digest(piece.text), piece.which, piece.size)
+    def add(self, index: int, piece: Piece, size: int) -> None:
+        values = (index, piece.begin, piece.end, digest(piece.text), piece.which, size)
         for column, value in zip(self.columns, values, strict=True):
             column.append(value)
 
@@ -139,14 +139,15 @@ def scan(
         try:
             whole.update(file.name.encode() + b"\n" + (b"" if file.kind == "text" else file.kind.encode() + b"\n"))
             for piece in sources.documents(file, size, faults):
+                length = piece.size
                 if piece.chat is not None:
                     try:
-                        template.segments(piece.chat, marks)
+                        length = sum(len(part.text.encode()) for part in template.segments(piece.chat, marks))
                     except Bad as error:
                         faults(f"{file.name}, the record at {piece.begin:,},", str(error))
                         continue
                 whole.update(f"{len(piece.text)}\n".encode() + piece.text)
-                made.add(index, piece)
+                made.add(index, piece, length)
                 ids, chats = ids or piece.ids is not None, chats or piece.chat is not None
                 progress("reading", done + min(piece.end, file.size) if file.kind == "text" else done, total)
         except Unreadable as error:

@@ -1,9 +1,10 @@
-"""What is in prepared text: tokens, lengths, sources, licences, duplicates by exact hash, and what packing would pad. No torch."""
+"""What is in prepared text: tokens, lengths, sources, licences, duplicates by exact hash, what packing would pad. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from argosy.data import bins
 from argosy.data.chat import KINDS
 from argosy.data.shards import Part, Shards
-from argosy.quantities import count_text
+from argosy.job.schema import Job
 
 SHARES = (0, 10, 50, 90, 99, 100)  # of the documents that are not longer
 
@@ -94,6 +95,19 @@ def _of(part: Part, shards: Shards, sequence: int, seed: int) -> Statistics:
     )
 
 
+def padding_note(folder: Path, job: Job) -> str:
+    """What best-fit packing costs in the text of a run, as one sentence."""
+    shards = Shards(folder)
+    made = [bins.whole(job.train.seed, part, job.batch.sequence, shards) for part in shards.parts]
+    share = [
+        f"{one.padding:.1%}" + (f" of {part.source}" if len(made) > 1 else "")
+        for one, part in zip(made, shards.parts, strict=True)
+    ]
+    return (
+        f"best-fit packing leaves {', '.join(share)} of all places empty, in sequences of {job.batch.sequence:,} tokens"
+    )
+
+
 def _name(share: int) -> str:
     return {0: "least", 50: "median", 100: "most"}.get(share, f"{share}%")
 
@@ -106,7 +120,7 @@ def lines(found: Sequence[Statistics], shards: Shards, sequence: int, licences: 
         size = one.bytes / max(1, one.tokens)
         yield f"  licence      {terms}"
         yield f"  documents    {one.documents:,}, {one.held_out_documents:,} of them held out"
-        yield f"  tokens       {count_text(one.tokens)} ({one.tokens:,}), {one.held_out_tokens:,} held out, {size:.2f} bytes each"
+        yield f"  tokens       {one.tokens:,}, {one.held_out_tokens:,} of them held out, {size:.2f} bytes each"
         if one.counted_tokens != one.tokens:
             yield f"  learned from {one.counted_tokens:,} tokens ({one.counted_tokens / one.tokens:.0%}); the others are masked"
         if one.kinds:

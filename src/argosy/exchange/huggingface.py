@@ -22,6 +22,8 @@ from torch import Tensor
 from argosy.checkpoint import store
 from argosy.checkpoint.manifest import VERSION, Grid, Manifest, Sidecar, checksum, row
 from argosy.checkpoint.plan import NodeFile, TensorSpec, node_file
+from argosy.data.chat import FILE as CHAT
+from argosy.data.chat import Template
 from argosy.data.tokenizer import Pieces, parse, read_file
 from argosy.errors import Refused
 from argosy.exchange import config as configs
@@ -134,6 +136,9 @@ def bring(
         keep(source, run)
         if tokenizer is not None:
             write_whole(place / TOKENIZER, tokenizer)
+        template = _template(known)
+        if template:
+            write_whole(place / CHAT, template)
         _checkpoint(run, weights, torch.float64 if wide else torch.float32)
         shutil.rmtree(run.local, ignore_errors=True)
         check(run, known)
@@ -184,6 +189,16 @@ def _tokenizer(known: Known) -> str | None:
             do="It belongs to another model.",
         )  # fmt: skip
     return found.content if isinstance(found, Pieces) else content
+
+
+def _template(known: Known) -> str:
+    """Its chat template as a run keeps it; one that is none is noted, and no reason to leave the weights."""
+    try:
+        found = Template.of(known.source.folder)
+    except Refused as refused:
+        known.notes.append(f"its chat template cannot be used here: {refused.text}")
+        return ""
+    return found.content if found.source else ""
 
 
 def _job(known: Known, name: str, kind: str) -> Job:

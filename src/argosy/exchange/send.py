@@ -21,6 +21,8 @@ from argosy.checkpoint import store
 from argosy.checkpoint.load import load
 from argosy.checkpoint.plan import SIZES
 from argosy.checkpoint.store import Checkpoint
+from argosy.data.chat import FILE as CHAT
+from argosy.data.chat import Template
 from argosy.data.tokenizer import Pieces, open_tokenizer
 from argosy.errors import INPUT, Refused
 from argosy.exchange import config as configs
@@ -32,7 +34,6 @@ from argosy.exchange.weights import TYPES, raw
 from argosy.job.schema import Job, ModelSection
 from argosy.run.folder import Run
 
-TEMPLATE = "chat_template.jinja"
 SHARD = 5 * 10**9  # bytes of a file of weights
 WORDS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
 
@@ -216,8 +217,9 @@ def _send_words(run: Run, job: Job, config: dict[str, Any], sent: Sent, place: P
         config |= {"bos_token_id": None, "eos_token_id": tokenizer.end, "pad_token_id": None}
         words = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "model_max_length": job.batch.sequence}
         _json(place / "tokenizer_config.json", {**words, "clean_up_tokenization_spaces": False})
-        if (run.path / TEMPLATE).is_file():
-            shutil.copyfile(run.path / TEMPLATE, place / TEMPLATE)
+        template = Template.of(run.path).source if (run.path / CHAT).is_file() else ""
+        if template:
+            (place / "chat_template.jinja").write_text(template, encoding="utf-8")
         _json(place / "generation_config.json", {"eos_token_id": tokenizer.end, "do_sample": True})
     else:
         sent.notes.append("the run has no tokenizer, so the folder has none")

@@ -124,7 +124,7 @@ def fill(parameters: Mapping[str, Tensor], weights: Weights) -> None:
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of `tensor`, row by row."""
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data
 
 
 def _named(names: list[str]) -> str:

@@ -77,13 +77,15 @@ class _Alone:
         self.softcap, self.z = softcap, z
         self.only, self.both = (_compiled_loss, _compiled_both) if compiled else (_only_loss, _loss_and_gradients)
 
-    def loss(self, *given: Tensor) -> Tensor:
+    def loss(self, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """The loss of one chunk."""
-        return self.only(*given, self.softcap)
+        return self.only(hidden, weight, labels, weights, self.softcap)
 
-    def loss_and_gradients(self, *given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def loss_and_gradients(
+        self, hidden: Tensor, weight: Tensor, labels: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of one chunk and the gradients of hidden and weight."""
-        return self.both(*given, self.softcap, self.z)
+        return self.both(hidden, weight, labels, weights, self.softcap, self.z)
 
 
 class _Shared:

@@ -140,6 +140,9 @@ def settle(
     fit.settle_memory(draft, layout, machine, world)
     job = draft.job()
     legal.check(layouts.asked(job, layout, loaded.written))
+    if job.batch.ramp is not None:  # its first steps have the fewest micro-batches
+        first = job.batch.model_copy(update={"tokens": job.batch.ramp.start})
+        legal.check(layouts.asked(job.model_copy(update={"batch": first}), layout, loaded.written))
     plan = _prediction(job, layout, probed, machine, world)
     place = folder or Path.cwd()
     fit.check_disk(job, plan.disk_bytes, machine.disk_free(place), fit.kept(place))

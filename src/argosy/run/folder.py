@@ -29,7 +29,7 @@ VERSION = 1
 PREPARED = "data.prepared"  # an extra setting, no key of a job: the folder of prepared text
 # The names that a run makes in its folder, and those that were written half when it was killed.
 MADE = re.compile(
-    r"(run|settings|tokenizer)\.json|job\.toml|(ledger|journal|metrics|evaluations|samples)\.jsonl|log\.txt|crash\.txt"
+    r"(run|settings|tokenizer|chat)\.json|job\.toml|(ledger|journal|metrics|evaluations|samples)\.jsonl|log\.txt|crash\.txt"
     r"|report\.html|diff\.patch|lock|save|stop|checkpoints|log|local|record|source|\..+\.[0-9]+"
 )
 PATIENCE = 5.0  # seconds that a second start waits for the first to leave

@@ -40,8 +40,8 @@ def find(source: str, base: Path, field: str = "") -> Source:
 def _elsewhere(source: str) -> Source:
     """The files at an address."""
     address = paths.expand(source)
-    where = f'data.source = "{source}"'
-    found = Source(source, where, [])
+    name = streams.shown(address)
+    found = Source(name, f'data.source = "{name}"', [])
     if streams.scheme(address) == "hf":
         listed = hub.listing(address)
         place = listed.place
@@ -51,17 +51,17 @@ def _elsewhere(source: str) -> Source:
             for path, size in listed.files
         ]
         if listed.left_out:
-            found.notes.append(f"{source}: {listed.left_out:,} files of test and validation are not read; name them to")
+            found.notes.append(f"{name}: {listed.left_out:,} files of test and validation are not read; name them to")
     else:
         entries = streams.listed(address)
-    for url, name, size, stamp in entries:
-        kind = text.kind_of(name)
+    for url, inner, size, stamp in entries:
+        kind = text.kind_of(inner)
         if size == 0:
             found.passed_over["empty"] += 1
         elif kind is None and len(entries) > 1:
-            found.passed_over[text.suffix(name)] += 1
-        elif not any(part.startswith(".") for part in name.split("/")):
-            found.files.append(File(Path(name), name, size, kind or "text", url, stamp))
+            found.passed_over[text.suffix(inner)] += 1
+        elif not any(part.startswith(".") for part in inner.split("/")):
+            found.files.append(File(Path(inner), inner, size, kind or "text", url, stamp))
     found.files.sort(key=lambda file: file.name)
     return found
 

@@ -70,26 +70,42 @@ def listing(address: str) -> Listing:
 
 def _entries(place: Place) -> tuple[str, list[tuple[str, int]], str]:
     """(commit, [(path, bytes)], licence) of the data set, from the Hub or, offline, from what was fetched."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi, constants, errors
     from huggingface_hub.hf_api import RepoFile
 
-    if constants.is_offline_mode() if hasattr(constants, "is_offline_mode") else constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         return _cached(place)
     api = HfApi()
-    info = api.dataset_info(place.name, revision=place.revision)
-    commit = str(info.sha)
-    tree = api.list_repo_tree(place.name, recursive=True, revision=commit, repo_type="dataset")
-    entries = [(one.path, int(one.size or 0)) for one in tree if isinstance(one, RepoFile)]
+    try:
+        info = api.dataset_info(place.name, revision=place.revision)
+        commit = str(info.sha)
+        tree = api.list_repo_tree(place.name, recursive=True, revision=commit, repo_type="dataset")
+        entries = [(one.path, int(one.size or 0)) for one in tree if isinstance(one, RepoFile)]
+    except (errors.HfHubHTTPError, errors.HFValidationError):
+        raise
+    except Exception as error:  # no network: what was fetched may do
+        try:
+            return _cached(place)
+        except errors.LocalEntryNotFoundError:
+            raise error from None
     tags = [str(tag) for tag in (info.tags or [])]
     terms = next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), "")
     return commit, sorted(entries), terms
 
 
 def _cached(place: Place) -> tuple[str, list[tuple[str, int]], str]:
-    """The same from the cache. Raises LocalEntryNotFoundError where it was never fetched."""
-    from huggingface_hub import snapshot_download
+    """The same from the cache: of the commit that the name had when it was last fetched. Raises LocalEntryNotFoundError."""
+    from huggingface_hub import constants, errors
 
-    folder = Path(snapshot_download(place.name, repo_type="dataset", revision=place.revision, local_files_only=True))
+    home = Path(constants.HF_HUB_CACHE) / f"datasets--{place.name.replace('/', '--')}"
+    named = home / "refs" / place.revision
+    commit = named.read_text(encoding="utf-8").strip() if named.is_file() else place.revision
+    folder = home / "snapshots" / commit
+    if not folder.is_dir() and place.revision == "main":  # fetched by its commit: the last one that was
+        kept = sorted((home / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime_ns)
+        folder = kept[-1] if kept else folder
+    if not folder.is_dir():
+        raise errors.LocalEntryNotFoundError(f"nothing of {place.name} in {home.parent}")
     files = [path for path in folder.rglob("*") if path.is_file()]
     return folder.name, sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in files), ""
 

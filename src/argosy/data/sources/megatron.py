@@ -34,8 +34,10 @@ class Index:
 def is_index(path: Path) -> bool:
     """Whether the file begins as an index does, and has its .bin beside it."""
     try:
+        if not path.is_file() or not path.with_suffix(TOKENS).is_file():  # a pipe would wait for ever
+            return False
         with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC and path.with_suffix(TOKENS).is_file()
+            return file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import glob
 import io
+import re
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+from urllib.parse import quote, urlsplit
 
 from argosy.data.document import File, Unreadable, printable
 from argosy.errors import Refused
@@ -102,7 +104,7 @@ def connected(address: str) -> tuple[Any, str]:
             found: tuple[Any, str] = fs.FileSystem.from_uri(address)
             return found
         except (OSError, ValueError, TypeError) as error:
-            raise Refused("this address cannot be opened.", where=printable(address), found=first_line(error)) from None
+            raise Refused("this address cannot be opened.", where=shown(address), found=first_line(error)) from None
     import fsspec
 
     try:
@@ -110,7 +112,7 @@ def connected(address: str) -> tuple[Any, str]:
     except (ImportError, ValueError, OSError) as error:
         raise Refused(
             f"addresses with {scheme(address)}:// are not known here.",
-            where=printable(address),
+            where=shown(address),
             found=first_line(error),
             do="s3://, gs://, hdfs:// and hf:// need nothing more; for others install their fsspec package.",
         ) from None
@@ -122,17 +124,32 @@ def listed(address: str) -> list[tuple[str, str, int, str]]:
 
     Refused where there is none, or the store says no.
     """
-    where = f'data.source = "{printable(address)}"'
+    where = f'data.source = "{shown(address)}"'
     system, path = connected(address)
-    base = address[: len(address) - len(path)] if address.endswith(path) else f"{scheme(address)}://"
     try:
         entries = _arrow(system, path) if hasattr(system, "get_file_info") else _fsspec(system, path)
     except (OSError, ValueError, RuntimeError) as error:
         raise Refused("this address cannot be read.", where=where, found=first_line(error)) from None
     if not entries:
-        raise Refused("there is no such file or folder.", where=where, found=f"nothing at {printable(address)}")
+        raise Refused("there is no such file or folder.", where=where, found=f"nothing at {shown(address)}")
     root = fixed(path)
-    return [(base + place, _below(place, root), size, stamp) for place, size, stamp in sorted(entries)]
+    return [(_address(place, address), _below(place, root), size, stamp) for place, size, stamp in sorted(entries)]
+
+
+def shown(address: str) -> str:
+    """`address` for people: without the name, secret and options that reach the store."""
+    plain = re.sub(r"://[^/@]*@", "://", address)
+    return printable(plain.partition("?")[0] if scheme(address) in ARROW else plain)
+
+
+def _address(place: str, root: str) -> str:
+    """The address of a file that a listing of `root` calls `place`."""
+    if "://" in place or scheme(root) not in ARROW:
+        return place if "://" in place else f"{scheme(root)}://{place}"
+    parts = urlsplit(root)
+    user, found, _ = parts.netloc.rpartition("@")
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.scheme}://{user}{found}{quote(place)}{query}"
 
 
 def fixed(path: str) -> str:

@@ -9,6 +9,7 @@ import glob
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -115,11 +116,9 @@ def _folder(root: Path, source: str, where: str) -> Source:
             found.unread.append(f"{printable(prefix)} cannot be read: {error.strerror}")
             continue
         deeper = []
-        lists = {entry.name for entry in entries if entry.name == mds.INDEX}
-        if lists and any(kind_of(entry.name) == "mds" for entry in entries):
-            found.unread += [
-                printable(prefix + told) for told in mds.missing(folder, {entry.name for entry in entries})
-            ]
+        beside = {entry.name for entry in entries}
+        if mds.INDEX in beside and any(kind_of(name) == "mds" for name in beside):
+            found.unread += [printable(prefix + told) for told in mds.missing(folder, beside)]
         for entry in entries:
             name = prefix + entry.name
             try:
@@ -132,21 +131,27 @@ def _folder(root: Path, source: str, where: str) -> Source:
                         found.runs += 1  # its logs and pages grow with every start: the model would learn them
                     elif entry.name not in PASSED_OVER and not os.path.exists(os.path.join(entry.path, "pyvenv.cfg")):
                         deeper.append((Path(entry.path), name + "/"))
-                elif entry.name.endswith(megatron.INDEX) and megatron.is_index(Path(entry.path)):
-                    found.files.append(File(Path(entry.path), printable(name), status.st_size, "megatron"))
-                elif kind_of(entry.name) is None or not entry.is_file():
-                    if not _belongs(entry.name, {other.name for other in entries}):
-                        found.passed_over[suffix(entry.name)] += 1
-                elif status.st_size == 0:
-                    found.passed_over["empty"] += 1
                 else:
-                    kind = kind_of(entry.name) or "text"
-                    found.files.append(File(Path(entry.path), printable(name), status.st_size, kind))
+                    _take(found, File(Path(entry.path), printable(name), status.st_size), entry.name, beside)
             except OSError as error:
                 found.unread.append(f"{printable(name)} cannot be read: {error.strerror}")
         pending.extend(reversed(deeper))
     found.files.sort(key=lambda file: file.name)
     return found
+
+
+def _take(found: Source, file: File, name: str, beside: set[str]) -> None:
+    """Add the file called `name`, one of those `beside` each other in a folder, or count it as passed over. Raises OSError."""
+    kind = kind_of(name)
+    if name.endswith(megatron.INDEX) and megatron.is_index(file.path):
+        found.files.append(replace(file, kind="megatron"))
+    elif kind is None or not file.path.is_file():
+        if not _belongs(name, beside):
+            found.passed_over[suffix(name)] += 1
+    elif file.size == 0:
+        found.passed_over["empty"] += 1
+    else:
+        found.files.append(replace(file, kind=kind))
 
 
 def _belongs(name: str, beside: set[str]) -> bool:
