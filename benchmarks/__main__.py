@@ -15,6 +15,8 @@ ORDER = (
     "recipe.py",
     "groups.py",
     "pipeline.py",
+    "layouts.py",
+    "memory.py",
 )
 
 if __name__ == "__main__":

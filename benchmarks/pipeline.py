@@ -23,7 +23,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-UNIT = 0.02  # seconds of a rank's forward pass of one micro-batch; both halves of the backward pass take as long
+# Seconds of a rank's forward pass of one micro-batch; both halves of the backward pass take as long. Long beside the
+# millisecond that Python and gloo take for a pass when eight processes share two cores.
+UNIT = 0.06
 POINTS = 0.03  # how far from the formula a bubble may be
 
 

@@ -11,8 +11,10 @@ import traceback
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pkgutil import iter_modules
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from argosy import commands
 from argosy.errors import BUG, FULL, INTERRUPTED, MACHINE, Refused
@@ -25,10 +27,21 @@ EPILOG = (
 )
 
 
+class Sections(TyperGroup):
+    """Lists commands by the order of SECTIONS. Typer would list all groups of commands last, and their sections with them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of commands, as the help shows them."""
+        panels = {name: getattr(command, "rich_help_panel", None) for name, command in self.commands.items()}
+        places = {name: SECTIONS.index(panel) if panel in SECTIONS else -1 for name, panel in panels.items()}
+        return sorted(super().list_commands(ctx), key=lambda name: places[name])
+
+
 def program() -> typer.Typer:
     """The whole command line, in the order of SECTIONS."""
     app = typer.Typer(
         name="argosy",
+        cls=Sections,
         help="Train language models, from a laptop to fleets of GPUs.",
         epilog=EPILOG,
         no_args_is_help=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +26,8 @@ WRONG = [
     (asked(Layout(dp_shard=2, ep=2)), "ep2: this version has no expert parallelism"),
     (asked(Layout(tp=5)), r"tp5 must divide the 12 query heads. Nearest: tp4\."),
     (asked(Layout(tp=4), heads=[12, 6]), "tp4 must divide the 6 and 12 query heads. Nearest: tp3"),
-    (asked(Layout(pp=8)), r"pp8 makes 8 stages of 4 layers.*Nearest: pp4\."),
+    (asked(Layout(pp=8)), r"pp8 makes 8 stages of 4 layers.*Nearest: pp4\. With 8 ranks: layout.shape=\"pp4 dp2\"\."),
+    (asked(Layout(pp=3, tp=8), layers=2), r"Nearest: tp6\.$"),  # two things are wrong: one after the other
     (asked(Layout(pp=2, virtual=4), schedule="interleaved"), r"4 makes 8 stages of 4 layers. Nearest: layout.virtual=2"),
     (asked(Layout(pp=4, virtual=2), schedule="interleaved"), "makes 8 stages of 4 layers. Nearest: layout.schedule=1f1b"),
     (asked(Layout(pp=2), stages=(1, 2, 1)), r"\[1, 2, 1\] names 3 stages; pp2 makes 2. For example layout.stages=\[2, 2\]"),
@@ -76,4 +78,19 @@ def test_a_key_without_effect_is_told(effect: Any) -> None:
 @given(st.integers(1, 12), st.lists(st.integers(1, 24), min_size=1, max_size=3))
 def test_the_nearest_tp_that_is_named_is_right(tp: int, heads: list[int]) -> None:
     for wrong in broken(asked(Layout(tp=tp), heads=heads)):
-        assert not list(broken(asked(Layout(tp=int(wrong.do.split("tp")[1].rstrip("."))), heads=heads)))
+        (nearest, *_) = re.findall(r"Nearest: tp(\d+)\.", wrong.do)
+        assert not list(broken(asked(Layout(tp=int(nearest)), heads=heads)))
+
+
+@given(
+    st.integers(1, 12), st.integers(1, 12), st.integers(1, 4), st.sampled_from([(6,), (12, 8), (7,)]), st.integers(1, 9)
+)
+def test_the_shape_of_as_many_ranks_that_is_named_is_right(
+    tp: int, pp: int, dp: int, heads: list[int], layers: int
+) -> None:
+    wrong = asked(Layout(tp=tp, pp=pp, dp_shard=dp), heads=heads, layers=layers, sequences=1000)
+    for one in broken(wrong):
+        for ranks, shape in re.findall(r"With (\d+) ranks: layout.shape=\"(.*)\"", one.do):
+            layout = Layout.parse(shape)
+            assert layout.world == wrong.layout.world == int(ranks)
+            assert not list(broken(replace(wrong, layout=layout)))

@@ -78,6 +78,7 @@ def computed(case: dict[str, Any], layout: Any, rank: int, mesh: Any) -> tuple[A
     """One forward and backward: (what was laid out, the vote)."""
     import torch
 
+    from argosy.parallel.norm import norm2
     from argosy.train.feed import cut, tensors
     from argosy.train.vote import Agree
 
@@ -87,7 +88,9 @@ def computed(case: dict[str, Any], layout: Any, rank: int, mesh: Any) -> tuple[A
     mine = cut(batch, layout.data, layout.data_index(rank), case["micro"])
     micro = [tensors(part, torch.device("cpu")) for part in mine]
     loss = laid.execute(micro, scale=1 / batch.counted)
-    return laid, Agree(mesh.world, copies=layout.world // layout.data)(loss, laid.norm2())
+    return laid, Agree(mesh.world, copies=layout.world // layout.data)(
+        loss, norm2(laid.applied.data.gradients(), laid.world)
+    )
 
 
 def reference(case: dict[str, Any]) -> tuple[float, dict[str, Any]]:

@@ -134,7 +134,7 @@ def test_a_rank_holds_its_stages_and_few_micro_batches(pool: Pool) -> None:
     assert max(one["sent forward only"] for found in most.values() for one in found) == 8
 
 
-def exchanged(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> list[list[float]]:
+def exchanged(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> list[list[Any]]:
     """Letters over channels that are groups of their own, as NCCL needs them: what this rank read, in the order of reading."""
     import torch
 
@@ -143,32 +143,46 @@ def exchanged(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> list[
     from argosy.parallel.links import Links
     from argosy.parallel.mesh import Meeting, joined
 
-    # Between two ranks that hold two stages each: forward 0-1, 1-2, 2-3 and back, so both directions of a pair have both kinds.
-    with joined(Layout(pp=2, virtual=2), rank, Meeting("test", Path(board))) as mesh:
+    layout = Layout(pp=ranks, virtual=asked["virtual"])
+    with joined(layout, rank, Meeting("test", Path(board))) as mesh:
+        ends = sorted((layout.holder(rank, 0), layout.holder(rank, layout.stages - 1)))
+        if asked["tied"] and rank in ends:
+            mesh.among(ends)  # as for a tied embedding: ranks at the ends are in one group more than those between
         mesh.kind = "cuda"  # only the choice of channels looks at it here
         links = Links(mesh)
         mesh.kind = "cpu"
-        boxes = [Action(kind, stage, m) for stage in (rank, rank + 2) for kind in ("RECV_F", "RECV_B") for m in (0, 1)]
-        boxes = [box for box in boxes if (box.stage > 0 if box.kind == "RECV_F" else box.stage < 3)]
+        own, last = layout.stages_of(rank), layout.stages - 1
+        boxes = [Action(kind, stage, m) for stage in own for kind in ("RECV_F", "RECV_B") for m in (0, 1)]
+        boxes = [box for box in boxes if (box.stage > 0 if box.kind == "RECV_F" else box.stage < last)]
         for box in boxes:
             links.open(box, torch.empty(1))
         for micro in (0, 1):
-            for stage in (rank + 2, rank):  # another order than that of the boxes: channels do not wait for each other
+            for stage in reversed(own):  # another order than that of the boxes: channels do not wait for each other
                 if stage > 0:
                     links.send(Action("SEND_B", stage, micro), torch.tensor([-10.0 * stage - micro]))
-                if stage < 3:
+                if stage < last:
                     links.send(Action("SEND_F", stage, micro), torch.tensor([10.0 * stage + micro]))
-        found = [[box.stage, box.micro, float(links.read(box))] for box in boxes]
+        found = [[box.kind, box.stage, box.micro, float(links.read(box))] for box in boxes]
         links.close()
         return found
 
 
-def test_channels_of_their_own_keep_letters_apart(pool: Pool) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "virtual", "tied", "letters"),
+    [
+        (2, 2, False, [6, 6]),  # two channels of both kinds in both directions of one pair
+        (3, 1, False, [2, 4, 2]),  # the rank in the middle has channels to both others, each of which has those to one
+        (4, 2, True, [6, 8, 8, 6]),  # the last rank's first stage and the first rank's second one are neighbours too
+    ],
+)
+def test_channels_of_their_own_keep_letters_apart(
+    pool: Pool, ranks: int, virtual: int, tied: bool, letters: list[int]
+) -> None:
     """Each box gets the letter of the right stage, kind and micro-batch."""
-    for found in pool.call(f"{HERE}:exchanged", {}, ranks=2):
-        assert len(found) == 6
-        for stage, micro, letter in found:
-            assert letter in (10 * (stage - 1) + micro, -10 * (stage + 1) - micro)
+    answers = pool.call(f"{HERE}:exchanged", {"virtual": virtual, "tied": tied}, ranks=ranks)
+    assert [len(found) for found in answers] == letters
+    for kind, stage, micro, letter in (each for found in answers for each in found):
+        assert letter == (10 * (stage - 1) + micro if kind == "RECV_F" else -10 * (stage + 1) - micro)
 
 
 def failing(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> None:

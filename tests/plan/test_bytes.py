@@ -2,6 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from argosy.errors import Refused
+from argosy.job.schema import layers
 from argosy.layout.layout import Layout
 from argosy.plan import bytes as memory
 from argosy.plan import flops
@@ -13,13 +17,31 @@ def test_sharding_takes_what_it_promises(settled: Any) -> None:
 
     def state(zero: int, shards: int) -> float:
         staged = job.model_copy(update={"layout": job.layout.model_copy(update={"zero": zero})})
-        peak = memory.peak(staged, Layout(dp_shard=shards), 1)
-        return (peak.weights + peak.gradients + peak.optimizer) / count
+        return memory.peak(staged, Layout(dp_shard=shards), 1).state / count
 
-    assert state(1, 4) == 6 + 12 / 4  # FACTS F14: 6 + 16/D less the shard of gradients that ZeRO-1 keeps whole anyway
+    assert state(1, 4) == 6 + 12 / 4  # whole gradients from one micro-batch to the next
     assert state(2, 4) == 2 + 16 / 4
-    assert state(3, 4) == 18 / 4
-    assert state(2, 1) == 18
+    assert state(3, 4) == 16 / 4
+    assert state(2, 1) == 16
+    one = job.model_copy(update={"layout": job.layout.model_copy(update={"zero": 1})})
+    rows = job.batch.tokens // job.batch.sequence
+    assert memory.peak(one, Layout(dp_shard=4), rows // 4).state == round((2 + 16 / 4) * count)  # a single micro-batch
+
+
+def test_what_is_whole_for_a_moment_is_a_copy(settled: Any) -> None:
+    job = settled("train.precision=bfloat16", "optim.name=adamw", "layout.shape=dp2").job
+    count, layout = flops.parameters(job.model), Layout(dp_shard=4)
+    assert memory.peak(job, Layout(), 1).copies == 2 * count  # every layer's cast
+    assert memory.peak(settled("train.precision=float32").job, Layout(), 1).copies == 0
+    ends = flops.stage_parameters(job.model, (), first=True, last=True)
+    block = flops.stage_parameters(job.model, [0], first=False, last=False)
+    assert memory.unit(job, layout) == max(ends, block) > min(ends, block) > 0
+    two, three = (
+        memory.peak(job.model_copy(update={"layout": job.layout.model_copy(update={"zero": zero})}), layout, 1).copies
+        for zero in (2, 3)
+    )
+    assert two == max(ends, block) * (2 + 4)
+    assert three == two + max(ends, block) * 2 * 2
 
 
 def test_muon_holds_less_than_adamw(settled: Any) -> None:
@@ -42,3 +64,22 @@ def test_disk_holds_one_checkpoint_more_than_are_kept(settled: Any) -> None:
     two, three = settled().job, settled("checkpoint.keep=3").job
     assert memory.disk(three, 10, 2) - memory.disk(two, 10, 2) == memory.checkpoint(two)
     assert memory.disk(two, 1000, 2) > memory.disk(two, 10, 2)
+
+
+def test_recomputing_keeps_less_and_lets_a_job_fit(settled: Any) -> None:
+    words = ["model.layers=12", "batch.micro=8"]
+    plain = settled(*words).job
+    sizes = [
+        memory.activations(settled(*words, f"memory.recompute={what}").job, 8)
+        for what in ("none", "attention", "block")
+    ]
+    assert sizes[0] == memory.activations(plain, 8) > sizes[1] > sizes[2]
+    width = plain.model.width or 0
+    assert memory.kept(plain.model, layers(plain.model)[0], recompute=("block",)) == width
+    needs = [
+        memory.peak(settled(*words, f"memory.recompute={what}").job, Layout(), 8).total for what in ("none", "block")
+    ]
+    limit = f"memory.limit={sum(needs) // 2}"
+    with pytest.raises(Refused, match=r"memory\.recompute=block"):
+        settled(*words, limit, workers=1)
+    assert settled(*words, limit, "memory.recompute=block", workers=1).job.batch.micro == 8

@@ -33,7 +33,7 @@ from argosy.job.schema import Job
 from argosy.layout.layout import Layout
 from argosy.observe import progress, words
 from argosy.plan.layouts import workers as workers_of
-from argosy.plan.settle import Settled
+from argosy.plan.settle import Settled, refuse_layout
 from argosy.run import folder, origin, requests, rule
 from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
@@ -96,12 +96,12 @@ def lead(wanted: Wanted, server: WarmServer | None = None) -> tuple[Outcome, Run
         here = machine()
         loaded = wanted.loaded()
         screen.title(words.title(here))
-        world = place.world if place else None
-        count = workers_of(loaded.job, here, wanted.workers, world)
+        count = workers_of(loaded.job, here, wanted.workers, place.world if place else None)
         asked, verdict = judged(wanted, loaded, count)
         if verdict.action == "finished":
             screen.note(f"{verdict.path}: {verdict.because}")
             return Outcome(DONE, "finished", verdict.step, verdict.because), Run(verdict.path)
+        refuse_layout(loaded, bool(here.devices), count)
         start = Start(wanted, loaded, verdict, here, count, screen)
         lock = hold(stack, start, asked) if verdict.action == "continue" else None
         if server is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from argosy.errors import NO
 if TYPE_CHECKING:
     from argosy.job.load import Loaded
     from argosy.job.setting import Setting
+    from argosy.plan.prepared import PreparedFacts
     from argosy.plan.settle import Settled
 
 HELP = "Check and change"
@@ -29,10 +30,10 @@ def settled(loaded: Loaded, workers: int | None = None) -> Settled:
 
     machine = here.machine()
     count = chosen(loaded.job, machine, workers)
-    return with_answers(loaded, machine, _facts(loaded), count, lambda asked: here.tried(asked) or here.probed())[0]
+    return with_answers(loaded, machine, facts(loaded), count, lambda asked: here.tried(asked) or here.probed())[0]
 
 
-def _facts(loaded: Loaded) -> Any:
+def facts(loaded: Loaded) -> PreparedFacts:
     """The tokenizer's vocabulary where the job tells it; the text itself is not looked at."""
     from argosy.job.schema import Trained
     from argosy.plan.prepared import PreparedFacts

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from argosy.layout.layout import Layout
 
 HELP = "Plan"
+MOST = 1_000_000  # ranks: a drawing lists the members of each group
 _WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -33,6 +34,10 @@ def show(
     from argosy.layout.draw import facts
 
     layout, stages = _asked(words, workers)
+    if layout.world > MOST:
+        raise Refused(
+            f"{layout.text()} has {layout.world:,} ranks, more than the {MOST:,} that are drawn.", do="Use fewer."
+        )
     if not 0 <= rank < layout.world:
         raise Refused(f"--rank {rank}: {layout.text()} has {layout.world} ranks.", do=f"Use 0 to {layout.world - 1}.")
     there = None if cluster is None else load(cluster)
@@ -47,7 +52,7 @@ def _asked(words: Sequence[str], workers: int | None) -> tuple[Layout, list[str]
     from argosy.layout.layout import Layout
 
     text = " ".join(words)
-    if words and not any(Path(word).exists() or "=" in word for word in words):
+    if words and not any(Path(word).is_file() or "=" in word for word in words):
         try:
             return Layout.parse(text, workers), []
         except Refused:
@@ -58,15 +63,23 @@ def _asked(words: Sequence[str], workers: int | None) -> tuple[Layout, list[str]
 
 
 def _of_job(words: Sequence[str], workers: int | None) -> tuple[Layout, list[str]]:
-    from argosy.cluster import here
-    from argosy.commands.job import settled
+    """As `_asked`, of a job. A shape that the job names is drawn whatever this machine has: drawing is arithmetic."""
+    from argosy.commands.job import facts
     from argosy.job.load import load, split
     from argosy.plan import layouts
+    from argosy.plan.settle import refuse_layout
 
     name, overrides = split(words)
     loaded = load(name, overrides)
-    count = max(1, layouts.workers(loaded.job, here.machine(), workers))
-    job = settled(loaded, count).job
+    shape = loaded.job.layout.shape
+    if shape == "auto":
+        from argosy.cluster import here
+
+        machine = here.machine()
+        accelerated, count = bool(machine.devices), max(1, layouts.workers(loaded.job, machine, workers))
+    else:
+        accelerated, count = False, workers or layouts.named(shape)
+    job = refuse_layout(loaded, accelerated, count, facts(loaded))
     layout = layouts.of(job.layout, count)
     return layout, layouts.stages_held(job, layout)
 

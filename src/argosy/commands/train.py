@@ -63,6 +63,13 @@ def early(job: str | None, overrides: list[str], workers: int | None) -> Iterato
         return
     from argosy.fleet.workers import warm
 
+    if loaded.job.layout.shape != "auto":  # what cannot be right is refused while nothing has been started
+        from argosy.cluster.here import machine
+        from argosy.plan.layouts import workers as workers_of
+        from argosy.plan.settle import refuse_layout
+
+        here = machine()
+        refuse_layout(loaded, bool(here.devices), workers_of(loaded.job, here, workers))
     server = warm(loaded.job)
     try:
         yield server

@@ -29,6 +29,9 @@ CAPABILITIES = (
     Capability("attention, dense, on a GPU", "model/kernels.py", "CUDA"),
     Capability("fused AdamW and Muon on a GPU", "optim/build.py", "CUDA"),
     Capability("collectives over NCCL", "device/device.py", "CUDA"),
+    Capability("ZeRO and replicas over NCCL", "parallel/data.py", "two NVIDIA GPUs"),
+    Capability("tensor parallelism over NCCL", "parallel/tensor.py", "two NVIDIA GPUs"),
+    Capability("pipelines over NCCL", "parallel/links.py", "two NVIDIA GPUs"),
 )
 
 

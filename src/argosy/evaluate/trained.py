@@ -25,6 +25,7 @@ from argosy.model.decoder import Decoder
 from argosy.parallel import apply
 from argosy.parallel.execute import Plain
 from argosy.parallel.mesh import Mesh
+from argosy.plan.classes import of_classes
 from argosy.run.folder import Run
 
 
@@ -59,7 +60,9 @@ class Trained:
             print(f"note: {reason}; step {found.step:,} is used instead", file=sys.stderr)
         device = Device.open("cuda" if counts()["cuda"] else "cpu")
         compute, master = dtype(str(job.train.precision)), dtype(str(job.train.master))
-        decoder = Decoder(job.model, seed=job.train.seed, compute=compute, master=master).to_empty(device=device.torch)
+        kinds = {name: dtype(kind) for name, kind in of_classes(job.train).items()}
+        decoder = Decoder(job.model, seed=job.train.seed, compute=compute, master=master, kinds=kinds)
+        decoder.to_empty(device=device.torch)
         decoder.prepare(device.kind, job.batch.sequence, compiled=False)
         weights = {f"model.{name}": parameter.detach() for name, parameter in decoder.named_parameters()}
         load(run, found, weights, partial=True)

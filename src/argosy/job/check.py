@@ -106,6 +106,15 @@ def _numbers(job: Job, origins: Mapping[str, str]) -> None:
             where=origins.get("train.master", "default"),
             do="Give the master weights at least the type of the matrix products.",
         )
+    kept = train.master if train.master != "auto" else "float64" if train.precision == "float64" else "float32"
+    for name, kind in train.precision_of:
+        key = f"train.precision_of.{name}"
+        if kind != "auto" and _PRECISE[kind] > _PRECISE[kept]:
+            raise Refused(
+                f"{key} = {kind} has more digits than the weights, which are kept in {kept} (train.master).",
+                where=origins.get(key, "default"),
+                do=f"Use {key}={kept}, or train.master={kind}.",
+            )
     if optim.warmup and train.tokens and optim.warmup > train.tokens:
         raise Refused(
             f"optim.warmup = {quantities.count_text(optim.warmup)} tokens is longer than the run of "

@@ -12,7 +12,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from argosy.job.schema import Job, Section
+from argosy.job.kinds import Section
+from argosy.job.schema import Job
 
 # What other programs call it.
 ALIASES = {

@@ -42,13 +42,17 @@ def groups(layout: Layout, rank: int) -> list[Group]:
     return [*found, Group("world", list(range(layout.world)))] if layout.world > 1 else []
 
 
-def grid(layout: Layout) -> list[list[list[int]]]:
-    """[pp][data-parallel place][ranks of a cell: those that share sequences and stages]."""
+def grid(
+    layout: Layout, stages: Sequence[int] | None = None, places: Sequence[int] | None = None
+) -> list[list[list[int]]]:
+    """[pp][data-parallel place][ranks of a cell: those that share sequences and stages]; all of them, or those named."""
     cells = []
-    for stage in range(layout.pp):
-        first = layout.rank(pp=stage)
-        heads = layout.line(first, "dp_replicate", "dp_shard")
-        cells.append([layout.line(head, "cp", "tp") for head in heads])
+    for stage in range(layout.pp) if stages is None else stages:
+        row = []
+        for place in range(layout.data) if places is None else places:
+            replicate, shard = divmod(place, layout.dp_shard)
+            row.append(layout.line(layout.rank(pp=stage, dp_replicate=replicate, dp_shard=shard), "cp", "tp"))
+        cells.append(row)
     return cells
 
 
@@ -57,33 +61,24 @@ def drawing(layout: Layout, stages: Sequence[str] = ()) -> list[str]:
 
     `stages`: what each row holds, where there is something to say.
     """
-    width = len(str(layout.world - 1))
-    columns = [_column(layout, place) for place in range(layout.data)]
-    shown = _ends(layout.data)
-    texts = [[_cell(row[place], width) for place in shown] for row in _rows(layout)]
-    wide = [max([len(columns[place]), *(len(row[at]) for row in texts)]) for at, place in enumerate(shown)]
     if layout.world == 1:
         return ["[ 0 ]"]
-    names = [f"pp {number}" if layout.pp > 1 else "" for number in _ends(layout.pp)]
+    width = len(str(layout.world - 1))
+    rows, shown = _ends(layout.pp), _ends(layout.data)
+    columns = [_column(layout, place) for place in shown]
+    texts = [[_cell(cell, width) for cell in row] for row in grid(layout, rows, shown)]
+    wide = [max(len(name), *(len(row[at]) for row in texts)) for at, name in enumerate(columns)]
+    names = [f"pp {number}" if layout.pp > 1 else "" for number in rows]
     left = max(map(len, names))
-    lines = [_joined(" " * left, [columns[place] for place in shown], wide, shown)]
+    lines = [_joined(" " * left, columns, wide, shown)]
     before = -1
-    for name, row, number in zip(names, texts, _ends(layout.pp), strict=True):
+    for name, row, number in zip(names, texts, rows, strict=True):
         if number != before + 1:
             lines.append(f"{'...':<{left}}")
         said = f"   {stages[number]}" if stages else ""
         lines.append(_joined(f"{name:<{left}}", row, wide, shown) + said)
         before = number
     return [line.rstrip() for line in lines]
-
-
-def _rows(layout: Layout) -> list[list[list[int]]]:
-    cells = []
-    for stage in _ends(layout.pp):
-        heads = layout.line(layout.rank(pp=stage), "dp_replicate", "dp_shard")
-        shown = set(_ends(layout.data))
-        cells.append([layout.line(head, "cp", "tp") if at in shown else [] for at, head in enumerate(heads)])
-    return cells
 
 
 def _column(layout: Layout, place: int) -> str:
@@ -115,9 +110,9 @@ def listed(ranks: Sequence[int], width: int = 1) -> str:
     return " ".join(text)
 
 
-def _ends(count: int, most: int = MOST) -> list[int]:
+def _ends(count: int, most: int = MOST) -> Sequence[int]:
     """0 to count - 1, without the middle where that is long."""
-    return list(range(count)) if count <= 2 * most else [*range(most), *range(count - most, count)]
+    return range(count) if count <= 2 * most else [*range(most), *range(count - most, count)]
 
 
 def facts(layout: Layout, rank: int) -> dict[str, Any]:

@@ -7,11 +7,11 @@ stands here and nowhere else: `plan/` asks it for a job, `prove/` for every draw
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import gcd
+from dataclasses import dataclass, field, replace
+from math import gcd, prod
 
 from argosy.errors import Refused
-from argosy.layout.layout import Layout, divisors, nearest
+from argosy.layout.layout import AXES, Layout, divisors, nearest
 
 PLAIN_SCHEDULES = ("gpipe", "1f1b")  # one stage a rank
 LATER = {"cp": "context", "ep": "expert"}  # axes whose dimension is not built yet
@@ -56,6 +56,17 @@ def built(asked: Asked) -> Wrong | None:
     return None
 
 
+def _same_ranks(asked: Asked, axis: str, fits: Sequence[int]) -> str:
+    """A shape of as many ranks, with the nearest degree of `axis` in `fits` and the rest in dp; "" where none is right."""
+    layout = asked.layout
+    room = layout.world // prod(getattr(layout, other) for other in AXES if other not in (axis, "dp_shard"))
+    degree = nearest(getattr(layout, axis), [one for one in fits if room % one == 0])
+    shape = replace(layout, **{axis: degree, "dp_shard": room // degree, "ep": 1})
+    if next(broken(replace(asked, layout=shape)), None) is not None:
+        return ""
+    return f' With {layout.world} ranks: layout.shape="{shape.text()}".'
+
+
 def heads_divide(asked: Asked) -> Wrong | None:
     """Every rank of tp computes as many query heads. All else may be cut unevenly, and key and value heads are repeated."""
     tp, counts = asked.layout.tp, sorted(set(asked.heads))
@@ -63,7 +74,11 @@ def heads_divide(asked: Asked) -> Wrong | None:
     if tp in fits:
         return None
     numbers = " and ".join(str(count) for count in counts)
-    return Wrong("layout.shape", f"tp{tp} must divide the {numbers} query heads.", f"Nearest: tp{nearest(tp, fits)}.")
+    return Wrong(
+        "layout.shape",
+        f"tp{tp} must divide the {numbers} query heads.",
+        f"Nearest: tp{nearest(tp, fits)}.{_same_ranks(asked, 'tp', fits)}",
+    )
 
 
 def layers_suffice(asked: Asked) -> Wrong | None:
@@ -78,7 +93,8 @@ def layers_suffice(asked: Asked) -> Wrong | None:
         )
         return Wrong("layout.virtual", what, _virtual(virtual))
     what = f"pp{asked.layout.pp} makes {stages} stages of {layers} layers: each needs one."
-    return Wrong("layout.shape", what, f"Nearest: pp{layers}.")
+    fits = range(1, layers // asked.layout.virtual + 1)
+    return Wrong("layout.shape", what, f"Nearest: pp{layers}.{_same_ranks(asked, 'pp', fits)}")
 
 
 def _virtual(virtual: int) -> str:
@@ -179,6 +195,12 @@ class Effect:
 
 
 EFFECTS = (
+    Effect(
+        "layout.order",
+        lambda layout: sum(degree > 1 for degree in layout.degrees) > 1,
+        "it has one axis at most",
+        "two axes",
+    ),
     Effect("layout.zero", lambda layout: layout.dp_shard > 1, "nothing is sharded", "dp2"),
     Effect("layout.secondary", lambda layout: layout.dp_shard > 1, "nothing is sharded", "dp4"),
     Effect("layout.sequence", lambda layout: layout.tp > 1, "there is no tensor parallelism", "tp2"),

@@ -32,6 +32,7 @@ from argosy.model.layers import (
     rotation_table,
 )
 from argosy.model.loss import loss_sum
+from argosy.model.precisions import Kinds, usual
 from argosy.random import bits, key
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -138,7 +139,8 @@ class Decoder(nn.Module):
     """A decoder-only transformer as the model section in force describes it.
 
     Parameters live in `master` on the meta device until they are given memory and `weights.initialise` fills them;
-    activations and matrix products are in `compute`. Parameter names are the contract of every checkpoint:
+    activations and matrix products are in `compute`, other classes of parameters compute in the type that `kinds` has for them
+    (model/precisions.py). Parameter names are the contract of every checkpoint:
     embedding.weight, positions.weight, blocks.N.attention_norm.weight, blocks.N.attention.{query,key,value,output}.weight,
     blocks.N.attention.{query,key}_norm.weight, blocks.N.mlp_norm.weight, blocks.N.mlp.{gate,up,down}.weight, norm.weight,
     head.weight, and .bias beside each where asked.
@@ -148,9 +150,10 @@ class Decoder(nn.Module):
 
     def __init__(
         self, model: ModelSection, *, seed: int = 1, compute: torch.dtype = torch.float32,
-        master: torch.dtype = torch.float32,
+        master: torch.dtype = torch.float32, kinds: Kinds | None = None,
     ):  # fmt: skip
         super().__init__()
+        self.kinds: Kinds = {**usual(compute), **(kinds or {})}
         self.section, self.seed, self.compute = model, seed, compute
         self.shapes = layers(model)
         self.rotary = known(model.positions, "positions") == "rotary"
@@ -165,6 +168,9 @@ class Decoder(nn.Module):
             self.norm: Norm | None = norm_of(model.block, width)
             self.head = None if known(model.tied, "tied") else Projection(width, vocabulary, bias=False)
         self.to(master)
+        for module in self.modules():
+            if isinstance(module, Norm):
+                module.kind = self.kinds["norm"]
         self.whole, self.own, self.part = Joint(), Joint(), Joint()  # as in a block
         self.every = Joint()  # from this rank's entries of the vocabulary to all of them
 
@@ -225,11 +231,11 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """What enters the first block: [B, S, D], or this rank's part of S."""
-        length = tokens.shape[1]
-        x: Tensor = self.own(lookup(tokens, here(self.embedding).weight).to(self.compute), length)
+        length, kind = tokens.shape[1], self.kinds["embedding"]
+        x: Tensor = self.own(lookup(tokens, here(self.embedding).weight).to(kind), length)
         if self.positions is not None:
-            x = x + lookup(self.part(positions, length), self.positions.weight).to(self.compute)
-        return x
+            x = x + lookup(self.part(positions, length), self.positions.weight).to(kind)
+        return x.to(self.compute)
 
     def finish(self, x: Tensor, length: int) -> Tensor:
         """Hidden states of all `length` tokens from what the last block made."""
@@ -238,8 +244,9 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, S, D] to [B, S, V], whole: for sampling, not for training."""
+        kind = self.kinds["head"]
         found: Tensor = self.every(
-            F.linear(hidden, local(self.head_weight).to(hidden.dtype)), self.head_weight.shape[0]
+            F.linear(hidden.to(kind), local(self.head_weight).to(kind)), self.head_weight.shape[0]
         )
         return found
 
@@ -250,7 +257,8 @@ class Decoder(nn.Module):
 
     def hidden_loss(self, hidden: Tensor, batch: Any, chunk: int) -> Tensor:
         """The same from the hidden states [B, S, D] after the last norm."""
-        return loss_sum(hidden, self.head_weight, batch.labels, batch.weights, chunk, compiled=self.compile_loss)
+        near = hidden.to(self.kinds["head"])
+        return loss_sum(near, self.head_weight, batch.labels, batch.weights, chunk, compiled=self.compile_loss)
 
     def _rotation(self, index: int, positions: Tensor) -> Tensor | None:
         """The rotary angles of every token for block `index`: a row of a table each, so that documents start anew."""

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from argosy.device.shards import box, local, slices, whole, zeros
+from argosy.device.shards import alike_shard, box, local, slices, whole, zeros
 from argosy.device.torch_versions import gather_into, interpolate_all, multiply_all
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's: steepest at zero, so that few iterations do
@@ -98,7 +98,9 @@ class Muon:
         else:  # one by one: no second copy of all momenta stands for the sake of a step that may be none
             for old, gradient in zip(held, towards, strict=True):
                 old.copy_(torch.where(good, torch.lerp(old, gradient, 1 - self.momentum), old))
-        return [torch.lerp(gradient, m, self.momentum) for gradient, m in zip(gradients, momenta, strict=True)]
+        ahead = [torch.lerp(gradient, m, self.momentum) for gradient, m in zip(towards, held, strict=True)]
+        # Not by an operator on the sharded ones: what is gathered later lies over the parameters' own mesh.
+        return [alike_shard(own, like) for own, like in zip(ahead, self.parameters.values(), strict=True)]
 
     def _orthogonal(self, updates: list[Tensor]) -> list[Tensor]:
         """Every matrix whole and orthogonal, whoever computed it."""

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from argosy.device.torch_versions import forget_meshes, new_group
 from argosy.errors import BUG, Refused
 from argosy.layout.layout import Layout
 
@@ -104,10 +106,8 @@ class Mesh:
             if self.world is not None and not name and len(ranks) == self.layout.world:
                 self._made[members] = self.world
                 return self.world
-            made = dist.new_group(list(ranks), timeout=PATIENCE, use_local_synchronization=True)
-            if not isinstance(made, dist.ProcessGroup):
-                raise RuntimeError(f"rank {self.rank} is no member of the group {list(ranks)}")
-            self._made[members] = made
+            label = blake2b(repr(members).encode(), digest_size=16).hexdigest()
+            self._made[members] = new_group(ranks, label, PATIENCE)
         return self._made[members]
 
     def root(self) -> DeviceMesh | None:
@@ -162,6 +162,7 @@ class Mesh:
         """Leave all groups. Waits for nobody."""
         if self.world is not None:
             dist.destroy_process_group()
+            forget_meshes()  # or the groups, and with them their sockets, would be kept as long as the process
         self.world = self._store = self._parent = None
         for name in GROUPS:
             setattr(self, name, None)
@@ -180,6 +181,7 @@ def join(layout: Layout, rank: int, meeting: Meeting, *, backend: str = "gloo", 
 def joined_over(mesh: Mesh, store: dist.Store, backend: str) -> Mesh:
     """Make all groups of `mesh` over `store`: operations on it are for groups that the rank is in, and for nothing else."""
     layout, rank = mesh.layout, mesh.rank
+    forget_meshes()  # of another job in this process
     dist.init_process_group(backend, store=store, rank=rank, world_size=layout.world, timeout=PATIENCE)
     mesh.world = dist.group.WORLD
     for name, axes in GROUPS.items():

@@ -116,6 +116,8 @@ def _remedies(job: Job, micro: int, world: int) -> list[tuple[str, Job, int]]:
     found = []
     if micro > 1:
         found.append(("batch.micro=1", job, 1))
+    if "block" not in job.memory.recompute:
+        found.append(("memory.recompute=block", with_("memory", recompute=("block",)), micro))
     if job.memory.loss_chunk > 128:
         found.append(("memory.loss_chunk=128", with_("memory", loss_chunk=128), micro))
     if job.batch.sequence >= 256:

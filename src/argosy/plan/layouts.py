@@ -35,8 +35,8 @@ def workers(job: Job, machine: Machine, asked: int | None = None, world: int | N
         if asked < 0:
             raise Refused(f"--workers {asked} is no number of workers.", do="Give 0 (inside this process) or more.")
         return _seated(asked, machine, f"--workers {asked}")
-    named = 1 if job.layout.shape == "auto" else _product(job.layout.shape)
-    count = max(len(machine.devices) or min(2, machine.cores), named)
+    least = 1 if job.layout.shape == "auto" else named(job.layout.shape)
+    count = max(len(machine.devices) or min(2, machine.cores), least)
     return _seated(count, machine, f'layout.shape = "{job.layout.shape}"')
 
 
@@ -51,7 +51,8 @@ def _seated(count: int, machine: Machine, asked_by: str) -> int:
     return count
 
 
-def _product(shape: str) -> int:
+def named(shape: str) -> int:
+    """The ranks that the degrees of `shape` make."""
     return prod(degree for axis, degree in Layout.degrees_named(shape).items() if axis != "ep")
 
 
@@ -73,6 +74,15 @@ def of(section: LayoutSection, world: int, micro: int = 1) -> Layout:
     """The layout that `section` (its shape not "auto") makes of `world` ranks with `micro` micro-batches each."""
     layout = Layout.parse(section.shape, world)
     return replace(layout, virtual=section.virtual, micro=micro, order=axes_of(section.order))
+
+
+def in_force(job: Job, world: int, shape: str | None = None) -> Layout:
+    """The layout of `job`, which is in force, over `world` ranks, with its micro-batches; `shape`: instead of the job's own."""
+    section = job.layout.model_copy(update={"shape": shape or job.layout.shape})
+    layout = of(section, world)
+    rows = job.batch.tokens // job.batch.sequence
+    own = max(len(share(rows, layout.data, part)) for part in range(layout.data))
+    return replace(layout, micro=max(1, -(-own // int(job.batch.micro))))
 
 
 def asked(job: Job, layout: Layout, written: Mapping[str, str]) -> legal.Asked:

@@ -21,9 +21,10 @@ from argosy.job.setting import Setting
 from argosy.layout import legal
 from argosy.layout.layout import Layout
 from argosy.plan import bytes as memory
-from argosy.plan import derive, fit, flops, layouts, precision, seconds
+from argosy.plan import classes, derive, fit, flops, layouts, precision, seconds
 from argosy.plan.prepared import PreparedFacts
 
+UNKNOWN = PreparedFacts(2, 0, 0, 0, 0.0)  # nothing was looked at
 COMPILE_EARNS = 20.0  # seconds of compiled training from which compiling pays: eager takes more than twice as long
 
 
@@ -146,6 +147,18 @@ def settle(
     return Settled(job, _settings(draft, job), draft.notes, plan)
 
 
+def refuse_layout(loaded: Loaded, accelerated: bool, workers: int, prepared: PreparedFacts = UNKNOWN) -> Job:
+    """Refused where `settle` would refuse the layout, whatever the data: asked before any process starts.
+
+    Returns the job with its model section and its layout.shape in force. No rule of layouts asks for the vocabulary, but
+    the layers that a pipeline's stages get do: who wants to know them says what is `prepared`.
+    """
+    draft = _Draft(loaded, {}, dict(leaves.leaves(loaded.job)))
+    _model(draft, prepared)
+    _layout(draft, max(1, workers), accelerated)
+    return draft.job()
+
+
 def _model(draft: _Draft, prepared: PreparedFacts) -> None:
     """Fill the shape from the preset, the vocabulary from the tokenizer, and what follows from other numbers."""
     asked = draft.loaded.job.model
@@ -243,6 +256,10 @@ def _numbers(draft: _Draft, probed: Mapping[str, Any], world: int, accelerated: 
         )
     if train.reduce == "auto":
         draft.put("train.reduce", draft.values["train.master"], "derived", "the master's")
+    for name, kind in classes.of_classes(_for_speed(draft).train).items():
+        if getattr(train.precision_of, name) == "auto":
+            why = f"at least {classes.LEAST[name]}" if name in classes.LEAST else "as train.precision"
+            draft.put(f"train.precision_of.{name}", kind, "derived", why)
     if train.deterministic and not accelerated:
         draft.dead("train.deterministic", "train.deterministic = true changes nothing on a CPU: its runs repeat anyway")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from random import Random
 from typing import Any
 
-from argosy.prove.options import OPTIONS, RULES, Case, Rule
+from argosy.prove.options import DEAR, OPTIONS, RULES, Case, Rule
 
 Options = Mapping[str, Sequence[Any]]
 RARELY = 1_000  # more values than any option has: what no rule speaks of is chosen last
@@ -17,8 +17,10 @@ Pair = tuple[str, Any, str, Any]  # option, value, option, value; options in the
 class Cover:
     """The pairs of a table of options: which are legal, and which have been drawn."""
 
-    def __init__(self, options: Options = OPTIONS, rules: Sequence[Rule] = RULES):
-        self.options = options
+    def __init__(
+        self, options: Options = OPTIONS, rules: Sequence[Rule] = RULES, dear: Collection[str] = DEAR
+    ):  # of `dear` options, whose values are numbers, the smallest of equally good values is taken
+        self.options, self.dear = options, dear
         self.rules_of = {name: [rule for rule in rules if name in rule.options] for name in options}
         # What rules speak of is chosen first: whatever is free then fits.
         self.bound = [name for name in options if self.rules_of[name]]
@@ -41,7 +43,9 @@ class Cover:
             def gain(name: str, chosen: Mapping[str, Any]) -> Iterable[Any]:
                 values = list(self.options[name])
                 random.shuffle(values)
-                return sorted(values, key=lambda value: -self._gain(chosen, name, value))
+                return sorted(
+                    values, key=lambda value: (-self._gain(chosen, name, value), value if name in self.dear else 0)
+                )
 
             case = self.complete(chosen, gain)
             assert case is not None  # only legal pairs are open

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any
 
 from argosy.prove.cover import Cover
@@ -40,20 +41,27 @@ class Draw:
     found: Found
 
     def row(self) -> dict[str, Any]:
-        """As JSON."""
-        name, error = self.found.worst_gradient
+        """As JSON; null is what was not compared, because a rank raised, and what is no number."""
+        found = self.found
+
+        def number(value: float) -> float | None:
+            return value if isfinite(value) and not found.raised else None
+
+        def tensor(name: str, error: float) -> dict[str, Any]:
+            return {"name": name or None, "error": number(error)}
+
         row = {
             "draw": self.number,
             "options": {**self.case, "precision": self.precision},
             "ranks": ranks_of(self.case) if "pp" in self.case else self.case["ranks"],
-            "worst_loss": self.found.worst_loss,
-            "worst_gradient": {"name": name, "error": error},
-            "worst_norm": self.found.worst_norm,
-            "worst_weight": {"name": self.found.worst_weight[0], "error": self.found.worst_weight[1]},
-            "seconds": round(self.found.seconds, 3),
-            "ok": self.found.ok,
+            "worst_loss": number(found.worst_loss),
+            "worst_gradient": tensor(*found.worst_gradient),
+            "worst_norm": number(found.worst_norm),
+            "worst_weight": tensor(*found.worst_weight),
+            "seconds": round(found.seconds, 3),
+            "ok": found.ok,
         }
-        return row if self.found.ok else {**row, "wrong": self.found.wrong}
+        return row if found.ok else {**row, "wrong": found.wrong}
 
 
 @dataclass

@@ -23,7 +23,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 def judge(rank: int, ranks: int, board: str, asked: Mapping[str, Any]) -> list[dict[str, float]]:
     """Compute the steps of `asked` and write arrays to the file it names. Runs in the pool. Gives loss and norm of each step.
 
-    The file holds "gradient.NAME" of the first step and "weight.NAME" after the last one.
+    The file holds "gradient.NAME" of the first step, "first.NAME" before it and "weight.NAME" after the last one.
     """
     import torch
 
@@ -40,7 +40,7 @@ def judge(rank: int, ranks: int, board: str, asked: Mapping[str, Any]) -> list[d
     weights = {name: tensor.detach().double().requires_grad_() for name, tensor in decoder.named_parameters()}
     update = Update(weights, asked["update"], job.optim.model_dump())
     found: list[dict[str, float]] = []
-    kept: Arrays = {}
+    kept: Arrays = {f"first.{name}": tensor.detach().numpy().copy() for name, tensor in weights.items()}
     for step in range(1, asked["steps"] + 1):
         batch = batch_of(step, **asked["batch"])
         arrays = {name: torch.tensor(value) for name, value in vars(batch).items()}
@@ -48,7 +48,7 @@ def judge(rank: int, ranks: int, board: str, asked: Mapping[str, Any]) -> list[d
         loss = reference.loss(weights, job.model.model_dump(), arrays, dropped)
         gradients = dict(zip(weights, torch.autograd.grad(loss / batch.counted, list(weights.values())), strict=True))
         if step == 1:
-            kept = {f"gradient.{name}": tensor.numpy() for name, tensor in gradients.items()}
+            kept |= {f"gradient.{name}": tensor.numpy() for name, tensor in gradients.items()}
         norm = float(torch.stack([tensor.norm() for tensor in gradients.values()]).norm())
         found.append({"loss": float(loss.detach()), "norm": norm})
         clip = job.optim.clip

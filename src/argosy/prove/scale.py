@@ -1,4 +1,7 @@
-"""A job of any size made small enough to be compared: the same layout and the same kinds of layers. Pure, and without torch."""
+"""A job of any size made small enough to be compared: the same layout and the same kinds of layers. Pure, and without torch.
+
+A job that is small enough, as the fuzzer's own are, is tried first as it stands, in its own types and batches.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +11,73 @@ from typing import TYPE_CHECKING, Any
 
 from argosy.errors import Refused
 from argosy.layout.layout import Layout
-from argosy.prove.options import HIDDEN, RANKS, SEQUENCE
+from argosy.prove.options import HIDDEN, RANKS, SEQUENCE, TOLERANCES
 
 if TYPE_CHECKING:
     from argosy.job.schema import Job, ModelSection
     from argosy.prove.parity import Trial
 
 WIDTH, VOCABULARY, WINDOW, LAYERS, HEAD = 24, 31, 5, 4, 6  # most of each
+EPSILON = 1e-3  # AdamW's: with less it turns gradients that are zero but for rounding into whole steps
+ROWS, ENTRIES, DEEP = (
+    64,
+    32,
+    5,
+)  # most sequences, entries of the vocabulary and layers of a job that is tried as it stands
 
 
 def trials(job: Job, precision: str = "float64") -> Iterator[tuple[dict[str, Any], Trial]]:
-    """Draws of `job` at small sizes: what differs between them, and the trial. Refused for a layout not said or wrong."""
+    """Draws of `job`, the first ones as it stands where it is small enough, then at small sizes: what differs, and the trial.
+
+    Refused for a layout not said or wrong.
+    """
     from argosy.layout import legal
     from argosy.plan import layouts
     from argosy.prove.parity import Trial
 
-    layout = fewer(layout_of(job))
+    own = layout_of(job)
+    if as_it_stands(job, own):
+        legal.check(layouts.asked(job, own, {}))
+        rows, micro = job.batch.tokens // job.batch.sequence, int(job.batch.micro)
+        for packed, update in ((True, job.optim.name), (False, job.optim.name), (False, "sgd"), (True, "sgd")):
+            yield (
+                {"rows": rows, "micro": micro, "packed": packed, "update": update},
+                Trial(job, update, packed, own.world),
+            )
+    layout = fewer(own)
     small = shrunk(job, layout, precision)
-    own = small.optim.name
+    name = small.optim.name
     data, least = layout.data, layout.pp if small.layout.virtual > 1 else 1  # micro-batches that a schedule needs
     batches = ((data * least, 1), (2 * data * least + 1, 1), (4 * data * least, 2), (3 * data * least - 1, 3))
-    for packed, update in ((False, "sgd"), (True, own), (True, "sgd"), (False, own)):
+    for packed, update in ((False, "sgd"), (True, name), (True, "sgd"), (False, name)):
         for rows, micro in batches:
             batch = small.batch.model_copy(update={"tokens": rows * SEQUENCE, "micro": micro})
             drawn = small.model_copy(update={"batch": batch})
             legal.check(layouts.asked(drawn, layouts.of(drawn.layout, layout.world), {}))
             varied = {"rows": rows, "micro": micro, "packed": packed, "update": update}
             yield varied, Trial(drawn, update, packed, layout.world)
+
+
+def as_it_stands(job: Job, layout: Layout) -> bool:
+    """Whether `job` is small enough to be compared as it is, and says all that the machine would choose otherwise."""
+    model, train, optim = job.model, job.train, job.optim
+    said: list[Any] = [model.width, model.vocabulary, model.layers, model.positions, model.tied, optim.lr]
+    said.append(model.rope_theta if model.positions == "rotary" else model.context)
+    said += [value for block in (model.block, *model.pattern) for value in block.model_dump().values()]
+    said += [optim.momentum, optim.newton_schulz] if optim.name == "muon" else []
+    types = train.precision in TOLERANCES and "auto" not in (train.master, train.reduce) and train.compile is False
+    if None in said or not types or not isinstance(job.batch.micro, int) or layout.world > RANKS:
+        return False
+    if optim.epsilon < EPSILON:
+        return False
+    sizes = (
+        (model.width or 0, WIDTH),
+        (model.vocabulary or 0, ENTRIES),
+        (model.layers or 0, DEEP),
+        (job.batch.sequence, SEQUENCE + 1),
+        (job.batch.tokens // job.batch.sequence, ROWS),
+    )
+    return all(size <= most for size, most in sizes)
 
 
 def layout_of(job: Job) -> Layout:
@@ -142,7 +185,7 @@ def _block(model: ModelSection, block: Any, tp: int) -> dict[str, Any]:
 def _optim(job: Job) -> dict[str, Any]:
     """The job's optimizer, with steps that show; see `options.job_of` for epsilon."""
     kept = job.optim.model_dump(exclude={"decay", "warmup"})
-    kept |= {"lr": 0.05, "schedule": "constant", "warmup": 0, "epsilon": max(1e-3, job.optim.epsilon)}
+    kept |= {"lr": 0.05, "schedule": "constant", "warmup": 0, "epsilon": max(EPSILON, job.optim.epsilon)}
     if kept["name"] == "muon":
         kept |= {"momentum": kept["momentum"] or 0.95, "newton_schulz": kept["newton_schulz"] or 5}
     kept["clip"] = "none" if kept["clip"] is None else kept["clip"]

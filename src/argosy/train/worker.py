@@ -86,7 +86,7 @@ class Worker:
     def __init__(self, run: Run, start: Incarnation, rank: int, recorder: Recorder):
         self.run, self.start, self.rank, self.recorder = run, start, rank, recorder
         self.job: Job = run.job()
-        self.layout = layouts.of(self.job.layout.model_copy(update={"shape": start.layout}), start.world)
+        self.layout = layouts.in_force(self.job, start.world, start.layout)
         self.ledger = run.ledger()
         per_node = max(1, start.local_world)
         limit(start.threads)
@@ -145,7 +145,7 @@ class Worker:
             self.recorder,
             rate=scheduled(job.optim, self.ledger, self.steps),
             clip=job.optim.clip,
-            world=self.layout.world // self.layout.pp,
+            world=self.laid.world,
         )
         self.recorder.mark("built")
 
@@ -236,6 +236,8 @@ class Worker:
         execute = self.laid.execute
         agree = Agree(mesh.world, device=self.device.torch, copies=self.laid.copies)
         micro, rows = int(job.batch.micro), int(job.batch.micro) * self.layout.data
+        if self.layout.pp > 1:  # one micro-batch at a time would leave all ranks but one idle
+            rows *= max(1, min(4 * self.layout.pp, -(-job.evaluate.tokens // (rows * job.batch.sequence))))
 
         def measure() -> tuple[float, float | None, int, int]:
             self.applied.whole.eval()
