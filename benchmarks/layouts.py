@@ -83,7 +83,15 @@ LARGER: dict[str, Case] = {
 
 def parts(model: Path, dimension: str, micro: int, steps: int) -> measure.Taken:
     """Median seconds of a step of PyTorch's parts on two ranks of one thread."""
-    command = [runs.program("torchrun"), "--standalone", "--nproc-per-node", "2", str(HERE / "parts.py"), dimension]
+    command = [
+        runs.program("torchrun"),
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--",
+        str(HERE / "parts.py"),
+        dimension,
+    ]
     command += [str(model), "--steps", str(steps + WARM), "--micro", str(micro)]
     command += ["--tokens", str(TOKENS), "--sequence", str(SEQUENCE)]
     answer = subprocess.run(command, capture_output=True, text=True, env=runs.environment(OMP_NUM_THREADS="1"))

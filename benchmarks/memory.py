@@ -6,7 +6,8 @@ Each layout trains the laptop job's shape for a few steps: `argosy train` under 
 their own, in which torch's `MemTracker` counts the storage of every tensor. Eager, because the tracker sees nothing inside
 compiled code. *State* is what stands between two micro-batches of a step (weights whole and in shards, gradients, optimizer),
 for the types and the ZeRO stage in force: the formula must be within 2%. *Peak* is the most that all tensors took at once,
-beside a formula that is fitted for activations. *RSS* is the process's own high-water mark, Python and libraries included.
+beside a formula that is fitted for activations. *RSS* is a worker's own
+high-water mark in the same run without the tracker, Python and libraries included.
 """
 
 from __future__ import annotations
@@ -52,7 +53,6 @@ QUICK = ("one process", "dp2, ZeRO-1")
 def inside(folder: Path, words: list[str]) -> None:
     """Be `argosy` with these `words`; every worker in this process writes what the tracker saw to `folder`."""
     from argosy.__main__ import main as argosy
-    from argosy.device.memory import peak
     from argosy.device.torch_versions import memory_tracker, scatter_buffers
     from argosy.parallel.data import Sharded
     from argosy.train import worker
@@ -70,8 +70,6 @@ def inside(folder: Path, words: list[str]) -> None:
                     told = {
                         "state": max(self.standing, default=0),
                         "peak": self.most,
-                        "rss": peak(),
-                        "device": self.start.device,
                     }
                     (folder / f"rank-{self.rank}.json").write_text(json.dumps(told))
 
@@ -132,32 +130,26 @@ def formula(run: Path, ranks: int) -> Any:
 
 
 def tracked(folder: Path, name: str, shape: list[str]) -> dict[str, Any]:
-    """Train the case `name`: what its fullest rank held, and the formula."""
+    """Train the case `name`, once with its tensors counted and once without: what its fullest rank held, and the formula."""
+    from argosy.observe.summary import Summary
+    from argosy.run.folder import Run
+
     ranks, micro, more = CASES[name]
     place = Path(tempfile.mkdtemp(dir=folder))
-    words = [
-        "train",
-        "laptop",
-        "--run",
-        str(place / "run"),
-        *shape,
-        *runs.QUIET,
-        f"train.steps={STEPS}",
-        "train.compile=false",
-    ]
-    defaults = [*(["train.precision=float32"] if not any("precision" in word for word in more) else [])]
-    defaults += [*(["optim.name=adamw"] if not any("optim" in word for word in more) else [])]
-    words += [*defaults, *more, f"batch.micro={micro}"]
-    start = (
-        [sys.executable] if ranks == 1 else [runs.program("torchrun"), "--standalone", "--nproc-per-node", str(ranks)]
-    )
-    command = [*start, str(HERE), "--inside", str(place), *words, *(["--workers", "0"] if ranks == 1 else [])]
+    words = [*shape, *runs.QUIET, f"train.steps={STEPS}", "train.compile=false", *more, f"batch.micro={micro}"]
+    for key, value in (("train.precision", "float32"), ("optim.name", "adamw")):
+        words += [f"{key}={value}"] if not any(word.startswith(key) for word in more) else []
+    many = [runs.program("torchrun"), "--standalone", "--nproc-per-node", str(ranks), "--"]
+    command = [*(many if ranks > 1 else [sys.executable]), str(HERE), "--inside", str(place)]
+    command += ["train", "laptop", "--run", str(place / "run"), *words, *(["--workers", "0"] if ranks == 1 else [])]
     runs.complete(command, OMP_NUM_THREADS="1")
+    runs.complete(runs.train(place / "plain", words, ranks), OMP_NUM_THREADS="1")
     found = [json.loads(path.read_text()) for path in sorted(place.glob("rank-*.json"))]
     if len(found) != ranks:
         raise SystemExit(f"{name}: {len(found)} of {ranks} workers told what they held")
     said = formula(place / "run", ranks)
-    fullest = {key: max(int(one[key]) for one in found) for key in ("state", "peak", "rss")}
+    fullest = {key: max(int(one[key]) for one in found) for key in ("state", "peak")}
+    fullest["rss"] = int(Summary(Run(place / "plain")).memory_peak or 0)
     parts = {
         key: getattr(said, key) for key in ("weights", "gradients", "optimizer", "copies", "activations", "logits")
     }

@@ -33,6 +33,7 @@ CONTRADICTING = [
     (["model.pattern=[{}, {}, {}]"], "3 blocks, which do not divide model.layers = 4"),
     (["model.pattern=[{ heads = 5 }, {}]"], "does not divide into model.block.heads = 5"),
     (["train.master=bfloat16", "train.precision=float32"], "holds less than"),
+    (["train.precision_of.head=float64"], "head = float64 has more digits than the weights, which are kept in float32"),
     (["optim.warmup=20M"], "is longer than the run"),
 ]
 

@@ -59,7 +59,7 @@ def test_every_rank_is_in_its_groups_and_in_no_other(pool: Pool, shape: str) -> 
         assert found["again"]
 
 
-def again(rank: int, ranks: int, board: str, shapes: list[str]) -> list[list[float]]:
+def again(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> list[list[float]]:
     """In meshes one after the other: of whole numbers shared out over tp, those of all ranks of the group, gathered."""
     import torch
     from torch.distributed.tensor import DTensor, Shard
@@ -68,11 +68,12 @@ def again(rank: int, ranks: int, board: str, shapes: list[str]) -> list[list[flo
     from argosy.parallel.mesh import Meeting, joined
 
     found = []
-    for number, shape in enumerate(shapes):
+    for number, shape in enumerate(asked["shapes"]):
         layout = Layout.parse(shape)
         if rank >= layout.world:
             continue
-        with joined(layout, rank, Meeting(f"again/{number}", Path(f"{board}-{number}"))) as mesh:
+        meeting = Meeting(f"again/{number}", Path(f"{board}-{number}"))
+        with joined(layout, rank, meeting, forgets=asked["forgets"]) as mesh:
             grid = mesh.tensor()
             assert grid is not None
             own = DTensor.from_local(torch.full((3,), float(rank)), grid, (Shard(0),), run_check=False)
@@ -81,11 +82,13 @@ def again(rank: int, ranks: int, board: str, shapes: list[str]) -> list[list[flo
     return found
 
 
-def test_a_mesh_is_not_taken_for_an_earlier_one_of_the_same_ranks(pool: Pool) -> None:
+@pytest.mark.parametrize("forgets", [True, False])
+def test_a_mesh_is_not_taken_for_an_earlier_one_of_the_same_ranks(pool: Pool, forgets: bool) -> None:
     """Ranks 0 and 1 are the whole world, then a group in a larger one whose name is another; and a group, then the world."""
-    first, second, third, last = pool.call(f"{HERE}:again", ["tp2", "pp2 tp2", "replicate2 tp2", "tp2"], ranks=4)
-    assert first == second == [[0.0] * 3 + [1.0] * 3] * 4
-    assert third == last == [[2.0] * 3 + [3.0] * 3] * 2
+    shapes = ["tp2", "pp2 tp2", "pp2 tp2", "replicate2 tp2", "tp2"]
+    first, second, third, last = pool.call(f"{HERE}:again", {"shapes": shapes, "forgets": forgets}, ranks=4)
+    assert first == second == [[0.0] * 3 + [1.0] * 3] * 5
+    assert third == last == [[2.0] * 3 + [3.0] * 3] * 3
 
 
 def benchmark() -> Any:

@@ -10,9 +10,11 @@ from argosy.layout.layout import Layout
 from argosy.plan import bytes as memory
 from argosy.plan import flops
 
+ROUGH = ("train.precision=bfloat16", "train.precision_of.norm=bfloat16", "optim.name=adamw", "layout.shape=dp2")
+
 
 def test_sharding_takes_what_it_promises(settled: Any) -> None:
-    job = settled("train.precision=bfloat16", "optim.name=adamw", "layout.shape=dp2").job
+    job = settled(*ROUGH).job
     count = flops.parameters(job.model)
 
     def state(zero: int, shards: int) -> float:
@@ -26,6 +28,25 @@ def test_sharding_takes_what_it_promises(settled: Any) -> None:
     one = job.model_copy(update={"layout": job.layout.model_copy(update={"zero": 1})})
     rows = job.batch.tokens // job.batch.sequence
     assert memory.peak(one, Layout(dp_shard=4), rows // 4).state == round((2 + 16 / 4) * count)  # a single micro-batch
+
+
+def test_norms_in_a_finer_type_are_whole_and_tables_are_gathered_in_theirs(settled: Any) -> None:
+    """Of norms every rank has 16 bytes a parameter; ZeRO-2 keeps gathered tables in float32 then, at 4 bytes, not 2."""
+    rough, fine, tables = (
+        settled(*words).job
+        for words in (ROUGH, (ROUGH[0], *ROUGH[2:]), (*ROUGH, "train.precision_of.embedding=float32"))
+    )
+    norms = sum(flops.norm_parameters(rough.model, range(len(layers(rough.model))), last=True))
+    ends = flops.stage_parameters(rough.model, (), first=True, last=True)
+    for zero, own in ((2, 2 + 16 / 4), (3, 16 / 4)):
+        layout = Layout(dp_shard=4)
+        state = []
+        for job in (rough, fine, tables):
+            staged = job.model_copy(update={"layout": job.layout.model_copy(update={"zero": zero})})
+            state.append(memory.peak(staged, layout, 1).state)
+        assert state[1] - state[0] == pytest.approx((16 - own) * norms, abs=3)
+        assert state[2] - state[0] == pytest.approx(2 * ends if zero == 2 else 0, abs=3)
+    assert memory.logits(settled(*ROUGH, "train.precision_of.head=float32").job) == 1.5 * memory.logits(rough)
 
 
 def test_what_is_whole_for_a_moment_is_a_copy(settled: Any) -> None:

@@ -7,7 +7,7 @@ from plan_machines import a_machine
 
 from argosy.errors import Refused
 from argosy.job.load import load
-from argosy.job.schema import LayoutSection
+from argosy.job.schema import Job, LayoutSection
 from argosy.layout.layout import Layout
 from argosy.plan import layouts
 from argosy.plan.prepared import PreparedFacts
@@ -59,6 +59,33 @@ def test_the_section_says_virtual_stages_and_the_order_of_the_axes() -> None:
     assert layout.group(0, "pp") == [0, 1] and layout.group(0, "tp") == [0, 2]
     with pytest.raises(Refused, match="must name each axis once"):
         layouts.of(LayoutSection(shape="tp2", order="tp pp"), 2)
+
+
+def in_force(*overrides: str, workers: int) -> Job:
+    facts = PreparedFacts(257, 100_000, 10, 2, 1.0)
+    return settle(load("laptop", overrides), a_machine(), {}, facts, workers).job
+
+
+def test_a_layout_in_force_has_its_micro_batches() -> None:
+    """Of 16 sequences: 8 for each of two data ranks, by threes; 16 for a pipeline."""
+    for shape, micro, batches in (("replicate2", 3, 3), ("pp2", 3, 6), ("pp2", 16, 1)):
+        job = in_force(f"layout.shape={shape}", f"batch.micro={micro}", workers=2)
+        layout = layouts.in_force(job, 2)
+        assert (layout.text(), layout.micro) == (shape, batches)
+    assert layouts.in_force(job, 4, "pp2 dp2").text() == "pp2 dp2"
+
+
+def test_an_evaluation_keeps_every_rank_of_a_pipeline_busy() -> None:
+    """Eight micro-batches at once for two ranks, unless it has fewer; one for each rank that reads its own where none waits."""
+    for shape, tokens, rows in (
+        ("replicate2", 65_536, 2 * 2),
+        ("pp2", 65_536, 2 * 8),
+        ("pp2", 2 * 3 * 256, 2 * 3),
+        ("pp2", 1, 2),
+    ):
+        words = (f"layout.shape={shape}", "batch.micro=2", f"evaluate.tokens={tokens}")
+        job = in_force(*words, workers=2)
+        assert layouts.rows_at_once(job, layouts.in_force(job, 2)) == rows, (shape, tokens)
 
 
 @pytest.mark.parametrize(

@@ -355,3 +355,12 @@ def one_rank_does_not_update(rank: int, ranks: int, job: Any) -> Iterator[Any]:
             real(self, vote)
 
     yield put(State, "update", lazy)
+
+
+@bug
+def copies_of_an_early_stage_are_not_added_up(rank: int, ranks: int, job: Any) -> Iterator[Any]:
+    """Copies of shards are added up in the step's last backward pass alone: stages whose own came before lose their sum."""
+    from argosy.parallel import data
+
+    yield put(data.Sharded, "ends", lambda self, units: None)
+    yield put(data, "partial_sums", lambda module: False)  # nor does anybody look whether one is left

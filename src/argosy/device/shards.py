@@ -97,4 +97,4 @@ def slices(held: Box) -> tuple[slice, ...]:
 
 def zeros(like: Tensor) -> Tensor:
     """A tensor of zeros with the shape, type and sharding of `like`."""
-    return torch.zeros_like(like, requires_grad=False)
+    return alike_shard(torch.zeros_like(local(like), requires_grad=False), like)

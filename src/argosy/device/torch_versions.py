@@ -316,6 +316,11 @@ def forget_meshes() -> None:
             getattr(owner, name)()
 
 
+def let_go_of_groups(mesh: DeviceMesh) -> None:
+    """Drop the groups that `mesh`, a root, keeps for the compiler: they are left, and it may be remembered for long."""
+    getattr(mesh, "_pg_registry", {}).clear()
+
+
 def forget_micro_batch(stage: PipelineStage, micro: int) -> None:
     """Let go of what `stage` was handed for a micro-batch that is done: torch would keep it until the next step's comes."""
     stage.fwd_cache.pop(micro, None)

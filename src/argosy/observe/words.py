@@ -179,7 +179,9 @@ def _layout(job: Job, workers: int, threads: int, backend: str, because: str = "
 
 def _numbers(job: Job, why: Mapping[str, str]) -> str:
     reason = why.get("train.precision", "")
-    text = f"{job.train.precision}" + (f" ({reason})" if reason else "") + f"; weights kept in {job.train.master}"
+    text = f"{job.train.precision}" + (f" ({reason})" if reason else "")
+    others = [f"{name} in {kind}" for name, kind in job.train.precision_of if kind not in ("auto", job.train.precision)]
+    text = "; ".join([text, *others, f"weights kept in {job.train.master}"])
     reason = why.get("train.compile", "")
     return text + ("; blocks compiled" if job.train.compile else f"; not compiled{f' ({reason})' if reason else ''}")
 

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from argosy.device.torch_versions import forget_meshes, new_group
+from argosy.device.torch_versions import forget_meshes, let_go_of_groups, new_group
 from argosy.errors import BUG, Refused
 from argosy.layout.layout import Layout
 
@@ -56,6 +56,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "pp": ("pp",),  # share the layers
     "stage": ("dp_replicate", "dp_shard", "cp", "tp"),  # hold the same stages of the pipeline
 }
+_named: dict[
+    tuple[str | int, ...], tuple[str, ...]
+] = {}  # device meshes that torch may remember, and their groups' names
 PARENT = ("dp_replicate", "dp_shard", "tp")  # dimensions of the one device mesh from which all others are cut
 
 
@@ -84,8 +87,12 @@ class Mesh:
     pp: dist.ProcessGroup | None = None
     stage: dist.ProcessGroup | None = None
     _store: dist.Store | None = field(default=None, repr=False)
+    # Whether torch forgets all device meshes before and after this one. A process that makes many, and remembers them, must
+    # leave that to `_told_apart`.
+    forgets: bool = True
     _made: dict[tuple[str | int, ...], dist.ProcessGroup] = field(default_factory=dict, repr=False)
     _parent: DeviceMesh | None = field(default=None, repr=False)
+    _meshes: list[DeviceMesh] = field(default_factory=list, repr=False)
 
     @property
     def size(self) -> int:
@@ -122,12 +129,25 @@ class Mesh:
                 return None
             ranks = torch.tensor(self.layout.line(self.rank, *axes), dtype=torch.int)
             shape = [int(getattr(self.layout, axis)) for axis in axes]
+            self._told_apart((*axes, *shape, *ranks.tolist()), groups)
             if len(axes) == 1:
                 self._parent = DeviceMesh.from_group(groups[0], self.kind, mesh_dim_names=(axes[0],))
             else:
                 names = tuple(axes)
                 self._parent = DeviceMesh.from_group(groups, self.kind, mesh=ranks.view(shape), mesh_dim_names=names)
+            self._meshes.append(self._parent)
         return self._parent
+
+    def _told_apart(self, like: tuple[str | int, ...], groups: Sequence[dist.ProcessGroup]) -> None:
+        """Let torch forget its meshes if it would take this one for an earlier one whose groups had other names.
+
+        Groups are named by their members, but that of all ranks is the world's own, which torch names.
+        """
+        names = tuple(group.group_name for group in groups)
+        if _named.setdefault(like, names) != names:
+            forget_meshes()
+            _named.clear()
+            _named[like] = names
 
     def part(self, *axes: str) -> DeviceMesh | None:
         """Those dimensions of the root that have a degree above 1; None where none has."""
@@ -153,25 +173,35 @@ class Mesh:
         at = line.index(self.rank)
         near = self.among(sorted(line[at - at % ranks : at - at % ranks + ranks]))
         far = self.among(sorted(line[at % ranks :: ranks]))
-        return DeviceMesh.from_group(
+        made = DeviceMesh.from_group(
             [group for group in (far, near) if group is not None], self.kind,
             mesh=torch.tensor(line, dtype=torch.int).view(-1, ranks), mesh_dim_names=("far", "near"),
         )  # fmt: skip
+        self._meshes.append(made)
+        return made
 
     def close(self) -> None:
         """Leave all groups. Waits for nobody."""
         if self.world is not None:
             dist.destroy_process_group()
-            forget_meshes()  # or the groups, and with them their sockets, would be kept as long as the process
+            for made in self._meshes:
+                let_go_of_groups(
+                    made
+                )  # or they, and with them their sockets, would be kept as long as torch knows the mesh
+            if self.forgets:
+                forget_meshes()
+        self._meshes.clear()
         self.world = self._store = self._parent = None
         for name in GROUPS:
             setattr(self, name, None)
         self._made.clear()
 
 
-def join(layout: Layout, rank: int, meeting: Meeting, *, backend: str = "gloo", kind: str = "cpu") -> Mesh:
+def join(
+    layout: Layout, rank: int, meeting: Meeting, *, backend: str = "gloo", kind: str = "cpu", forgets: bool = True
+) -> Mesh:
     """Join the groups of `rank`. Refused (exit code 1) when rank 0's store does not appear within `PATIENCE`."""
-    mesh = Mesh(layout, rank, kind)
+    mesh = Mesh(layout, rank, kind, forgets=forgets)
     if layout.world == 1:
         return mesh
     mesh._store = _store(rank, meeting)
@@ -181,7 +211,8 @@ def join(layout: Layout, rank: int, meeting: Meeting, *, backend: str = "gloo", 
 def joined_over(mesh: Mesh, store: dist.Store, backend: str) -> Mesh:
     """Make all groups of `mesh` over `store`: operations on it are for groups that the rank is in, and for nothing else."""
     layout, rank = mesh.layout, mesh.rank
-    forget_meshes()  # of another job in this process
+    if mesh.forgets:
+        forget_meshes()  # of another job in this process
     dist.init_process_group(backend, store=store, rank=rank, world_size=layout.world, timeout=PATIENCE)
     mesh.world = dist.group.WORLD
     for name, axes in GROUPS.items():
@@ -190,9 +221,11 @@ def joined_over(mesh: Mesh, store: dist.Store, backend: str) -> Mesh:
 
 
 @contextmanager
-def joined(layout: Layout, rank: int, meeting: Meeting, *, backend: str = "gloo", kind: str = "cpu") -> Iterator[Mesh]:
+def joined(
+    layout: Layout, rank: int, meeting: Meeting, *, backend: str = "gloo", kind: str = "cpu", forgets: bool = True
+) -> Iterator[Mesh]:
     """`join`, and leave at the end."""
-    mesh = join(layout, rank, meeting, backend=backend, kind=kind)
+    mesh = join(layout, rank, meeting, backend=backend, kind=kind, forgets=forgets)
     try:
         yield mesh
     finally:

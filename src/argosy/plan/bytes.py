@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from argosy.job.schema import BlockSection, Job, ModelSection, layers
 from argosy.layout import schedule
 from argosy.layout.layout import Layout, share
-from argosy.plan import flops, layouts
+from argosy.plan import classes, flops, layouts
 
 WIDTH = {"float64": 8, "float32": 4, "bfloat16": 2}
 BASE_CPU = 250 << 20  # Python, torch and its libraries
@@ -105,6 +105,8 @@ class Part:
     parameters: int
     matrices: int
     passes: tuple[tuple[range, bool], ...]  # (layers of a stage, whether forward), in the order of the schedule
+    whole: int = 0  # norms that ranks do not shard, whatever they do with the rest (plan/classes.py)
+    outer: int = 0  # at the ends of the model, without those
 
     def standing(self, each: Sequence[float]) -> float:
         """The most of `each` layer's number that stands at once: from its forward pass to its backward pass."""
@@ -117,7 +119,7 @@ class Part:
 
 def held(job: Job, layout: Layout, micro: int) -> list[Part]:
     """What each coordinate of the pipeline holds, on the largest of the tensor ranks; one part where there is no pipeline."""
-    model = job.model
+    model, carried = job.model, classes.carried(job.train)
     stages = layouts.stage_layers(job, layout) if layout.pp > 1 else (range(len(layers(model))),)
     shape, found = schedule.Shape(layout.pp, layout.virtual, pieces(job, layout, micro)), []
     for place in range(layout.pp):
@@ -126,7 +128,11 @@ def held(job: Job, layout: Layout, micro: int) -> list[Part]:
         order = schedule.ORDERS[job.layout.schedule](shape, place) if layout.pp > 1 else []
         passes = tuple((stages[action.stage], action.kind == schedule.FORWARD) for action in order)
         count = flops.stage_parameters(model, blocks, **ends, tp=layout.tp)
-        found.append(Part(count, flops.stage_matrices(model, blocks, layout.tp), passes))
+        inside, after = flops.norm_parameters(model, blocks, last=ends["last"], tp=layout.tp)
+        after *= carried.last_norm
+        whole = inside * carried.norms + after if layout.dp_shard > 1 else 0
+        outer = flops.stage_parameters(model, (), **ends, tp=layout.tp) - after
+        found.append(Part(count, flops.stage_matrices(model, blocks, layout.tp), passes, whole, outer))
     return found
 
 
@@ -151,7 +157,7 @@ def activations(job: Job, micro: int, tp: int = 1, part: Part | None = None) -> 
 
 def logits(job: Job, tp: int = 1) -> int:
     """Bytes of one chunk of logits, of which each of `tp` ranks has its part: as computed, in float32, and their gradient."""
-    width = WIDTH[str(job.train.precision)]
+    width = WIDTH[classes.of_classes(job.train)["head"]]
     return job.memory.loss_chunk * -(-(job.model.vocabulary or 0) // tp) * (2 * width + 4)
 
 
@@ -197,16 +203,18 @@ def peak(job: Job, layout: Layout, micro: int, device: str = "cpu") -> Peak:
 
 def _peak(job: Job, layout: Layout, micro: int, device: str, part: Part) -> Peak:
     total, compute, master = part.parameters, WIDTH[str(job.train.precision)], WIDTH[str(job.train.master)]
-    shards, zero = layout.dp_shard, job.layout.zero
+    shards, zero, cut = layout.dp_shard, job.layout.zero, part.parameters - part.whole
     # Whole weights stand from the first forward pass of a step to its last backward pass, unless each pass gives them back;
     # whole gradients from one micro-batch to the next, unless each scatters its own.
-    whole = compute if shards > 1 and zero < 3 else 0
+    gathered = (cut - part.outer) * compute + part.outer * WIDTH[classes.carried(job.train).ends]
+    standing = gathered if shards > 1 and zero < 3 else 0
+    adam = 2 * part.whole * master  # of what is whole on every rank
     summed_once = zero == 1 and pieces(job, layout, micro) > 1
     return Peak(
         base=(BASE_CPU if device == "cpu" else BASE_CUDA) + WORKING + (COMPILER if job.train.compile is True else 0),
-        weights=round(total * (master / shards + whole)),
-        gradients=round(total * master / (1 if summed_once else shards)),
-        optimizer=round(_optimizer(job, total, part.matrices) / shards),
+        weights=round(cut * master / shards + part.whole * master + standing),
+        gradients=round(cut * master / (1 if summed_once else shards) + part.whole * master),
+        optimizer=round((_optimizer(job, total, part.matrices) - adam) / shards + adam),
         copies=round(copies(job, layout, total)),
         activations=activations(job, micro, layout.tp, part if layout.pp > 1 else None),
         logits=logits(job, layout.tp),

@@ -86,6 +86,30 @@ def stage_parameters(model: ModelSection, blocks: Iterable[int], *, first: bool,
     return total + (width * _norm(model.block) if last else 0)
 
 
+def norm_parameters(model: ModelSection, blocks: Iterable[int], *, last: bool, tp: int = 1) -> tuple[int, int]:
+    """Of `stage_parameters`, those of the norms in the layers `blocks`, and of the last norm."""
+    shapes, width, total = layers(model), model.width or 0, 0
+    for block in (shapes[one] for one in blocks):
+        heads, kv_heads, _ = held(model, block, tp)
+        size = head_size(model, block)
+        total += width * (1 if block.parallel else 2) * _norm(block)
+        total += {"head": 2 * size, "full": size * (heads + kv_heads)}.get(block.qk_norm or "none", 0)
+    return total, width * _norm(model.block) if last else 0
+
+
+def repeated_norms(
+    model: ModelSection, blocks: Iterable[int], *, last: bool, tp: int, sequence: bool
+) -> tuple[int, int]:
+    """Of `norm_parameters`, those that `repeated_parameters` counts."""
+    shapes, width, total = layers(model), model.width or 0, 0
+    for block in (shapes[one] for one in blocks):
+        size, kv_heads = head_size(model, block), block.kv_heads or block.heads or 1
+        total += width * (1 if block.parallel else 2) * _norm(block) if sequence else 0
+        total += 2 * size if block.qk_norm == "head" else 0
+        total += kv_heads * size if block.qk_norm == "full" and kv_heads % tp else 0
+    return total, width * _norm(model.block) if last and sequence else 0
+
+
 def repeated_parameters(
     model: ModelSection, blocks: Iterable[int], *, first: bool, last: bool, tp: int, sequence: bool
 ) -> int:
@@ -93,20 +117,15 @@ def repeated_parameters(
 
     sequence: the ranks share the tokens between layers, so what is used once a token gets a share of its gradient too.
     """
-    shapes, width = layers(model), model.width or 0
-    total = 0
-    for block in (shapes[one] for one in blocks):
+    shapes, width, held_here = layers(model), model.width or 0, list(blocks)
+    total = sum(repeated_norms(model, held_here, last=last, tp=tp, sequence=sequence))
+    for block in (shapes[one] for one in held_here):
         size, kv_heads = head_size(model, block), block.kv_heads or block.heads or 1
-        once = width * (1 if block.parallel else 2) * _norm(block)
-        total += once if sequence else 0
         total += width * (bool(block.attention_bias) + bool(block.mlp_bias))
-        total += 2 * size if block.qk_norm == "head" else 0
         if kv_heads % tp:  # keys and values stand on every rank
             total += 2 * kv_heads * size * (width + bool(block.qkv_bias))
-            total += kv_heads * size if block.qk_norm == "full" else 0
     if sequence:
         total += (model.context or 0) * width if first and model.positions == "learned" else 0
-        total += width * _norm(model.block) if last else 0
     return total
 
 

@@ -82,7 +82,19 @@ def in_force(job: Job, world: int, shape: str | None = None) -> Layout:
     layout = of(section, world)
     rows = job.batch.tokens // job.batch.sequence
     own = max(len(share(rows, layout.data, part)) for part in range(layout.data))
-    return replace(layout, micro=max(1, -(-own // int(job.batch.micro))))
+    return of(section, world, max(1, -(-own // int(job.batch.micro))))
+
+
+def rows_at_once(job: Job, layout: Layout) -> int:
+    """Sequences that an evaluation of `job`, in force, reads at once: a micro-batch for each rank that reads its own.
+
+    In a pipeline so many more that its ranks are busy, but no more than the evaluation has: one at a time would leave all of
+    them but one idle.
+    """
+    rows = int(job.batch.micro) * layout.data
+    if layout.pp == 1:
+        return rows
+    return rows * min(4 * layout.pp, -(-job.evaluate.tokens // (rows * job.batch.sequence)))
 
 
 def asked(job: Job, layout: Layout, written: Mapping[str, str]) -> legal.Asked:

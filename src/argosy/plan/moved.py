@@ -14,7 +14,7 @@ from argosy.cluster.links import link
 from argosy.cluster.schema import Cluster
 from argosy.job.schema import Job, layers
 from argosy.layout.layout import Layout
-from argosy.plan import flops, layouts
+from argosy.plan import classes, flops, layouts
 from argosy.plan.bytes import WIDTH, pieces
 
 GATHER, SCATTER, REDUCE, BROADCAST, SEND = "all-gather", "reduce-scatter", "all-reduce", "broadcast", "send"
@@ -111,8 +111,20 @@ class Held:
         ends = {"first": self.first, "last": self.last}
         self.all = flops.stage_parameters(job.model, self.blocks, **ends, tp=layout.tp)
         self.ends = flops.stage_parameters(job.model, (), **ends, tp=layout.tp)
-        split = job.layout.sequence
-        self.repeated = flops.repeated_parameters(job.model, self.blocks, **ends, tp=layout.tp, sequence=split)
+        tp, split = layout.tp, job.layout.sequence
+        self.repeated = flops.repeated_parameters(job.model, self.blocks, **ends, tp=tp, sequence=split)
+        # What ranks that shard the rest hold whole: norms in a finer type than the one in which weights are gathered.
+        carried, kinds = classes.carried(job.train), classes.of_classes(job.train)
+        self.outer, self.embedding, self.head = (
+            WIDTH[kind] for kind in (carried.ends, kinds["embedding"], kinds["head"])
+        )
+        self.kept, self.kept_after, self.shared = 0, 0, self.repeated / layout.dp_shard
+        if layout.dp_shard > 1:
+            inside, after = flops.norm_parameters(job.model, self.blocks, last=self.last, tp=tp)
+            self.kept, self.kept_after = inside * carried.norms, after * carried.last_norm
+            inside, after = flops.repeated_norms(job.model, self.blocks, last=self.last, tp=tp, sequence=split)
+            again = inside * carried.norms + after * carried.last_norm
+            self.shared = (self.repeated - again) / layout.dp_shard + again
 
     def moves(self) -> Iterator[Move]:
         """Every move of a step, those of nobody but this rank among them."""
@@ -134,14 +146,15 @@ class Held:
         shapes = layers(self.job.model)
         each = sum(2 if shapes[block].parallel else 4 for block in self.blocks) + self.first + self.last
         activations = each * tokens * self.width * self.compute  # once scattered, once gathered
+        activations += self.first * tokens * self.width * (self.embedding - self.compute)
         if self.job.layout.sequence:
             yield Move(GATHER, ranks, activations)
             yield Move(SCATTER, ranks, activations)
         else:
             yield Move(REDUCE, ranks, activations)
         if self.last:
-            yield Move(GATHER, ranks, len(ranks) * 2 * tokens * max(self.compute, 4))
-        yield Move(REDUCE, ranks, self.repeated * self.reduce / self.layout.dp_shard)
+            yield Move(GATHER, ranks, len(ranks) * 2 * tokens * max(self.head, 4))
+        yield Move(REDUCE, ranks, self.shared * self.reduce)
 
     def shards(self) -> Iterator[Move]:
         """Weights gathered and gradients scattered among ranks that shard them."""
@@ -149,13 +162,20 @@ class Held:
             return
         ranks, zero = self.line("dp_shard"), self.job.layout.zero
         # The ends of the model belong to its outermost module, which every pass of a stage goes through.
-        passed = self.pieces * (self.all - self.ends + len(self.stages) * self.ends) * self.compute
+        inner = (self.all - self.ends - self.kept) * self.compute
+        outer = (self.ends - self.kept_after) * self.outer
         if zero == 3:
+            passed = self.pieces * (inner + len(self.stages) * outer)
             yield Move(GATHER, ranks, passed)
             yield Move(GATHER, self.near(), passed)
         else:
-            yield Move(GATHER, ranks, self.all * self.compute)
-        yield Move(SCATTER, ranks, self.synchronised * self.all * self.reduce)
+            yield Move(GATHER, ranks, inner + outer)
+        yield Move(SCATTER, ranks, self.synchronised * self.sharded * self.reduce)
+
+    @property
+    def sharded(self) -> int:
+        """This rank's parameters but those that ranks which shard the rest hold whole."""
+        return self.all - self.kept - self.kept_after
 
     @property
     def synchronised(self) -> int:
@@ -170,7 +190,8 @@ class Held:
 
     def copies(self) -> Iterator[Move]:
         """Gradients added up, once a step, over ranks that hold the same."""
-        yield Move(REDUCE, self.line("dp_replicate"), self.all * self.reduce / self.layout.dp_shard)
+        yield Move(REDUCE, self.line("dp_replicate"), self.sharded * self.reduce / self.layout.dp_shard)
+        yield Move(REDUCE, self.line("dp_replicate", "dp_shard"), (self.kept + self.kept_after) * self.reduce)
 
     def tied(self) -> Iterator[Move]:
         """The gradient of an embedding that the first and the last stage of a pipeline both hold."""

@@ -25,10 +25,13 @@ NARROW: tuple[tuple[str, Case], ...] = tuple(
         {"replicate": 2, "micros": 2, "uneven": True, "layers": 2, "norm": "layer", "biases": True, "packed": True},
         {"shard": 2, "zero": 3, "heads": "4/2", "layers": 2, "clip": 0.05, "window": "all", "tied": True},
         {"tp": 2, "sequence": True, "heads": "4/1", "layers": 2, "parallel": True, "vocabulary": 31},
-        {"pp": 2, "schedule": "1f1b", "micros": 3, "layers": 3, "tied": True, "dropout": 0.2},
+        {  # stages of a rank end at different times, and copies of shards are added up at each one's end
+            "pp": 2, "schedule": "interleaved", "virtual": 2, "layers": 4, "replicate": 2, "shard": 2, "zero": 2, "micros": 3,
+            "tied": True, "dropout": 0.2,
+        },
         {"pp": 2, "tp": 2, "shard": 2, "zero": 2, "schedule": "1f1b", "layers": 2, "recompute": "block"},
     )
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def steps(rank: int, ranks: int, board: str, asked: Mapping[str, Any]) -> dict[s
     layout = layouts.of(job.layout, ranks)
     found: list[dict[str, float]] = []
     _KEPT.clear()
-    with joined(layout, rank, Meeting("parity/1", Path(board))) as mesh:
+    # What operators make of shards is remembered from draw to draw: working it out anew would be a third of the time.
+    with joined(layout, rank, Meeting("parity/1", Path(board)), forgets=False) as mesh:
         laid = apply.decoder(job, mesh, device)
         data, recorder = laid.applied.data, Unrecorded()
         update = updater(laid, job, asked["update"])

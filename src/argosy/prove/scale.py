@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from argosy.errors import Refused
 from argosy.layout.layout import Layout
+from argosy.plan.classes import DIGITS, of_classes
 from argosy.prove.options import HIDDEN, RANKS, SEQUENCE, TOLERANCES
 
 if TYPE_CHECKING:
@@ -36,13 +37,13 @@ def trials(job: Job, precision: str = "float64") -> Iterator[tuple[dict[str, Any
     from argosy.prove.parity import Trial
 
     own = layout_of(job)
-    if as_it_stands(job, own):
-        legal.check(layouts.asked(job, own, {}))
+    if (itself := as_it_stands(job, own)) is not None:
+        legal.check(layouts.asked(itself, own, {}))
         rows, micro = job.batch.tokens // job.batch.sequence, int(job.batch.micro)
         for packed, update in ((True, job.optim.name), (False, job.optim.name), (False, "sgd"), (True, "sgd")):
             yield (
                 {"rows": rows, "micro": micro, "packed": packed, "update": update},
-                Trial(job, update, packed, own.world),
+                Trial(itself, update, packed, own.world),
             )
     layout = fewer(own)
     small = shrunk(job, layout, precision)
@@ -58,18 +59,26 @@ def trials(job: Job, precision: str = "float64") -> Iterator[tuple[dict[str, Any
             yield varied, Trial(drawn, update, packed, layout.world)
 
 
-def as_it_stands(job: Job, layout: Layout) -> bool:
-    """Whether `job` is small enough to be compared as it is, and says all that the machine would choose otherwise."""
-    model, train, optim = job.model, job.train, job.optim
+def as_it_stands(job: Job, layout: Layout) -> Job | None:
+    """`job` with its blocks whole, where it is small enough to be compared as it is and leaves nothing to the machine."""
+    from argosy.job import presets
+    from argosy.job.schema import layers
+    from argosy.plan.settle import whole
+
+    model, train, optim = presets.filled(job.model), job.train, job.optim
+    kinds = tuple(whole(model, block) for block in layers(model)[: len(model.pattern)]) if model.layers else ()
+    model = model.model_copy(update={"block": whole(model, model.block), "pattern": kinds})
     said: list[Any] = [model.width, model.vocabulary, model.layers, model.positions, model.tied, optim.lr]
     said.append(model.rope_theta if model.positions == "rotary" else model.context)
     said += [value for block in (model.block, *model.pattern) for value in block.model_dump().values()]
     said += [optim.momentum, optim.newton_schulz] if optim.name == "muon" else []
     types = train.precision in TOLERANCES and "auto" not in (train.master, train.reduce) and train.compile is False
     if None in said or not types or not isinstance(job.batch.micro, int) or layout.world > RANKS:
-        return False
+        return None
+    if min(map(DIGITS.__getitem__, of_classes(train).values())) < DIGITS[str(train.precision)]:
+        return None  # a class computes in a narrower type than the one that its tolerance is for
     if optim.epsilon < EPSILON:
-        return False
+        return None
     sizes = (
         (model.width or 0, WIDTH),
         (model.vocabulary or 0, ENTRIES),
@@ -77,7 +86,8 @@ def as_it_stands(job: Job, layout: Layout) -> bool:
         (job.batch.sequence, SEQUENCE + 1),
         (job.batch.tokens // job.batch.sequence, ROWS),
     )
-    return all(size <= most for size, most in sizes)
+    small = all(size <= most for size, most in sizes)
+    return job.model_copy(update={"model": model}) if small else None
 
 
 def layout_of(job: Job) -> Layout:

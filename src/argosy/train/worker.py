@@ -235,9 +235,7 @@ class Worker:
         )
         execute = self.laid.execute
         agree = Agree(mesh.world, device=self.device.torch, copies=self.laid.copies)
-        micro, rows = int(job.batch.micro), int(job.batch.micro) * self.layout.data
-        if self.layout.pp > 1:  # one micro-batch at a time would leave all ranks but one idle
-            rows *= max(1, min(4 * self.layout.pp, -(-job.evaluate.tokens // (rows * job.batch.sequence))))
+        micro, rows = int(job.batch.micro), layouts.rows_at_once(job, self.layout)
 
         def measure() -> tuple[float, float | None, int, int]:
             self.applied.whole.eval()
