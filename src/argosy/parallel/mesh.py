@@ -3,7 +3,8 @@
 In: a Layout, a rank, the incarnation's number. Out: a Mesh with one group per set of ranks that must talk. Rank 0 of each
 incarnation opens a fresh store on a free port and publishes its address in a file; every key has the prefix (run,
 incarnation), so that new workers never read the addresses of dead ones. A rank touches the store only for groups that it is
-in; nothing waits for the whole world. A single rank has no group, no store and needs no network.
+in, and to hear that rank 0 has done what may take longer than a collective waits; nothing waits for the whole world. A single
+rank has no group, no store and needs no network.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ PATIENCE = timedelta(
     minutes=30
 )  # of a collective: a rank may compile, evaluate or wait for a disk; the parent notices the dead
 LOOPBACK = "127.0.0.1"
+LONGEST_PAUSE = 0.5  # seconds between two looks for rank 0's word; the first ones follow each other at once
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Mesh:
     shard: dist.ProcessGroup | None = None  # along dp_shard; None where that degree is 1
     replicate: dist.ProcessGroup | None = None  # along dp_replicate; None where that degree is 1
     data: dist.ProcessGroup | None = None  # along both
-    _store: dist.Store | None = field(default=None, repr=False)
+    _store: dist.Store | None = field(default=None, repr=False)  # of this incarnation alone
+    _words: int = 0  # how often rank 0 has been waited for
 
     @property
     def size(self) -> int:
@@ -73,6 +76,24 @@ class Mesh:
         names = ("dp_replicate", "dp_shard")
         return DeviceMesh.from_group([self.replicate, self.shard], self.kind, mesh=ranks, mesh_dim_names=names)
 
+    def first(self, work: Callable[[], object], pause: Callable[[float], object] = time.sleep) -> None:
+        """Rank 0 does `work`, and all others wait until it is done, however long that takes. All ranks call it.
+
+        A collective would give up after PATIENCE. A rank 0 that dies takes its store along, which is an error to who waits.
+        """
+        self._words += 1
+        word, wait = f"argosy/first/{self._words}", 0.002
+        if self.rank == 0:
+            work()
+            if self._store is not None:
+                self._store.set(word, "done")
+            return
+        if self._store is None:
+            raise ValueError(f"rank {self.rank} has no store to hear rank 0 by")
+        while not self._store.check([word]):
+            pause(wait)
+            wait = min(LONGEST_PAUSE, wait * 1.5)
+
     def close(self) -> None:
         """Leave all groups. Waits for nobody."""
         if self.world is not None:
@@ -85,11 +106,8 @@ def join(layout: Layout, rank: int, meeting: Meeting, *, backend: str = "gloo", 
     mesh = Mesh(layout, rank, kind)
     if layout.world == 1:
         return mesh
-    store = _store(rank, meeting)
-    mesh._store = store
-    dist.init_process_group(
-        backend, store=dist.PrefixStore(meeting.prefix, store), rank=rank, world_size=layout.world, timeout=PATIENCE
-    )
+    mesh._store = dist.PrefixStore(meeting.prefix, _store(rank, meeting))
+    dist.init_process_group(backend, store=mesh._store, rank=rank, world_size=layout.world, timeout=PATIENCE)
     mesh.world = dist.group.WORLD
     mesh.data = _group(layout, rank, mesh, "dp_replicate", "dp_shard")
     mesh.shard = _group(layout, rank, mesh, "dp_shard")

@@ -94,13 +94,15 @@ def peak(job: Job, layout: Layout, micro: int, device: str = "cpu") -> Peak:
     whole_copy = compute if compute != master else 0
     weights = (master / shards + compute / (shards if zero == 3 else 1)) if shards > 1 else master + whole_copy
     gradients = master / (shards if zero >= 2 else 1)
+    # Sharded weights come in the type of the products; the head's gradient is added up over chunks in the master's.
+    summed = master * (job.model.vocabulary or 0) * (job.model.width or 0) if zero and compute != master else 0
     return Peak(
         base=(BASE_CPU if device == "cpu" else BASE_CUDA) + WORKING + (COMPILER if job.train.compile is True else 0),
         weights=round(total * weights),
         gradients=round(total * gradients),
         optimizer=round(optimizer_bytes(job) / (shards if shards > 1 else 1)),
         activations=activations(job, micro),
-        logits=logits(job),
+        logits=logits(job) + summed,
     )
 
 
