@@ -152,11 +152,11 @@ def pid_of(run: Path, rank: int, incarnation: int) -> int:
     return int(record.header(record.files(Run(run).local, rank=rank, incarnation=incarnation)[0][1]).pid)
 
 
-def waited(condition: Callable[[], Any], what: str, seconds: float = 900.0) -> Any:
-    """The first true answer of `condition`, asked twenty times a second."""
+def waited(condition: Callable[[], Any], what: str, seconds: float = 900.0, every: float = 0.05) -> Any:
+    """The first true answer of `condition`, asked `every` so many seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := condition():
             return found
-        time.sleep(0.05)
+        time.sleep(every)
     raise SystemExit(f"waited {seconds:.0f} s in vain for {what}")

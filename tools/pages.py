@@ -71,7 +71,7 @@ def described(name: str, command: Any) -> str:
     if getattr(command, "ignore_unknown_options", False) or command.context_settings.get("ignore_unknown_options"):
         usage = f"{name} [JOB] [KEY=VALUE ...] [OPTIONS]"
     lines = [f"## `{usage}`\n", (command.help or "").strip() + "\n"]
-    rows = []
+    rows = [(f"`{shown(one)}`", one.help or "") for one in words]
     for one in command.params:
         if one.param_type_name != "option" or getattr(one, "hidden", False) or "--help" in one.opts:
             continue
@@ -84,7 +84,7 @@ def described(name: str, command: Any) -> str:
         )
         rows.append((f"`{'`, `'.join(one.opts)}{takes}`", (one.help or "") + told))
     if rows:
-        lines.append(table(("option", ""), rows))
+        lines.append(table(("argument or option", ""), rows))
     return "\n".join(lines)
 
 

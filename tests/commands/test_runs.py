@@ -122,6 +122,30 @@ def test_nothing_starts_in_a_run_that_is_being_removed(root, monkeypatch):
     assert busy[-1] is not None and made.exists
 
 
+def test_who_waits_while_a_run_is_removed_finds_nothing_and_is_told(root, monkeypatch):
+    made, waits, said = make(root / "a"), threading.Event(), []
+    really = runs.shutil.rmtree
+
+    def start() -> None:
+        with pytest.raises(Refused) as refused, made.lock(600, lambda text: waits.set()):
+            pass
+        said.append(refused.value.text)
+
+    waiting = threading.Thread(target=start)
+
+    def removing(path: Path, **more: object) -> None:
+        if path == made.path.resolve():
+            waiting.start()
+            assert waits.wait(60)
+        really(path, **more)
+
+    monkeypatch.setattr(runs.shutil, "rmtree", removing)
+    runs.remove("a")
+    waiting.join(60)
+    assert len(said) == 1 and "just removed" in said[0]
+    assert not made.path.exists()
+
+
 def test_asking_who_is_not_there(root):
     make(root / "a")
     with pytest.raises(Refused, match="not running"):

@@ -81,6 +81,17 @@ def test_activations_grow_with_what_is_computed_at_once(settled: Any) -> None:
     assert memory.logits(settled("memory.loss_chunk=2048").job) == 2 * memory.logits(job)
 
 
+def test_a_head_whose_weights_come_in_shards_adds_up_a_gradient_of_its_own(settled: Any) -> None:
+    def beside(precision: str, layout: Layout) -> int:
+        job = settled(f"train.precision={precision}", f"layout.shape={layout.text()}").job
+        assert job.model.vocabulary * job.model.width == 2048 * 192
+        return memory.peak(job, layout, 1).logits - memory.logits(job)
+
+    assert beside("bfloat16", Layout(dp_shard=2)) == 4 * 2048 * 192
+    assert beside("float32", Layout(dp_shard=2)) == 0
+    assert beside("bfloat16", Layout(dp_replicate=2)) == 0  # as wide as the gradient that stands anyway
+
+
 def test_disk_holds_one_checkpoint_more_than_are_kept(settled: Any) -> None:
     two, three = settled().job, settled("checkpoint.keep=3").job
     assert memory.disk(three, 10, 2) - memory.disk(two, 10, 2) == memory.checkpoint(two)

@@ -4,16 +4,7 @@ from typing import Any
 
 import pytest
 
-from argosy.job.load import load
 from argosy.plan import seconds
-
-
-def test_shapes_are_the_model_s_own() -> None:
-    assert seconds.shapes(load("laptop").job) == [(4096, 192, 576), (4096, 192, 512), (4096, 512, 192)]
-    grouped = load(
-        "laptop", ["model.block.kv_heads=2", "model.block.hidden=100", "batch.tokens=1M", "batch.sequence=1000"]
-    ).job
-    assert seconds.shapes(grouped) == [(4096, 192, 320), (4096, 192, 100), (4096, 100, 192)]
 
 
 def test_rates() -> None:

@@ -97,8 +97,13 @@ def test_a_time_becomes_steps_by_what_was_timed_and_better_by_what_was_seen(sett
     second = settled("train.time=3 min", probed=taken)
     assert second.job.train.steps == 600
     assert "as the last such run here took" in setting(second, "train.steps").why
-    other = settled("train.time=3 min", "batch.tokens=8192", probed=taken)
-    assert other.plan.basis == "predicted from layers timed here"  # another step than the one seen
+    begun = settled("train.time=3 min", "model.init=runs/other", "train.seed=2", probed=taken)
+    assert begun.plan.step_seconds == 0.3
+    for change in ("batch.tokens=8192", "model.layers=9", "model.pattern=[{ window = 64 }, {}]", "batch.sequence=128"):
+        other = settled("train.time=3 min", change, probed=taken)
+        assert other.plan.basis == "predicted from layers timed here", change  # another step than the one seen
+    deep = settled("model.layers=24", probed=taken).plan.step_seconds
+    assert deep > 2 * first.plan.step_seconds
 
 
 def test_what_could_not_be_timed_is_said_and_never_decided_again(settled: Any) -> None:
@@ -119,3 +124,15 @@ def test_the_question_is_asked_once_with_the_job_in_force(settled: Any) -> None:
     found, request, said = trial.settled(load("laptop"), a_machine(), FACTS, 2, ask)
     assert asked == [request] == [said["request"]]
     assert found.job.train.precision == "bfloat16"
+    trial.settled(load("laptop"), a_machine(), FACTS, 2, ask, local=1)  # the other one is on another machine
+    assert [(one["workers"], one["threads"]) for one in asked] == [(2, 1), (1, 2)]
+
+
+def test_a_busy_machine_is_told_beside_what_follows_from_it(settled: Any) -> None:
+    quiet, busy = answer(settled), {**answer(settled), "steady": False}
+    assert trial.doubt(quiet) == "" == trial.doubt({"failed": "no torch here"})
+    assert "so types and times may be off; a new run from an hour later on" in trial.doubt(busy)
+    assert "are a guess" in trial.doubt({"failed": "it took longer than 20 s", "steady": False})
+    told = [setting(settled(probed=one), "train.precision") for one in (quiet, busy)]
+    assert told[0].used == told[1].used
+    assert told[1].why == f"{told[0].why} on a busy machine"

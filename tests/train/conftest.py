@@ -128,13 +128,13 @@ class Workers:
     def __init__(self, pool: Pool):
         self.pool = pool
 
-    def __call__(self, run: Run, layout: str, ranks: int) -> list[int]:
+    def __call__(self, run: Run, layout: str, ranks: int, entry: str = f"{Path(__file__)}:worked") -> list[Any]:
         number = Incarnation.next(run)
         Incarnation(number, ranks, layout, 1, parent=os.getpid()).write(run)
         run.update_info(incarnation=number)
         with helpers(run, number):
             asked = {"run": str(run.path), "incarnation": number}
-            return self.pool.call(f"{Path(__file__)}:worked", asked, ranks=ranks)
+            return self.pool.call(entry, asked, ranks=ranks)
 
 
 @pytest.fixture

@@ -315,11 +315,25 @@ def test_a_late_host_reads_nothing_in_the_step(recorder: Recorder) -> None:
 
 
 def test_matrix_products_are_timed_beside_the_training(recorder: Recorder, tmp_path: Path) -> None:
-    from argosy.train.gauge import Gauge
+    """For a hundredth of the time at most, however long they take."""
+    from argosy.train.gauge import APART, Gauge
 
-    now = iter([100.0, 101.0, 130.5, 131.0, 132.0, 133.0, 134.0])  # asked before and after each measurement
-    rates = iter([5.0, 7.0])
+    # Asked after each step whether it is time, and before and after each measurement.
+    now = iter([100.0, 100.125, 130.0, 130.25, 130.25, 131.25, 131.0 + APART, 131.25 + APART, 300.0, 301.0])
+    rates = iter([5.0, 7.0, 9.0])
     gauge = Gauge(lambda: next(rates), 2, {"flops_per_token": 9.0}, clock=lambda: next(now))
     assert trainer(recorder, 5, gauge).run() == "finished"
-    assert scalars(tmp_path, "gemm_rate") == {1: 10.0, 3: 14.0}  # of both ranks
+    assert scalars(tmp_path, "gemm_rate") == {1: 10.0, 3: 14.0, 5: 18.0}  # of both ranks
     assert scalars(tmp_path, "flops_per_token") == {0: 9.0}
+
+
+def test_one_rank_measures_while_the_others_wait(recorder: Recorder, tmp_path: Path) -> None:
+    from argosy.train.gauge import Gauge
+
+    def measure() -> float:
+        raise AssertionError("rank 0 alone measures")
+
+    other = trainer(recorder, 2, Gauge(measure, 2, {"flops_per_token": 9.0}))
+    other.rank = 1
+    assert other.run() == "finished"
+    assert scalars(tmp_path, "gemm_rate") == scalars(tmp_path, "flops_per_token") == {}

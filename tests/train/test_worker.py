@@ -242,6 +242,39 @@ def test_what_a_killed_start_announced_is_written_before_the_next_one_chooses(
     assert {row["incarnation"] for row in rows(run, "metrics.jsonl")} == {1}, "no step was done twice"
 
 
+def ordered(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> list[str]:
+    """Be a worker; tells in which order it waited for rank 0's choice of a checkpoint and met the others in a collective."""
+    from argosy.parallel.mesh import Mesh
+    from argosy.train import worker
+
+    told: list[str] = []
+    first, broadcast = Mesh.first, worker.dist.broadcast
+
+    def waits(self: Mesh, *arguments: Any) -> None:
+        first(self, *arguments)
+        told.append("waited")
+
+    def meets(*arguments: Any, **options: Any) -> Any:
+        told.append("met")
+        return broadcast(*arguments, **options)
+
+    Mesh.first, worker.dist.broadcast = waits, meets  # type: ignore[method-assign,assignment]
+    try:
+        worker.main(asked["run"], rank, asked["incarnation"])
+    finally:
+        Mesh.first, worker.dist.broadcast = first, broadcast  # type: ignore[method-assign]
+    return told
+
+
+def test_no_rank_sits_in_a_collective_while_an_earlier_checkpoint_is_written(
+    make_run: Any, workers: Any, tmp_path: Path
+) -> None:
+    """A collective gives up after half an hour; how long rank 0 waits for the disk, and then reads, nobody knows."""
+    run = make_run(tmp_path / "run", 2, **{"train.steps": 1, "layout.shape": "replicate2"})
+    for told in workers(run, "replicate2", 2, f"{__file__}:ordered"):
+        assert told.index("waited") < told.index("met"), told
+
+
 def test_the_loss_is_computed_in_few_equal_chunks() -> None:
     from argosy.parallel.apply import chunk
 

@@ -50,7 +50,7 @@ def load(
         for node in range(len(checkpoint.manifest.files)):
             _read_node(checkpoint, node, specs, tensors, wanted)
     except Damaged as reason:
-        aside = set_aside(checkpoint)
+        aside = set_aside(checkpoint.folder)
         raise Refused(
             f"{reason}.",
             do=f"It was set aside as {aside.name}; the same command goes on from the one before.",

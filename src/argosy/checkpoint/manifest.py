@@ -38,6 +38,10 @@ class Damaged(Exception):
     """A checkpoint that cannot be used, with the place and the reason in one sentence."""
 
 
+class Unfinished(Damaged):
+    """A folder without a manifest: nobody has committed what lies there, or not yet."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -154,7 +158,7 @@ def read_json(path: Path) -> Any:
         with path.open("rb") as file:
             data = file.read(LIMIT + 1)
     except FileNotFoundError:
-        raise Damaged(f"{path} is missing: the checkpoint was not finished") from None
+        raise Unfinished(f"{path} is missing: the checkpoint was not finished") from None
     except OSError as error:
         raise Damaged(f"{path} {UNREADABLE}: {error.strerror}") from None
     if len(data) > LIMIT:

@@ -88,11 +88,12 @@ _TOLD = {
 def register(app: typer.Typer) -> None:
     """Spell the command for the shell."""
 
-    @app.command("audit", rich_help_panel=HELP, help="Print what happened to a run and why, oldest first.")
+    @app.command("audit", rich_help_panel=HELP)
     def command(
         run: Annotated[str | None, typer.Argument(help="A run's folder or name; left out: the newest.")] = None,
         json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     ) -> None:
+        """Print what happened to a run and why, oldest first."""
         import sys
         from json import dumps
 

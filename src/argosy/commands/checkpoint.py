@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 HELP = "Data and models"
 
 Name = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; left out: the newest.")]
-Step = Annotated[int | None, typer.Option("--step", help="Which one.")]
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+Step = Annotated[int | None, typer.Option("--step", help="The step whose checkpoint is meant.")]
+Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,19 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="List, show, verify what a run has saved.")
     app.add_typer(group, name="checkpoint", rich_help_panel=HELP)
 
-    @group.command("list", help="All checkpoints; the first is used next. Exit code 3 where none of them is usable.")
+    @group.command("list")
     def list_command(run: Name = None, json_: Json = False) -> None:
+        """All checkpoints; the first is used next. Exit code 3 where none of them is usable."""
         _list(find(run), json_)
 
-    @group.command("show", help="What one holds: the newest, or the one of --step.")
+    @group.command("show")
     def show_command(run: Name = None, step: Step = None, json_: Json = False) -> None:
+        """What one holds: the newest, or the one of --step."""
         _show(chosen(find(run), step), json_)
 
-    @group.command("verify", help="Read and check every byte of all, or of --step. Exit code 3 where one is damaged.")
+    @group.command("verify")
     def verify_command(run: Name = None, step: Step = None) -> None:
+        """Read and check every byte of all, or of --step. Exit code 3 where one is damaged."""
         found = verify(find(run), step)
         for problem in found:
             print(problem)

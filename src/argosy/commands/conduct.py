@@ -80,6 +80,7 @@ class Start:
     probed: Mapping[str, Any] = field(default_factory=dict)
     settled: Settled | None = None
     cached: bool = True
+    local: int | None = None  # workers on this node, where a launcher started some
 
 
 def lead(wanted: Wanted, server: WarmServer | None = None) -> tuple[Outcome, Run]:
@@ -88,7 +89,7 @@ def lead(wanted: Wanted, server: WarmServer | None = None) -> tuple[Outcome, Run
 
     place = launched.place()
     if place is not None and place.rank > 0:
-        return launched.follow(place, runs.root())
+        return launched.follow(place, launched.root(wanted.run))
     mode = progress.mode(sys.stdout, quiet=wanted.quiet, json=wanted.json)
     screen = progress.screen(mode, sys.stdout)
     with ExitStack() as stack:
@@ -102,9 +103,11 @@ def lead(wanted: Wanted, server: WarmServer | None = None) -> tuple[Outcome, Run
             screen.note(f"{verdict.path}: {verdict.because}")
             return Outcome(DONE, "finished", verdict.step, verdict.because), Run(verdict.path)
         refuse_layout(loaded, bool(here.devices), count)
-        start = Start(wanted, loaded, verdict, here, count, screen)
+        start = Start(wanted, loaded, verdict, here, count, screen, local=place.local_world if place else None)
         lock = hold(stack, start, asked) if verdict.action == "continue" else None
         if server is None:
+            # It loads on the cores on which layers are timed meanwhile. That is accepted: to wait would cost every start
+            # seconds, and what is timed so is taken by its shortest run, and not believed for long where runs differ.
             server = warm(loaded.job) if place is None and count > 0 else WarmServer()
         stack.callback(server.stop)
         ready(start)
@@ -144,17 +147,17 @@ def hold(stack: ExitStack, start: Start, asked: Asked) -> int:
         if rule.look(path).kind not in ("empty", "missing"):
             raise Refused("another start has just made a run here.", where=str(path), do="Give the same command again.")
         return lock
-    if asked.change and rule.look(path).kind == "unfinished":
-        inherit.sorted_out(
-            Run(path), start.screen.note
-        )  # a change is dated by the newest checkpoint: it must stay that
+    found = rule.look(path)
+    if found.kind in ("unfinished", "finished"):
+        requests.clear(Run(path))  # not later: from now on it counts as busy, and whoever asks must be heard
+        # A change is dated by the newest checkpoint: it must stay that.
+        inherit.sorted_out(Run(path), start.screen.note, whole=asked.change and found.kind == "unfinished")
     start.verdict = rule.judge(asked, rule.look(path), rule.free_name(path))
     if start.verdict.action == "refuse":
         raise start.verdict.refused
     if start.verdict.path != path or start.verdict.action == "finished":
         raise Refused("the run was finished by another start.", where=str(path), do="Give the same command again.")
     inherit.refuse_lost(Run(path))
-    requests.clear(Run(path))  # not later: from now on it counts as busy, and whoever asks must be heard
     return lock
 
 
@@ -183,15 +186,9 @@ def _settle(start: Start, timing: Trial) -> None:
     if start.verdict.action in ("continue", "fork") and (source.path / "settings.json").is_file():
         # Before the first checkpoint nothing was trained at the derived rate: it may be derived again.
         kept = {row.key: row for row in source.settings() if start.verdict.step or not row.key.startswith("optim.")}
+    read = _read(start.verdict, source)
     start.settled, start.probed = measure.settled(
-        start.loaded,
-        start.machine,
-        start.prepared.facts,
-        start.workers,
-        timing,
-        kept,
-        run,
-        _read(start.verdict, source),
+        start.loaded, start.machine, start.prepared.facts, start.workers, timing, kept, run, read, start.local
     )
 
 
@@ -300,7 +297,7 @@ def incarnation(start: Start, run: Run, owner: int | None, master: str | None = 
 
 def threads(start: Start) -> int:
     """Threads of each worker of this node."""
-    return start.machine.threads(start.workers)
+    return start.machine.threads(start.workers if start.local is None else start.local)
 
 
 def _stem(place: Path, name: str) -> Path:

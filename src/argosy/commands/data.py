@@ -69,12 +69,16 @@ def register(app: typer.Typer) -> None:
     @group.command(
         "prepare",
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-        help="Read, split and encode the text of a job now; train does it by itself. [JOB] [--data.source FOLDER …]",
+        options_metavar="[JOB] [OPTIONS] [KEY=VALUE]...",
     )
     def prepare_command(
         context: typer.Context,
         workers: Annotated[int, typer.Option(help="Processes; 0 = one for each core.")] = 0,
     ) -> None:
+        """Read, split and encode the text of a job now; train does it by itself.
+
+        One's own text: --data.source FOLDER.
+        """
         from argosy.job.load import split
 
         job, overrides = split(context.args)
@@ -86,15 +90,16 @@ def register(app: typer.Typer) -> None:
             print(f"note: {note}")
         print(prepared.folder)
 
-    @group.command("show", help="What did a step read? Every stretch of text of its whole global batch.")
+    @group.command("show")
     def show_command(
         step: Annotated[int, typer.Option(help="The step, counted from 1.")],
-        run: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None,
+        run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; left out: the newest.")] = None,
         as_json: Annotated[
             bool,
             typer.Option("--json", help="[{source, document, begin, end}], begin and end in tokens of the document."),
         ] = False,
     ) -> None:
+        """What did a step read? Every stretch of text of its whole global batch."""
         from argosy.observe.text import shown
 
         print(shown(show(run, step, as_json=as_json), sys.stdout))

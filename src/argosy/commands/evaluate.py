@@ -68,15 +68,16 @@ def _shards(model: Trained) -> Any:
 def register(app: typer.Typer) -> None:
     """Spell the command for the shell."""
 
-    @app.command(
-        "evaluate", rich_help_panel=HELP, help="Bits per byte and perplexity on FILE, or on the held-out documents."
-    )
+    @app.command("evaluate", rich_help_panel=HELP)
     def command(
-        run: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None,
-        file: Annotated[str | None, typer.Argument(metavar="[FILE]")] = None,
+        run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; left out: the newest.")] = None,
+        file: Annotated[
+            str | None, typer.Argument(metavar="[FILE]", help="A text; left out: the run's held-out documents.")
+        ] = None,
         tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens to read.")] = None,
         json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     ) -> None:
+        """Bits per byte and perplexity on FILE, or on the held-out documents."""
         from argosy.quantities import bytes_text
 
         def seen(done: int, of: int) -> None:

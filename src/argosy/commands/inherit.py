@@ -113,11 +113,28 @@ def refuse_lost(run: Run) -> None:
         store.refuse_lost(run, reasons, code=INPUT)
 
 
-def sorted_out(run: Run, note: Callable[[str], None]) -> None:
+def sorted_out(run: Run, note: Callable[[str], None], *, whole: bool) -> None:
     """Let the newest checkpoint of `run`, whose lock is held, be the one that its next start goes on from.
 
-    What a killed start left in the slots of this node is brought to the disk, and what is damaged is set aside. A run over
-    several nodes keeps its slots: the others' parts come only when their processes start; `Worker.load` looks.
+    What is damaged is set aside: what shows it at a glance, and where `whole` also what shows it only when every byte is
+    read. Then, too, what a killed start left in the slots of this node is brought to the disk before.
+    """
+    if whole:
+        _written_out(run)
+        found, reasons = store.search(run.checkpoints, aside=True)
+        if found is None:
+            return
+        found.close()
+    else:
+        reasons = store.sort_out(run.checkpoints)
+    for reason in reasons:
+        note(f"{reason}; step {run.newest_step():,} is used instead")
+
+
+def _written_out(run: Run) -> None:
+    """Bring to the disk what a killed start left in the slots of this node.
+
+    A run over several nodes keeps its slots: the others' parts come only when their processes start; `Worker.load` looks.
     """
     slots = Slots(run.path, run.local)
     try:
@@ -129,11 +146,6 @@ def sorted_out(run: Run, note: Callable[[str], None]) -> None:
                 pass
     finally:
         slots.close()
-    found, reasons = store.search(run.checkpoints, aside=True)
-    if found is not None:
-        found.close()
-        for reason in reasons:
-            note(f"{reason}; step {found.step:,} is used instead")
 
 
 def checkpoint(source: Run, run: Run, step: int) -> None:

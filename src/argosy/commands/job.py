@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,17 +21,22 @@ if TYPE_CHECKING:
 HELP = "Check and change"
 CLUSTER_SCHEMA = "src/argosy/clusters/cluster.schema.json"
 _WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}
+_METAVAR = "[JOB] [OPTIONS] [KEY=VALUE]..."
 
 
 def settled(loaded: Loaded, workers: int | None = None) -> Settled:
-    """`loaded` as it would run here now, with what is known without preparing data or measuring anything."""
+    """`loaded` as it would run here now, with what is known without preparing data or measuring anything.
+
+    Where nobody can tell which accelerators are here: as on the CPU, with a note.
+    """
     from argosy.cluster import here
     from argosy.plan.layouts import workers as chosen
     from argosy.plan.trial import settled as with_answers
 
-    machine = here.machine()
+    machine, refused = here.looked()
     count = chosen(loaded.job, machine, workers)
-    return with_answers(loaded, machine, facts(loaded), count, lambda asked: here.tried(asked) or here.probed())[0]
+    found = with_answers(loaded, machine, facts(loaded), count, lambda asked: here.tried(asked) or here.probed())[0]
+    return found if refused is None else replace(found, notes=[*found.notes, f"{refused.text} This is for the CPU."])
 
 
 def facts(loaded: Loaded) -> PreparedFacts:
@@ -90,6 +96,7 @@ def _table(settings: Sequence[Setting]) -> list[str]:
 def check(words: Sequence[str], *, strict: bool = False, workers: int | None = None) -> str:
     """One line when the job is good here; Refused, with place and remedy, when it is not."""
     from argosy.commands.inherit import first_weights
+    from argosy.data.prepare import cache_folder, refuse_unwritable
     from argosy.data.sources import find
     from argosy.job.load import load, split
 
@@ -98,6 +105,7 @@ def check(words: Sequence[str], *, strict: bool = False, workers: int | None = N
     first_weights(loaded)
     if loaded.job.data.source != "python":
         find(loaded.job.data.source, loaded.base)
+    refuse_unwritable(loaded.job.data, base=loaded.base, cache=cache_folder(loaded.job.data, loaded.base))
     found = settled(loaded, workers)
     notes = "".join(f"\nnote: {note}" for note in (*loaded.notes, *found.notes))
     return f"{loaded.chain[-1]} is good: {len(found.settings)} keys, {len(loaded.written)} of them written.{notes}"
@@ -173,26 +181,29 @@ def register(app: typer.Typer) -> None:
     job = typer.Typer(no_args_is_help=True, help="Show, check, compare and upgrade job files.")
     app.add_typer(job, name="job", rich_help_panel=HELP)
 
-    @job.command("show", context_settings=_WORDS)
+    @job.command("show", context_settings=_WORDS, options_metavar=_METAVAR)
     def show_command(
         context: typer.Context,
-        as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
         workers: Annotated[int | None, typer.Option(help="As for argosy train.")] = None,
     ) -> None:
-        """[JOB] [KEY=VALUE ...]: every value, also the derived ones, who said it and why."""
+        """Every value of a job, also the derived ones, who said it and why."""
         print(show(context.args, as_json=as_json, workers=workers))
 
-    @job.command("check", context_settings=_WORDS)
+    @job.command("check", context_settings=_WORDS, options_metavar=_METAVAR)
     def check_command(
         context: typer.Context,
         strict: Annotated[bool, typer.Option("--strict", help="Refuse what has no effect on this machine.")] = False,
         workers: Annotated[int | None, typer.Option(help="As for argosy train.")] = None,
     ) -> None:
-        """[JOB] [KEY=VALUE ...]: is this a job, and would it run here?"""
+        """Is this a job, and would it run here? One line if so; else what is wrong, and exit code 2."""
         print(check(context.args, strict=strict, workers=workers))
 
     @job.command("diff")
-    def diff_command(first: str, second: str) -> None:
+    def diff_command(
+        first: Annotated[str, typer.Argument(help="A shipped job, or a job file.")],
+        second: Annotated[str, typer.Argument(help="Another one.")],
+    ) -> None:
         """The keys in which two jobs differ; exit code 3 if they do."""
         from argosy.job.text import toml
 
@@ -223,7 +234,10 @@ def register(app: typer.Typer) -> None:
 
     @job.command("upgrade")
     def upgrade_command(
-        file: Path, write: Annotated[bool, typer.Option("--write", help="Change the file.")] = False
+        file: Annotated[Path, typer.Argument(help="A job file.")],
+        write: Annotated[
+            bool, typer.Option("--write", help="Change the file; else the changes are only shown.")
+        ] = False,
     ) -> None:
         """Bring a job file to the newest version, comments kept."""
         print(upgrade(file, write=write))

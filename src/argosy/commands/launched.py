@@ -1,7 +1,8 @@
 """The process is the worker: `--workers 0`, or a rank that torchrun, srun or mpirun started. No command of its own.
 
-Rank 0 judges, prepares and keeps the run folder like any start; the others wait for a note of it. What dies is started again
-by the launcher, not by us; SIGTERM, SIGINT and SIGUSR1 still save first. A thread of rank 0 passes requests and news on.
+Rank 0 judges, prepares and keeps the run folder like any start; the others wait for a note of it, which holds all that they
+must know: each node may keep what is short-lived on a disk of its own ($ARGOSY_LOCAL). What dies is started again by the
+launcher, not by us; SIGTERM, SIGINT and SIGUSR1 still save first. A thread of rank 0 passes requests and news on.
 """
 
 from __future__ import annotations
@@ -15,25 +16,26 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from argosy.commands import runs
-from argosy.errors import BUG, DONE, INTERRUPTED, SAVED, Refused
-from argosy.fleet.clerk import Clerk, hurried, leaving, left
+from argosy.errors import BUG, DONE, INPUT, INTERRUPTED, SAVED, Refused
+from argosy.fleet.clerk import Clerk, leaving, left
 from argosy.fleet.driver import BEAT, Outcome
 from argosy.layout.world import World, world
 from argosy.run import guardian, origin, requests
 from argosy.run.folder import Run, write_whole
-from argosy.run.signals import heard
+from argosy.run.incarnation import Incarnation
+from argosy.run.signals import heard, hurried
 
 if TYPE_CHECKING:
     from argosy.commands.conduct import Start
 
-LEFT = "left at once"
 PATIENCE = 1800.0  # seconds that a rank waits for rank 0 to prepare the text
+SELDOM = 10.0  # seconds between two renewals of rank 0's note, once everybody should have seen it
 
 
 def place() -> World | None:
@@ -58,25 +60,26 @@ def first(where: World, start: Start, run: Run) -> Outcome:
     conduct.header(start)
     start.screen.note(f"started by {where.launcher}: it restarts what dies; a signal saves and leaves with {SAVED}")
     made = conduct.incarnation(start, run, None, f"{where.host}:{where.port}")
-    made = replace(made, nodes=where.nodes, node=where.node, threads=start.machine.threads(where.local_world))
+    made = replace(made, nodes=where.nodes, node=where.node)
     made.write(run)
-    note = _note(where, runs.root())
-    note.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(note, json.dumps({"run": str(run.path.absolute()), "incarnation": made.number, "pid": os.getpid()}))
-    try:
+    with _posted(_note(where, root(start.wanted.run)), run, made):
         return conduct.last_words(start, run, lead(start, run, made.number))
-    finally:
-        note.unlink(missing_ok=True)
+
+
+def root(run: Path | None) -> Path:
+    """Where the ranks of a launch meet, `run` being the folder that was asked for: beside it, else among the runs."""
+    return run.absolute().parent if run is not None else runs.root()
 
 
 def follow(where: World, root: Path) -> tuple[Outcome, Run]:
     """Train as another rank of a launcher's: wait for rank 0's note, then do as it says."""
     told = _wait(where, _note(where, root))
-    run = Run(str(told["run"]))
-    with _signals(lambda name: requests.forward(run.local, signal.Signals[name])):
-        outcome = _work(run, where.rank, int(str(told["incarnation"])))
+    run, made = Run(str(told["run"])), Incarnation(**told["start"])
+    folder = _own_folder(where, run, made)
+    with _signals(lambda name: requests.forward(folder, signal.Signals[name])):
+        outcome = _work(run, where.rank, made.number)
     if outcome.state == "stopped" and outcome.code == DONE:  # as rank 0 does: the launcher looks at every rank
-        request = requests.told(run)
+        request = requests.told(run, folder)
         code = DONE if request.reason == "argosy stop" else leaving(request.reason, True)
         outcome = replace(outcome, code=code, because=request.reason)
     return outcome, run
@@ -120,8 +123,9 @@ def lead(start: Start, run: Run, number: int) -> Outcome:
     step = run.newest_step()
     if outcome.state != "failed":
         state = clerk.outcome or ("stopped" if clerk.request.stop else "finished")
-        because = left(step, clerk.step) if outcome.because == LEFT else clerk.request.reason
-        if outcome.because == LEFT:
+        because = clerk.request.reason
+        if outcome.code == INTERRUPTED:
+            because = left(step, clerk.step)
             start.screen.fault(because)
         outcome = Outcome(clerk.code if state == "stopped" else 0, state, step, because)
         clerk.answer(step)
@@ -141,7 +145,7 @@ def _work(run: Run, rank: int, number: int) -> Outcome:
     try:
         end = worker.live(str(run.path.absolute()), rank, number)
     except KeyboardInterrupt:
-        return Outcome(INTERRUPTED, "stopped", run.newest_step(), LEFT)
+        return Outcome(INTERRUPTED, "stopped", run.newest_step(), "left at once")
     except Refused as refused:
         return Outcome(refused.code, "failed", run.newest_step(), refused.text)
     except Exception as error:
@@ -167,17 +171,81 @@ def _note(where: World, root: Path) -> Path:
     )
 
 
-def _wait(where: World, note: Path) -> dict[str, object]:
-    last = time.monotonic() + PATIENCE
+@contextmanager
+def _posted(note: Path, run: Run, made: Incarnation) -> Iterator[None]:
+    """Let the other ranks know while inside what they are to work at.
+
+    For those of other nodes the note is written again and again: they cannot see whether its writer lives, and one that a
+    killed launch has left stands still.
+    """
+    told = {"run": str(run.path.absolute()), "start": asdict(made), "pid": os.getpid()}
+    done = threading.Event()
+
+    def renew() -> None:
+        beat = 1
+        while not done.wait(min(SELDOM, beat / 2)):
+            with suppress(OSError):
+                write_whole(note, json.dumps({**told, "beat": beat}))
+            beat += 1
+
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(note, json.dumps({**told, "beat": 0}))
+    thread = threading.Thread(target=renew, name="note", daemon=True)
+    if made.nodes > 1:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if made.nodes > 1:
+            thread.join()
+        note.unlink(missing_ok=True)
+
+
+def _wait(where: World, note: Path, patience: float = PATIENCE) -> dict[str, Any]:
+    """What rank 0's note says. Refused where there is none from a living rank 0 within `patience` seconds."""
+    near = where.nodes == 1 or where.node == 0
+    last = time.monotonic() + patience
+    before: dict[str, Any] | None = None
     while time.monotonic() < last:
-        with suppress(FileNotFoundError, ValueError):
-            told: dict[str, object] = json.loads(note.read_text(encoding="utf-8"))
-            if where.nodes > 1 or guardian.alive(int(str(told["pid"]))):  # not what a killed launch has left
-                return told
+        with suppress(OSError, ValueError):
+            told: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+            if guardian.alive(int(told["pid"])) if near else before not in (None, told):
+                return told  # not what a killed launch has left
+            before = told
         time.sleep(0.05)
     raise Refused(
-        f"rank 0 prepared no run within {PATIENCE / 60:.0f} min.", where=str(note), do="Its output tells why."
+        f"rank 0 prepared no run within {patience / 60:.0f} min.", where=str(note), do="Its output tells why."
     )
+
+
+def _own_folder(where: World, run: Run, made: Incarnation) -> Path:
+    """Describe the start in this node's local folder, which may be another than rank 0's; gives where signals are passed on.
+
+    Refused (code 2) where nothing can be kept there.
+    """
+    folder = run.local if where.nodes == 1 or where.node == 0 else requests.shared(run)
+    try:
+        for needed in (run.local, folder):
+            needed.mkdir(parents=True, exist_ok=True)
+        if _described(run, made.number) != made:
+            made.write(run)
+    except OSError as error:
+        raise Refused(
+            f"node {where.node} cannot keep there what lives only while a run goes.",
+            where=str(error.filename or run.local),
+            found=error.strerror or str(error),
+            do="ARGOSY_LOCAL must name a folder that can be written on every node; unset, it is local/ in the run folder.",
+            code=INPUT,
+        ) from None
+    return folder
+
+
+def _described(run: Run, number: int) -> Incarnation | None:
+    try:
+        return Incarnation.read(run, number)
+    except Refused:
+        return None
 
 
 @contextmanager

@@ -129,15 +129,17 @@ def _best(run: Run) -> float | None:
 
 def register(app: typer.Typer) -> None:
     """Spell the command for the shell."""
-    runs = typer.Typer(help="List runs; also: rm.", invoke_without_command=True)
+    runs = typer.Typer(invoke_without_command=True)
     app.add_typer(runs, name="runs", rich_help_panel=HELP)
 
     @runs.callback()
     def listed(context: typer.Context) -> None:
+        """List runs; also: rm."""
         if context.invoked_subcommand is None:
             print(text(table()))
 
-    @runs.command("rm", help="Remove runs and all they hold; running ones are refused.")
-    def rm(names: Annotated[list[str], typer.Argument(metavar="RUN...")]) -> None:
+    @runs.command("rm")
+    def rm(names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders or names of runs.")]) -> None:
+        """Remove runs and all they hold; running ones are refused."""
         for name in names:
             print(f"removed {remove(name)}")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 HELP = "Start here"
 PLACE = 30
+PATIENCE = 1.0  # seconds after which a pipe that is still empty is told of
 
 
 def sample(
@@ -65,12 +66,15 @@ def readable(text: str) -> str:
 
 
 def piped() -> str | None:
-    """What was piped in, without its last line end; None where nothing was, or nothing came within a second."""
+    """What was piped in, to its end, without its last line end; None where nothing was.
+
+    A slow writer is waited for; stderr says so, for it may be a pipe to which nobody means to write.
+    """
     source = sys.stdin.fileno()
     if not stat.S_ISFIFO(os.fstat(source).st_mode) and not stat.S_ISREG(os.fstat(source).st_mode):
         return None
-    if not select.select([source], [], [], 1.0)[0]:  # a pipe that nobody writes to
-        return None
+    if not select.select([source], [], [], PATIENCE)[0]:
+        print("waiting for the text to continue on standard input; </dev/null says that none comes", file=sys.stderr)
     text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
     return text.removesuffix("\n") or None
 
@@ -78,20 +82,17 @@ def piped() -> str | None:
 def register(app: typer.Typer) -> None:
     """Spell the command for the shell."""
 
-    @app.command(
-        "sample",
-        rich_help_panel=HELP,
-        help="Let a model continue TEXT, or what is piped in; without either, ask for it.",
-    )
+    @app.command("sample", rich_help_panel=HELP)
     def command(
-        run: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None,
-        text: Annotated[str | None, typer.Argument(metavar="[TEXT]")] = None,
+        run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; left out: the newest.")] = None,
+        text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What the model goes on from.")] = None,
         tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 200,
         temperature: Annotated[
             float | None, typer.Option(min=0, help="0 takes the likeliest token; left out: the run's own.")
         ] = None,
         seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
     ) -> None:
+        """Let a model continue TEXT, or what is piped in; without either, ask for it."""
         from argosy.evaluate.trained import Trained
         from argosy.observe.text import shown
 

@@ -101,11 +101,23 @@ def interrupted(requeue: bool = False) -> Iterator[None]:
 
         reason = str(left) if isinstance(left, Left) else "SIGINT"
         name = "Ctrl-C" if reason == "SIGINT" else reason
-        print(f"\nstopped by {name} while nothing was being trained; nothing was lost", file=sys.stderr)
+        _tell(f"\nstopped by {name} while nothing was being trained; nothing was lost")
         raise SystemExit(leaving(reason, requeue or _launched())) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tell(text: str) -> None:
+    """Print to stderr. Where that is what was closed, neither this nor the end of the process fails: the exit code counts."""
+    import os
+
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)  # what is still buffered is written when the process ends
+        os.close(nowhere)
 
 
 def _launched() -> bool:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,9 @@ from argosy.quantities import bytes_text, count_text
 
 SMALLEST_PART, LARGEST_PART = 1024 * 1024, 64 * 1024 * 1024  # bytes of text
 LEARNED_FROM = 256 * 1024 * 1024  # a tokenizer is trained on about so many bytes at most
-RULES = f"argosy {shards.FORMAT}"  # names everything in the code that decides what a folder holds
+# Names everything in the code that decides what a folder holds. Raise a number whenever that changes: two machines, or two
+# versions, that mean the same text by one name must hold the same tokens, on the same side.
+RULES = f"argosy {shards.FORMAT}, held out 2"
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def prepare(
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # a new one: what was read is nobody else's business
         home.mkdir(exist_ok=True)
-        seen = home / f"{_hash(key, source.name, fingerprint(source))}.seen"
+        seen = _seen(home, key, source)
         known = _known(home, seen)
         if known is not None:
             return known
@@ -149,22 +152,39 @@ def prepare(
     except OSError as error:
         if error.errno in FULL:
             raise full(home) from error
-        raise Refused(
-            "prepared text cannot be kept there.",
-            where=str(error.filename or home),
-            found=error.strerror or str(error),
-            do="Name a folder that can be written: --data.cache FOLDER.",
-        ) from error
+        raise _unwritable(Path(error.filename or home), error.strerror or str(error)) from error
 
 
 def changed(section: DataSection, base: Path, folder: Path) -> bool:
     """Whether the files of `section` are others than those that `folder` was made of; they are not read for it."""
     try:
         source = find(section.source, base)
-        seen = folder.parent / f"{_hash(_key(section, base)[0], source.name, fingerprint(source))}.seen"
+        seen = _seen(folder.parent, _key(section, base)[0], source)
         return seen.read_text(encoding="utf-8") != folder.name
     except (OSError, UnicodeDecodeError, Refused):
         return True
+
+
+def refuse_unwritable(section: DataSection, *, base: Path, cache: Path) -> None:
+    """Refused (code 2) where nothing can be written in `cache` and the text of `section` is not prepared there already.
+
+    Tried, not asked: permissions tell little of a folder like /proc, and nothing to root. Nothing is left behind.
+    """
+    place = cache
+    while not os.path.exists(place):  # what is missing will be made in the nearest folder that is there
+        place = place.parent
+    try:
+        with TemporaryFile(dir=place):
+            return
+    except OSError as error:
+        source, home = find(section.source, base), cache / "prepared"
+        if _known(home, _seen(home, _key(section, base)[0], source)) is None:
+            raise _unwritable(cache, f"{place} takes no file: {error.strerror or error}") from error
+
+
+def _unwritable(place: Path, found: str) -> Refused:
+    do = "Name a folder that can be written: --data.cache FOLDER."
+    return Refused("prepared text cannot be kept there.", where=str(place), found=found, do=do)
 
 
 def full(folder: Path) -> Refused:
@@ -201,11 +221,16 @@ def _hash(*words: str) -> str:
     return blake2b("\0".join(words).encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
 
 
+def _seen(home: Path, key: str, source: Source) -> Path:
+    """The file that names the folder which was made of just these files."""
+    return home / f"{_hash(key, source.name, fingerprint(source))}.seen"
+
+
 def _known(home: Path, seen: Path) -> Prepared | None:
     """The folder that was made of the very same files, found without reading them."""
     try:
         return Prepared.open(home / seen.read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, Refused):
+    except (OSError, UnicodeDecodeError, Refused):
         return None
 
 

@@ -89,7 +89,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise Refused(
             "there is no prepared text.", where=str(folder), do="Start the run again: it is prepared anew."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Refused("this is damaged.", where=str(path), do="Remove its folder and start again.") from error
     if not isinstance(facts, dict) or facts.get("version") != FORMAT:
         found = facts.get("version") if isinstance(facts, dict) else "no table"

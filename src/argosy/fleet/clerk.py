@@ -6,7 +6,6 @@ Shared by the parent of worker processes and by a process that is the worker its
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -19,7 +18,6 @@ from argosy.run.folder import Run
 from argosy.run.lines import whole
 from argosy.run.requests import Request
 
-AT_ONCE = 0.5  # seconds in which several Ctrl-C are one
 SCHEDULERS = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")  # who asks again after SIGTERM
 
 
@@ -53,15 +51,6 @@ def leaving(reason: str, requeue: bool) -> int:
     return INTERRUPTED if reason == "SIGINT" else TERMINATED
 
 
-def hurried(seen: dict[str, float], name: str) -> bool:
-    """Whether the signal `name` says to leave at once, without saving: a second Ctrl-C. `seen` keeps when each came first.
-
-    One press may arrive several times, from the terminal and from whatever started us: what comes at once counts as one.
-    """
-    now = time.monotonic()
-    return now - seen.setdefault(name, now) >= AT_ONCE and name == "SIGINT"
-
-
 def left(saved: int, reached: int) -> str:
     """What a second Ctrl-C has cost, in words; `saved` and `reached` are steps."""
     if saved >= reached:
@@ -81,6 +70,7 @@ class Clerk:
         self.request = Request()
         self.steps = int(run.job().train.steps or 0)
         self.step = 0
+        self.loaded: int | None = None  # the step after which the first start that came so far goes on
         self._now = (0, 0)  # incarnation, and its furthest step that was recorded
         self._wished = (0, 0)  # the same when a save was asked for: only a later state answers
         self.outcome = ""  # "finished" or "stopped", as rank 0 marked it
@@ -151,6 +141,8 @@ class Clerk:
         if line.kind == "step":
             self.step = max(self.step, int(line.row["step"]))
             self._now = max(self._now, (int(line.row["incarnation"]), int(line.row["step"])))
+        elif line.kind == "mark" and line.row["name"] == "loaded" and self.loaded is None:
+            self.loaded = int(line.row["step"])
         elif line.kind == "mark" and line.row["name"] in ("finished", "stopped"):
             self.outcome = line.row["name"]
         self.screen.news(line, self.steps)

@@ -163,6 +163,8 @@ def _parse(text: str, label: str) -> tuple[dict[str, Any], dict[tuple[str, ...],
         what = str(error).replace(place[0], "") if place else str(error)
         do = 'Texts and quantities are quoted: tokens = "1.3M".'
         raise Refused(f"this is no TOML: {what}.", where=where, do=do) from None
+    except RecursionError:
+        raise Refused("this is no job: its brackets go too deep.", where=label) from None
 
 
 def _level(values: dict[str, Any], label: str, base: Path, places: dict[tuple[str, ...], int]) -> Level:

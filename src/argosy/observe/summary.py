@@ -151,7 +151,7 @@ class Summary:
                         **{key: manifest.get(key) for key in ("step", "created", "torch")},
                     }
                 )
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue  # half written, or damaged: no checkpoint
         return found
 

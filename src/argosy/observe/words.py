@@ -235,8 +235,14 @@ def speed(summary: Summary) -> str:
     text = f"{summary.tokens_per_second:,.0f} tokens/s"
     if summary.gemm_share:
         share = f"{summary.gemm_share:.0%}" if summary.gemm_share >= 0.01 else "less than 1%"
-        text += f" = {share} of the speed of its matrix products alone, timed beside it"
+        text += f" = {share} of the speed of its matrix products alone, {timed(summary)}"
     return text + (f"; {summary.mfu:.0%} of the device's peak" if summary.mfu else "")
+
+
+def timed(summary: Summary) -> str:
+    """When the matrix products were timed, and by whom."""
+    alone = int(summary.info.get("workers") or 1) == 1
+    return "timed between steps" if alone else "timed on one rank while the others wait"
 
 
 def compared(item: Compared) -> str:

@@ -3,7 +3,8 @@
 In: a Layout, a rank, the incarnation's number. Out: a Mesh with one group per set of ranks that must talk. Rank 0 of each
 incarnation opens a fresh store on a free port and publishes its address in a file; every key has the prefix (run,
 incarnation), so that new workers never read the addresses of dead ones. A rank touches the store only for groups that it is
-in; nothing waits for the whole world. A single rank has no group, no store and needs no network.
+in, and to hear that rank 0 has done what may take longer than a collective waits; nothing waits for the whole world. A single
+rank has no group, no store and needs no network.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ PATIENCE = timedelta(
     minutes=30
 )  # of a collective: a rank may compile, evaluate or wait for a disk; the parent notices the dead
 LOOPBACK = "127.0.0.1"
+LONGEST_PAUSE = 0.5  # seconds between two looks for rank 0's word; the first ones follow each other at once
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class Mesh:
     data: dist.ProcessGroup | None = None
     pp: dist.ProcessGroup | None = None
     stage: dist.ProcessGroup | None = None
-    _store: dist.Store | None = field(default=None, repr=False)
+    _store: dist.Store | None = field(default=None, repr=False)  # of this incarnation alone
+    _words: int = 0  # how often rank 0 has been waited for
     # Whether torch forgets all device meshes before and after this one. A process that makes many, and remembers them, must
     # leave that to `_told_apart`.
     forgets: bool = True
@@ -180,6 +183,24 @@ class Mesh:
         self._meshes.append(made)
         return made
 
+    def first(self, work: Callable[[], object], pause: Callable[[float], object] = time.sleep) -> None:
+        """Rank 0 does `work`, and all others wait until it is done, however long that takes. All ranks call it.
+
+        A collective would give up after PATIENCE. A rank 0 that dies takes its store along, which is an error to who waits.
+        """
+        self._words += 1
+        word, wait = f"argosy/first/{self._words}", 0.002
+        if self.rank == 0:
+            work()
+            if self._store is not None:
+                self._store.set(word, "done")
+            return
+        if self._store is None:
+            raise ValueError(f"rank {self.rank} has no store to hear rank 0 by")
+        while not self._store.check([word]):
+            pause(wait)
+            wait = min(LONGEST_PAUSE, wait * 1.5)
+
     def close(self) -> None:
         """Leave all groups. Waits for nobody."""
         if self.world is not None:
@@ -204,8 +225,8 @@ def join(
     mesh = Mesh(layout, rank, kind, forgets=forgets)
     if layout.world == 1:
         return mesh
-    mesh._store = _store(rank, meeting)
-    return joined_over(mesh, dist.PrefixStore(meeting.prefix, mesh._store), backend)
+    mesh._store = dist.PrefixStore(meeting.prefix, _store(rank, meeting))
+    return joined_over(mesh, mesh._store, backend)
 
 
 def joined_over(mesh: Mesh, store: dist.Store, backend: str) -> Mesh:

@@ -107,6 +107,7 @@ class Part:
     passes: tuple[tuple[range, bool], ...]  # (layers of a stage, whether forward), in the order of the schedule
     whole: int = 0  # norms that ranks do not shard, whatever they do with the rest (plan/classes.py)
     outer: int = 0  # at the ends of the model, without those
+    head: bool = True  # whether it computes logits
 
     def standing(self, each: Sequence[float]) -> float:
         """The most of `each` layer's number that stands at once: from its forward pass to its backward pass."""
@@ -132,7 +133,7 @@ def held(job: Job, layout: Layout, micro: int) -> list[Part]:
         after *= carried.last_norm
         whole = inside * carried.norms + after if layout.dp_shard > 1 else 0
         outer = flops.stage_parameters(model, (), **ends, tp=layout.tp) - after
-        found.append(Part(count, flops.stage_matrices(model, blocks, layout.tp), passes, whole, outer))
+        found.append(Part(count, flops.stage_matrices(model, blocks, layout.tp), passes, whole, outer, ends["last"]))
     return found
 
 
@@ -210,6 +211,9 @@ def _peak(job: Job, layout: Layout, micro: int, device: str, part: Part) -> Peak
     standing = gathered if shards > 1 and zero < 3 else 0
     adam = 2 * part.whole * master  # of what is whole on every rank
     summed_once = zero == 1 and pieces(job, layout, micro) > 1
+    # Sharded weights come in the type of the products; the head's gradient is added up over chunks in the master's.
+    head = -(-(job.model.vocabulary or 0) // layout.tp) * (job.model.width or 0) if part.head else 0
+    summed = master * head if shards > 1 and compute != master else 0
     return Peak(
         base=(BASE_CPU if device == "cpu" else BASE_CUDA) + WORKING + (COMPILER if job.train.compile is True else 0),
         weights=round(cut * master / shards + part.whole * master + standing),
@@ -217,7 +221,7 @@ def _peak(job: Job, layout: Layout, micro: int, device: str, part: Part) -> Peak
         optimizer=round((_optimizer(job, total, part.matrices) - adam) / shards + adam),
         copies=round(copies(job, layout, total)),
         activations=activations(job, micro, layout.tp, part if layout.pp > 1 else None),
-        logits=logits(job, layout.tp),
+        logits=logits(job, layout.tp) + summed,
     )
 
 

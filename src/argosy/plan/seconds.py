@@ -9,9 +9,9 @@ in both types, compiled and not, beside the probe of the same minute.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any
 
-from argosy.job import presets
 from argosy.job.schema import BlockSection, Job, ModelSection, layers
 from argosy.plan import flops
 from argosy.plan.bytes import kept
@@ -26,16 +26,6 @@ EFFICIENCY = 0.4  # share of the matrix-multiply rate that a model reaches where
 RATE_UNKNOWN = 20.0  # GFLOP/s of a worker when nothing was measured: a slow core, so that lengths err on the short side
 
 
-def shapes(job: Job) -> list[tuple[int, int, int]]:
-    """The matrix products that most of a step's time goes into, as (M, K, N): what the probe should measure."""
-    model = presets.filled(job.model)
-    block, width = model.block, model.width or 0
-    rows = min(job.batch.tokens, 4096)
-    heads, kv_heads = block.heads or 1, block.kv_heads or block.heads or 1
-    size, hidden = flops.head_size(model, block), flops.hidden(model, block)
-    return [(rows, width, (heads + 2 * kv_heads) * size), (rows, width, hidden), (rows, hidden, width)]
-
-
 def rate(probed: Mapping[str, Any], precision: str) -> float:
     """GFLOP/s of this machine's devices together, in `precision`; float64 is half of float32 where it was not measured."""
     measured = probed.get("gemm", {})
@@ -46,9 +36,15 @@ def rate(probed: Mapping[str, Any], precision: str) -> float:
 
 
 def seen(job: Job) -> str:
-    """The name under which a run's own step is kept for the next one: what changes it and is no part of a request."""
+    """The name under which a run's own step is kept for the next one: what changes it, and is known before its length is.
+
+    A request (`plan/trial.py`) asks about one block and a few rows of it; a run's step is that of the whole model.
+    """
     compiled = "eager" if job.train.compile is False else "compiled"
-    return f"{job.train.precision} {compiled} {job.batch.tokens} {job.layout.shape}"
+    model = job.model.model_dump_json(exclude={"preset", "init"})
+    batch = f"{job.batch.tokens}x{job.batch.sequence}"
+    layout = f"{job.layout.shape} zero{job.layout.zero}"
+    return f"{job.train.precision} {compiled} {batch} {layout} {blake2b(model.encode(), digest_size=8).hexdigest()}"
 
 
 def known(job: Job, probed: Mapping[str, Any]) -> float | None:

@@ -83,15 +83,28 @@ def settled(
     *,
     folder: Path | None = None,
     read: tuple[int, int] = (0, 0),
+    local: int | None = None,
 ) -> tuple[Settled, dict[str, Any], Mapping[str, Any]]:
     """Settle the job twice: to know what to time, and with the answer. Gives also the request and its answer.
 
-    The arguments are those of `settle`; `ask` answers a request. Refused as `settle` does, before anything is timed.
+    The arguments are those of `settle`; `ask` answers a request; `local` of the workers are on this machine (None = all), so
+    many are timed beside each other. Refused as `settle` does, before anything is timed.
     """
+    mine = workers if local is None else local
     draft = settle(loaded, machine, {}, prepared, workers, kept, folder=folder, read=read).job
-    asked = request(draft, max(1, workers), machine.threads(workers), "cuda" if machine.devices else "cpu")
+    asked = request(draft, max(1, mine), machine.threads(mine), "cuda" if machine.devices else "cpu")
     answer = ask(asked) if asked else {"failed": "one block of this model is too large to be timed in a second"}
     return settle(loaded, machine, answer, prepared, workers, kept, folder=folder, read=read), asked, answer
+
+
+def doubt(answer: Mapping[str, Any]) -> str:
+    """A sentence where the machine was too busy to be measured, and what stands on it; nothing where it was quiet."""
+    if answer.get("steady", True):
+        return ""
+    again = "a new run from an hour later on measures again"
+    if "pieces" in answer:
+        return f"this machine was busy while this model's layers were timed, so types and times may be off; {again}"
+    return f"this machine was too busy to time this model's layers, so types and times are a guess; {again}"
 
 
 def _ends(model: ModelSection) -> float:

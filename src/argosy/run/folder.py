@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -154,11 +154,11 @@ class Run:
     def lock(self, patience: float = PATIENCE, note: Callable[[str], None] = lambda text: None) -> Iterator[int]:
         """Hold the folder while inside; gives the descriptor, which children inherit, so that orphans keep it busy.
 
-        A busy folder is waited for up to `patience` seconds, told to `note` once; then Refused names the pid.
+        A busy folder is waited for up to `patience` seconds, told to `note` once; then Refused names the pid. Refused also
+        where it was removed meanwhile.
         """
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = _taken(self.path, patience, note)
         try:
-            _wait(descriptor, self.path, patience, note)
             os.set_inheritable(descriptor, True)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -259,6 +259,24 @@ def append_line(path: Path, row: Mapping[str, object]) -> None:
         os.close(descriptor)
 
 
+def _taken(path: Path, patience: float, note: Callable[[str], None]) -> int:
+    """The lock of the folder that lies at `path` now: whoever held it while we waited may have removed that folder."""
+    while True:
+        try:
+            descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            raise Refused("this run was just removed.", where=str(path), do="Give the same command again.") from None
+        try:
+            _wait(descriptor, path, patience, note)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(path / "lock"), os.fstat(descriptor)):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
 def _wait(descriptor: int, path: Path, patience: float, note: Callable[[str], None]) -> None:
     begin, told = time.monotonic(), False
     while True:
@@ -307,7 +325,7 @@ def _table(path: Path) -> dict[str, Any]:
         table = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Refused(f"there is no run here: {path.name} is missing.", where=str(path.parent)) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Refused(f"{path.name} cannot be read.", where=str(path.parent), found=str(error)) from None
     if not isinstance(table, dict) or not isinstance(table.get("version"), int):
         raise Refused(f"{path.name} is no file of Argosy.", where=str(path.parent))

@@ -113,7 +113,7 @@ def whole(line: bytes, key: str = "step") -> dict[str, Any] | None:
         return None
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and key in row and (key != "step" or isinstance(row["step"], int)) else None
 
@@ -127,7 +127,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
         for line in file:
             try:
                 row = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             if isinstance(row, dict):
                 found.append(row)

@@ -9,8 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from argosy.errors import Refused
 from argosy.run import record
 from argosy.run.record import Entries
+
+# What is read of a rotated record; `rotate` writes the incarnation, too.
+COLUMNS = ["rank", "segment", "sequence", "kind", "name", "step", "entered", "left", "value"]
 
 
 class Folder(Protocol):
@@ -105,10 +109,23 @@ def entries(run: Folder, incarnation: int, rank: int = 0) -> Entries:
 
 
 def _from_parquet(path: Path, rank: int) -> tuple[Entries, set[int]]:
-    """The entries of `rank` and the segments they come from."""
+    """The entries of `rank` and the segments they come from. Refused where the file is none that `rotate` wrote."""
+    import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    table = parquet.read_table(path, filters=[("rank", "=", rank)])
+    try:
+        table = parquet.read_table(path, columns=COLUMNS, filters=[("rank", "=", rank)])
+        return _entries_of(table)
+    except (arrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise Refused(
+            "this record cannot be read.",
+            where=str(path),
+            found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            do="Move it away: only figures about the past of this run are lost.",
+        ) from None
+
+
+def _entries_of(table: Any) -> tuple[Entries, set[int]]:
     found = np.zeros(table.num_rows, record.ENTRY)
     kinds = {name: number for number, name in record.KINDS.items()}
     kind = [kinds.get(name, 0) for name in table["kind"].to_pylist()]

@@ -66,7 +66,7 @@ SCALARS = (
     "memory_device",  # bytes on the device
     "skipped",  # 1 where a step's update was skipped
     "record_seconds",  # CPU seconds this writer took
-    "gemm_rate",  # FLOP/s of all ranks in the model's own matrix products alone, measured beside the run
+    "gemm_rate",  # FLOP/s of all ranks in the model's own matrix products alone: rank 0's, times their number
     "collected",  # objects that a garbage collection freed
     "flops_per_token",  # forward and backward, attention counted causally
     "peak_rate",  # dense peak of all ranks' devices in FLOP/s, by the catalogue; only where it is known

@@ -40,7 +40,7 @@ from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
 from argosy.run.lines import rows
 from argosy.run.recorder import Recorder
-from argosy.run.signals import heard
+from argosy.run.signals import heard, hurried
 from argosy.train import fit_folder
 from argosy.train.any_optimizer import AnyOptimizer
 from argosy.train.callbacks import Callback, Garbage, Save
@@ -362,12 +362,14 @@ class _Signal:
 
 @contextmanager
 def _stoppable() -> Iterator[_Signal]:
-    """Notes Ctrl-C, SIGTERM and SIGHUP while inside; a second Ctrl-C leaves at once."""
+    """Notes Ctrl-C, SIGTERM and SIGHUP while inside; a second Ctrl-C leaves at once, whatever came before it."""
     stop = _Signal()
+    seen: dict[str, float] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if name == "SIGINT" and stop.name == name:
+        if hurried(seen, name):
+            signal.signal(number, signal.SIG_IGN)  # a third one must not disturb the leaving
             raise KeyboardInterrupt
         stop.name = stop.name or name
 

@@ -1,9 +1,11 @@
 """Times pieces of a job's own model in each type, before a run starts. A program of its own: its starter needs no torch.
 
-`python -m argosy.train.trial` reads a request (`plan/trial.py`) from standard input and prints JSON: what `device/probe.py`
-says of the machine, and `pieces`, seconds by type: `block` and `ends` (embedding, last norm, loss), forward and backward;
-`block_update` and `ends_update`, the optimizer's step for their weights; `block_products` and `ends_products`, the matrix
-products in them alone. `spread`: medians over shortest; `keep`: whether it was quiet enough to be kept.
+`python -m argosy.train.trial` reads a request (`plan/trial.py`) from standard input, and on a second line the moment of
+time.monotonic() until which there is time. It prints what it knows as JSON, a line whenever it knows better: who waits takes
+the last one. Keys: what `device/probe.py` says of the machine, and `pieces`, seconds by type: `block` and `ends` (embedding,
+last norm, loss), forward and backward; `block_update` and `ends_update`, the optimizer's step for their weights;
+`block_products` and `ends_products`, the matrix products in them alone. `spread`: medians over shortest; `steady`: whether it
+was quiet enough to be believed for good.
 Everything is eager: compiling takes longer than it tells.
 As many processes as the run will have workers here do the same beside it, for they share caches and memory.
 """
@@ -11,6 +13,7 @@ As many processes as the run will have workers here do the same beside it, for t
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -23,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from argosy.data.batch import Batch
-from argosy.device import probe, threads
+from argosy.device import probe, threads, timing
 from argosy.device.device import Device, counts
 from argosy.device.precision import dtype
 from argosy.device.products import Products
@@ -32,9 +35,10 @@ from argosy.job.schema import ModelSection, OptimSection
 from argosy.model.decoder import Decoder
 from argosy.model.weights import initialise
 from argosy.optim.build import build
+from argosy.run import guardian
 
 SECONDS = 2.5  # for all pieces together, when they do not become steady before
-NOISY = 1.6  # median over shortest of all pieces together above which an answer is used but not kept
+NOISY = 1.6  # median over shortest of all pieces together above which an answer is believed for a while only
 SMALL = 0.05  # seconds of all pieces together below which nobody minds
 BASE = 0.05  # for each of the machine's own figures
 
@@ -121,12 +125,19 @@ def actions(request: Mapping[str, Any], device: Device) -> dict[str, Callable[[]
 
 @contextmanager
 def company(others: int, work: Callable[[], object]) -> Iterator[None]:
-    """While the block lasts, `others` more processes do `work` again and again. Fork before this process has threads."""
+    """While the block lasts, `others` more processes do `work` again and again. Fork before this process has threads.
+
+    They end with this process, however it ends, and hold nothing open that somebody reads to its end.
+    """
     parent, children = os.getpid(), []
     for _ in range(others):
         child = os.fork()
         if child == 0:
             try:
+                guardian.bind()
+                nothing = os.open(os.devnull, os.O_RDWR)
+                for standard in (0, 1, 2):
+                    os.dup2(nothing, standard)
                 while os.getppid() == parent:
                     work()
             finally:
@@ -140,8 +151,11 @@ def company(others: int, work: Callable[[], object]) -> Iterator[None]:
             os.waitpid(child, 0)
 
 
-def answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What the module's docstring lists."""
+def answer(request: Mapping[str, Any], until: float, say: Callable[[Mapping[str, Any]], object]) -> None:
+    """Say what the module's docstring lists, as soon as every piece has run, and again whenever more is known.
+
+    until: the moment of time.monotonic() after which nothing more is begun.
+    """
     cpu = request["device"] == "cpu"
     made: dict[str, Callable[[], object]] = {}
 
@@ -152,43 +166,56 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         for action in made.values():
             action()
 
+    def over() -> bool:
+        return time.monotonic() >= until
+
     with company(request["workers"] - 1 if cpu else 0, busy):
         threads.limit(request["threads"])
         device = Device.open(request["device"] if counts().get(request["device"]) else "cpu")
         clock = time.process_time if device.kind == "cpu" and request["threads"] == 1 else time.perf_counter
         wanted = actions(request, device)
-        timed = alternate(wanted, device, _enough(wanted, device), clock=clock)
+        known: dict[str, Any] = {"request": dict(request)}
+        first = {name: Timed() for name in wanted}
+        for _ in range(2):  # the first round also makes what the kernels keep
+            began = time.perf_counter()
+            for name, action in wanted.items():
+                if over():
+                    return
+                first[name].found.append(timing.once(action, device, clock))
+            say({**known, **summary(first), "steady": False})
+        enough = min(SECONDS, 30 * (time.perf_counter() - began))  # for a small model as long as thirty rounds take
         shapes = [(request["rows"] * request["sequence"], int(k), int(n)) for k, n in request["block"]]
-        base = probe.probe(device, shapes, BASE, request["kinds"])
-    return {**base, "request": dict(request), **summary(timed)}
+        known |= probe.probe(device, shapes, BASE, request["kinds"])
+        say({**known, **summary(first), "steady": False})
 
+        def better(timed: Mapping[str, Timed]) -> None:
+            # Two rounds at least, or a single one would always look steady.
+            if min(len(one.found) for one in timed.values()) > 1:
+                say({**known, **summary(timed)})
 
-def _enough(wanted: Mapping[str, Callable[[], object]], device: Device) -> float:
-    """Seconds to spend: SECONDS, or for a small model as long as thirty rounds take."""
-    for _ in range(2):  # the first round also makes what the kernels keep
-        began = time.perf_counter()
-        for action in wanted.values():
-            action()
-        device.synchronize()
-    return min(SECONDS, 30 * (time.perf_counter() - began))
+        alternate(wanted, device, enough, clock=clock, over=over, seen=better)
 
 
 def summary(timed: Mapping[str, Timed]) -> dict[str, Any]:
-    """`pieces`, `spread` and `keep` of what was timed."""
+    """`pieces`, `spread` and `steady` of what was timed."""
     pieces: dict[str, dict[str, float]] = {}
     for name, one in timed.items():
         kind, piece = name.split(" ")
         pieces.setdefault(kind, {})[piece] = float(f"{one.best:.4g}")
     best = sum(one.best for one in timed.values())
     spread = sum(one.usual for one in timed.values()) / best
-    return {"pieces": pieces, "spread": round(spread, 3), "keep": spread <= NOISY or best < SMALL}
+    return {"pieces": pieces, "spread": round(spread, 3), "steady": spread <= NOISY or best < SMALL}
 
 
 def main() -> None:
     """The program."""
-    line = sys.stdin.readline()
+    line, until = sys.stdin.readline(), sys.stdin.readline()
     if line.strip():
-        print(json.dumps(answer(json.loads(line))))
+        answer(
+            json.loads(line),
+            float(until) if until.strip() else math.inf,
+            lambda known: print(json.dumps(known), flush=True),
+        )
 
 
 if __name__ == "__main__":

@@ -171,8 +171,6 @@ class Worker:
 
     def load(self, mesh: Mesh) -> dict[str, Any]:
         """The newest good checkpoint, the same on all ranks; its facts, empty where the run begins."""
-        if self.rank == 0:
-            self.saver.settle()
         found = self.agreed(self.run, mesh)
         if found is None:
             if self.job.model.init != "random":
@@ -206,9 +204,21 @@ class Worker:
         found.close()
 
     def agreed(self, run: Run, mesh: Mesh) -> Checkpoint | None:
-        """The checkpoint that rank 0 finds newest. The others are told, since one may just be being committed."""
-        found, reasons = search(run.checkpoints, aside=run is self.run) if self.rank == 0 else (None, [])
-        if reasons and run is self.run:
+        """The checkpoint that rank 0 finds newest. The others are told, since one may just be being committed.
+
+        That can take long: what an earlier start announced is written first, at the disk's pace, and every byte is read.
+        """
+        own = run is self.run
+        chosen: list[tuple[Checkpoint | None, list[str]]] = []
+
+        def choose() -> None:
+            if own:
+                self.saver.settle()
+            chosen.append(search(run.checkpoints, aside=own))
+
+        mesh.first(choose)
+        found, reasons = chosen[0] if chosen else (None, [])
+        if reasons and own:
             if found is None:
                 refuse_lost(run, reasons)
             tell_skipped(run, found, reasons)
