@@ -174,7 +174,7 @@ class Plain(nn.Module):
         self.head = nn.Linear(width, section["vocabulary"], bias=False)
 
     def forward(self, tokens: Tensor, cosine: Tensor, sine: Tensor) -> Any:
-        x = self.embedding(tokens)
+        x = self.embedding(tokens).clone()  # what is still being scattered loses its gradient's layout in compiled code
         for block in self.blocks:
             x = block(x, cosine, sine)
         return self.head(self.norm(x))

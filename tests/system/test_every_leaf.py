@@ -110,7 +110,7 @@ ROWS: dict[str, Row] = {
     "train.steps": Row("20", "rates"),
     "train.time": Row("90 s", "rates"),
     "train.precision": Row("bfloat16", "loss"),
-    "train.precision_of.norm": Row("float64", "loss", ("train.master=float64",)),
+    "train.precision_of.norm": Row("bfloat16", "loss"),
     "train.precision_of.embedding": Row("bfloat16", "loss"),
     "train.precision_of.head": Row("bfloat16", "loss"),
     "train.master": Row("float64", "model"),

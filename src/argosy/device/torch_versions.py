@@ -336,7 +336,7 @@ class _Operators(TorchDispatchMode):
     """Tells `note` of every operator on plain tensors, once it is done."""
 
     def __init__(self, note: Heard):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.note = note
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -360,7 +360,7 @@ def hearing(note: Heard) -> Iterator[None]:
 def group_given(given: Any) -> dist.ProcessGroup:
     """The group that an operator was given: as itself, by name, or in the box that operators take."""
     if isinstance(given, str):
-        return dist.distributed_c10d._resolve_process_group(given)
+        return dist.distributed_c10d._resolve_process_group(given)  # type: ignore[arg-type]
     return given if isinstance(given, dist.ProcessGroup) else dist.ProcessGroup.unbox(given)
 
 
@@ -382,7 +382,7 @@ def memory_tracker() -> Any:
 
 def scatter_buffers(root: FSDPModule) -> int:
     """Bytes of what the last reduce-scatter under `root` was made from: kept until the next one, or the end of a step."""
-    context = root._get_fsdp_state()._comm_ctx
+    context: Any = root._get_fsdp_state()._comm_ctx
     kept = getattr(context, "reduce_scatter_states", None)  # one at most before 2.13
     kept = [context.reduce_scatter_state] if kept is None else kept
     return sum(one.reduce_scatter_input.untyped_storage().nbytes() for one in kept if one is not None)
