@@ -12,6 +12,7 @@ from argosy.prove.options import DEAR, OPTIONS, RULES, Case, Rule
 Options = Mapping[str, Sequence[Any]]
 RARELY = 1_000  # more values than any option has: what no rule speaks of is chosen last
 Pair = tuple[str, Any, str, Any]  # option, value, option, value; options in the table's order
+_legal: set[Pair] = set()  # of the table of options, once it has been worked out: that takes seconds
 
 
 class Cover:
@@ -25,7 +26,10 @@ class Cover:
         # What rules speak of is chosen first: whatever is free then fits.
         self.bound = [name for name in options if self.rules_of[name]]
         self.names = [*self.bound, *(name for name in options if not self.rules_of[name])]
-        self.legal = {pair for pair in self._all() if self._possible(pair)}
+        known = _legal if (options, rules) == (OPTIONS, RULES) else set()
+        if not known:
+            known |= {pair for pair in self._all() if self._possible(pair)}
+        self.legal = set(known)
         self.open = set(self.legal)
 
     def draw(self, case: Mapping[str, Any]) -> int:
