@@ -38,15 +38,18 @@ CANDIDATES: dict[str, list[str]] = {
     "muon, lr 2e-2": ["optim.lr=2e-2"],
     "muon, lr 4e-2": ["optim.lr=4e-2"],
     "muon, lr 2.5e-3": ["optim.lr=2.5e-3"],
-    "3 layers x 192, lr 5e-3": ["model.layers=3", "optim.lr=5e-3"],
+    "2 layers x 192, lr 5e-3": ["model.layers=2", "optim.lr=5e-3"],
+    "4 layers x 192, lr 5e-3": ["model.layers=4", "optim.lr=5e-3"],
     "6 layers x 192, lr 5e-3": ["model.layers=6", "optim.lr=5e-3"],
     "vocabulary 4096, lr 5e-3": [BPE.format(4096), "optim.lr=5e-3"],
     "vocabulary 1024": [BPE.format(1024)],
     "vocabulary 4096": [BPE.format(4096)],
-    "3 layers x 192": ["model.layers=3"],
+    "2 layers x 192": ["model.layers=2"],
+    "4 layers x 192": ["model.layers=4"],
     "6 layers x 192": ["model.layers=6"],
     "8 layers x 192": ["model.layers=8"],
-    "4 layers x 256": ["model.width=256", "model.block.heads=8"],
+    "3 layers x 256": ["model.width=256", "model.block.heads=8"],
+    "4 layers x 256": ["model.layers=4", "model.width=256", "model.block.heads=8"],
     "6 layers x 256": ["model.layers=6", "model.width=256", "model.block.heads=8"],
     "batch 2,048": ["batch.tokens=2048"],
     "batch 8,192": ["batch.tokens=8192"],
@@ -55,12 +58,12 @@ CANDIDATES: dict[str, list[str]] = {
 SERIAL, PARALLEL, WINDOW = (
     "serial block, full attention",
     "parallel block",
-    "sliding window of 64, every second layer full",
+    "sliding window of 64, every third layer full",
 )
 QUALITY: dict[str, list[str]] = {
     SERIAL: [],
     PARALLEL: ["model.block.parallel=true"],
-    WINDOW: ["model.pattern=[{ window = 64 }, { window = 0 }]"],
+    WINDOW: ["model.pattern=[{ window = 64 }, { window = 64 }, { window = 0 }]"],
 }
 OFTEN = "evaluate.every=10%"
 Take = Callable[[], measure.Taken]
@@ -178,7 +181,7 @@ def quality(options: argparse.Namespace) -> None:
         for name, overrides in QUALITY.items():
             length = [f"train.steps={steps}", f"train.seed={seed}", f"train.precision={kind}"]
             if options.quick:
-                length += [*runs.SMALL, "evaluate.tokens=512"]
+                length += [*runs.SMALL, "model.layers=3", "evaluate.tokens=512"]
             words = [*overrides, *length]
             one(
                 table, name, round_, words, functools.partial(held_out, words, options.workers), write=not options.quick

@@ -30,8 +30,8 @@ CONTRADICTING = [
     (["model.block.heads=5"], "Nearest: model.block.heads=4"),
     (["model.block.kv_heads=4"], "does not divide model.block.heads = 6. Nearest: model.block.kv_heads=3"),
     (["model.block.head_size=33"], "even head size"),
-    (["model.pattern=[{}, {}, {}]"], "3 blocks, which do not divide model.layers = 4"),
-    (["model.pattern=[{ heads = 5 }, {}]"], "does not divide into model.block.heads = 5"),
+    (["model.layers=4", "model.pattern=[{}, {}, {}]"], "3 blocks, which do not divide model.layers = 4"),
+    (["model.layers=4", "model.pattern=[{ heads = 5 }, {}]"], "does not divide into model.block.heads = 5"),
     (["train.master=bfloat16", "train.precision=float32"], "holds less than"),
     (["optim.warmup=20M"], "is longer than the run"),
 ]
