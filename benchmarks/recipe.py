@@ -28,39 +28,35 @@ import measure
 import runs
 
 BPE = 'data.tokenizer={{ train = "bpe", vocabulary = {} }}'
-SHIPPED = "laptop as shipped"
-CANDIDATES: dict[str, list[str]] = {
-    SHIPPED: [],
-    "adamw, lr 3e-3": ["optim.name=adamw", "optim.lr=3e-3"],
-    "adamw, lr 6e-3": ["optim.name=adamw", "optim.lr=6e-3"],
-    "muon, lr 5e-3": ["optim.lr=5e-3"],
-    "muon, lr 1e-2": ["optim.lr=1e-2"],
-    "muon, lr 2e-2": ["optim.lr=2e-2"],
-    "muon, lr 4e-2": ["optim.lr=4e-2"],
-    "muon, lr 2.5e-3": ["optim.lr=2.5e-3"],
-    "3 layers x 192, lr 5e-3": ["model.layers=3", "optim.lr=5e-3"],
-    "6 layers x 192, lr 5e-3": ["model.layers=6", "optim.lr=5e-3"],
-    "vocabulary 4096, lr 5e-3": [BPE.format(4096), "optim.lr=5e-3"],
-    "vocabulary 1024": [BPE.format(1024)],
-    "vocabulary 4096": [BPE.format(4096)],
-    "3 layers x 192": ["model.layers=3"],
-    "6 layers x 192": ["model.layers=6"],
-    "8 layers x 192": ["model.layers=8"],
-    "4 layers x 256": ["model.width=256", "model.block.heads=8"],
-    "6 layers x 256": ["model.layers=6", "model.width=256", "model.block.heads=8"],
-    "batch 2,048": ["batch.tokens=2048"],
-    "batch 8,192": ["batch.tokens=8192"],
-    "cosine": ["optim.schedule=cosine"],
+CANDIDATES: dict[str, list[str]] = {  # what differs from the laptop job: 3 layers x 192, vocabulary 2048, Muon
+    "3 layers, lr 5e-3": ["optim.lr=5e-3"],
+    "3 layers, lr 9.2e-3": ["optim.lr=9.2e-3"],
+    "2 layers, lr 5e-3": ["model.layers=2", "optim.lr=5e-3"],
+    "4 layers, lr 2.5e-3": ["model.layers=4", "optim.lr=2.5e-3"],
+    "4 layers, lr 5e-3": ["model.layers=4", "optim.lr=5e-3"],
+    "4 layers, lr 9.3e-3": ["model.layers=4", "optim.lr=9.3e-3"],
+    "4 layers, lr 2e-2": ["model.layers=4", "optim.lr=2e-2"],
+    "6 layers, lr 9.2e-3": ["model.layers=6", "optim.lr=9.2e-3"],
+    "4 layers, vocabulary 4096, lr 5e-3": ["model.layers=4", BPE.format(4096), "optim.lr=5e-3"],
+    "4 layers, vocabulary 4096, lr 9.2e-3": ["model.layers=4", BPE.format(4096), "optim.lr=9.2e-3"],
+    "4 layers, AdamW, lr 6e-3": ["model.layers=4", "optim.name=adamw", "optim.lr=6e-3"],
+    "3 layers, AdamW, lr 3e-3": ["optim.name=adamw", "optim.lr=3e-3"],
+    "3 layers, vocabulary 1024, lr 5e-3": [BPE.format(1024), "optim.lr=5e-3"],
+    "3 layers, vocabulary 4096, lr 5e-3": [BPE.format(4096), "optim.lr=5e-3"],
+    "3 layers x 256, lr 5e-3": ["model.width=256", "model.block.heads=8", "optim.lr=5e-3"],
+    "3 layers, batch 2,048, lr 5e-3": ["batch.tokens=2048", "optim.lr=5e-3"],
+    "3 layers, batch 8,192, lr 5e-3": ["batch.tokens=8192", "optim.lr=5e-3"],
+    "3 layers, cosine, lr 5e-3": ["optim.schedule=cosine", "optim.lr=5e-3"],
 }
 SERIAL, PARALLEL, WINDOW = (
     "serial block, full attention",
     "parallel block",
-    "sliding window of 64, every second layer full",
+    "sliding window of 64, every third layer full",
 )
 QUALITY: dict[str, list[str]] = {
     SERIAL: [],
     PARALLEL: ["model.block.parallel=true"],
-    WINDOW: ["model.pattern=[{ window = 64 }, { window = 0 }]"],
+    WINDOW: ["model.pattern=[{ window = 64 }, { window = 64 }, { window = 0 }]"],
 }
 OFTEN = "evaluate.every=10%"
 Take = Callable[[], measure.Taken]
@@ -112,18 +108,23 @@ def one(
     return sample
 
 
+def shape(name: str) -> list[str]:
+    """The overrides of a candidate that change how long a step takes: all but the learning rate."""
+    return [word for word in CANDIDATES[name] if not word.startswith("optim.lr=")]
+
+
 def timed_as(name: str) -> str:
-    """The candidate whose step takes as long: the one without this one's learning rate, where there is one."""
-    shape = [word for word in CANDIDATES[name] if not word.startswith("optim.lr=")]
-    return next((other for other, words in CANDIDATES.items() if words == shape), name)
+    """The name under which a candidate's step is timed; candidates that differ by their rate alone share it."""
+    return " ".join(shape(name)) or "laptop"
 
 
 def paces(names: list[str], options: argparse.Namespace) -> measure.Table:
-    """Seconds of a step of each candidate, in alternating rounds."""
+    """Seconds of a step of each shape among the candidates `names`, in alternating rounds."""
     table = measure.Table("recipe-pace", "seconds a step")
     steps, rounds = (4, 1) if options.quick else (24, 2)
-    for round_, name in itertools.product(range(rounds), names):
-        overrides = [*CANDIDATES[name], *(runs.SMALL if options.quick else [])]
+    shapes = {timed_as(name): shape(name) for name in names}
+    for round_, (name, words) in itertools.product(range(rounds), shapes.items()):
+        overrides = [*words, *(runs.SMALL if options.quick else [])]
         one(table, name, round_, overrides, functools.partial(pace, overrides, steps), write=not options.quick)
     return table
 
@@ -140,8 +141,8 @@ def search(options: argparse.Namespace) -> None:
         "what": f"held-out bits per byte after the steps that {options.seconds:g} s have room for, two workers on all cores",
         "length": "seconds / the candidate's own seconds a step, measured beside the others' in alternating short runs",
     }
-    names = options.only or ([SHIPPED, "muon, lr 2e-2"] if options.quick else list(CANDIDATES))
-    timed = paces(list(dict.fromkeys(map(timed_as, names))), options)
+    names = options.only or (["3 layers, lr 5e-3", "4 layers, lr 2e-2"] if options.quick else list(CANDIDATES))
+    timed = paces(names, options)
     for round_, name in itertools.product(range(options.rounds), names):
         steps = 4 if options.quick else max(20, int(options.seconds / timed.median(timed_as(name))))
         small = [*runs.SMALL, "evaluate.tokens=512"] if options.quick else []
@@ -172,13 +173,14 @@ def quality(options: argparse.Namespace) -> None:
     steps = 4 if options.quick else options.steps
     table.settings = {"what": f"held-out bits per byte of the laptop job after {steps} steps, the same tokens for all"}
     seeds = options.seeds[:1] if options.quick else options.seeds
-    kind = precision(paces([SHIPPED], options), SHIPPED)
+    first = next(iter(CANDIDATES))
+    kind = precision(paces([first], options), timed_as(first))
     table.settings["seeds"] = ", ".join(map(str, seeds))
     for round_, seed in enumerate(seeds):
         for name, overrides in QUALITY.items():
             length = [f"train.steps={steps}", f"train.seed={seed}", f"train.precision={kind}"]
             if options.quick:
-                length += [*runs.SMALL, "evaluate.tokens=512"]
+                length += [*runs.SMALL, "model.layers=3", "evaluate.tokens=512"]
             words = [*overrides, *length]
             one(
                 table, name, round_, words, functools.partial(held_out, words, options.workers), write=not options.quick

@@ -75,7 +75,7 @@ def test_muon_holds_less_than_adamw(settled: Any) -> None:
 
 def test_activations_grow_with_what_is_computed_at_once(settled: Any) -> None:
     job = settled().job
-    assert memory.activations(job, 8) == 8 * memory.activations(job, 1)
+    assert abs(memory.activations(job, 8) - 8 * memory.activations(job, 1)) <= 4  # each is rounded to a byte
     wider = settled("train.precision=bfloat16").job
     assert memory.activations(wider, 8) < memory.activations(job, 8)
     assert memory.logits(settled("memory.loss_chunk=2048").job) == 2 * memory.logits(job)

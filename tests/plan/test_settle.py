@@ -36,7 +36,7 @@ def test_it_is_pure(settled: Any) -> None:
 
 
 def test_what_is_in_force_settles_to_itself(settled: Any) -> None:
-    found = settled("model.pattern=[{ window = 64 }, {}]")
+    found = settled("model.layers=4", "model.pattern=[{ window = 64 }, {}]")
     assert [block.window for block in found.job.model.pattern] == [64, 0]
     assert all(value is not None for block in found.job.model.pattern for _, value in block)
 
@@ -213,7 +213,7 @@ def test_a_written_limit_counts(settled: Any) -> None:
 
 def test_not_enough_disk(settled: Any) -> None:
     machine = a_machine()
-    object.__setattr__(machine, "disk", 60_000_000)
+    object.__setattr__(machine, "disk", 50_000_000)
     with pytest.raises(Refused, match="not enough disk: the run needs about") as caught:
         settled(machine=machine)
     assert "checkpoint.keep=1" in caught.value.do
@@ -240,6 +240,6 @@ def test_checkpoints_that_lie_there_need_no_room_again(tmp_path: Path) -> None:
 
 
 def test_settings_are_plain_json(settled: Any) -> None:
-    for one in settled("model.pattern=[{ window = 64 }, {}]").settings:
+    for one in settled("model.layers=4", "model.pattern=[{ window = 64 }, {}]").settings:
         assert plain(one.used) == one.used
         assert plain(one.asked) == one.asked

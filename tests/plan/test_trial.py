@@ -55,7 +55,10 @@ def test_a_large_model_is_tried_with_fewer_tokens_and_a_larger_one_not_at_all(se
 
 
 def test_the_passes_of_a_model_are_its_matrix_products(settled: Any) -> None:
-    for words in ((), ("model.block.kv_heads=2", "model.pattern=[{ window = 64 }, { hidden = 100 }]")):
+    for words in (
+        (),
+        ("model.layers=4", "model.block.kv_heads=2", "model.pattern=[{ window = 64 }, { hidden = 100 }]"),
+    ):
         model = settled(*words).job.model
         found = trial.passes(model)
         elements = sum(times * sum(inner * outer for inner, outer in part) for part, times in found)
@@ -77,11 +80,11 @@ def test_steps_decide_the_type_where_products_say_otherwise(settled: Any) -> Non
 
 def test_a_step_is_the_sum_of_its_pieces(settled: Any) -> None:
     probed = answer(settled)
-    eager = settled("train.compile=false", probed=probed, workers=1)
+    eager = settled("model.layers=4", "train.compile=false", probed=probed, workers=1)
     one = PIECES["bfloat16"]
     passed = 2 * (4 * one["block"] + one["ends"])  # 4,096 tokens are two passes over 2,048
     assert eager.plan.step_seconds == pytest.approx(passed + 4 * one["block_update"] + one["ends_update"])
-    assert settled(probed=probed, workers=1).plan.step_seconds < eager.plan.step_seconds
+    assert settled("model.layers=4", probed=probed, workers=1).plan.step_seconds < eager.plan.step_seconds
     more = settled("model.layers=8", "train.compile=false", probed=probed, workers=1)
     assert more.plan.step_seconds - eager.plan.step_seconds == pytest.approx(
         4 * (2 * one["block"] + one["block_update"])
@@ -99,7 +102,8 @@ def test_a_time_becomes_steps_by_what_was_timed_and_better_by_what_was_seen(sett
     assert "as the last such run here took" in setting(second, "train.steps").why
     begun = settled("train.time=3 min", "model.init=runs/other", "train.seed=2", probed=taken)
     assert begun.plan.step_seconds == 0.3
-    for change in ("batch.tokens=8192", "model.layers=9", "model.pattern=[{ window = 64 }, {}]", "batch.sequence=128"):
+    changes = ("batch.tokens=8192", "model.layers=9", "model.pattern=[{ window = 64 }, {}, {}]", "batch.sequence=128")
+    for change in changes:
         other = settled("train.time=3 min", change, probed=taken)
         assert other.plan.basis == "predicted from layers timed here", change  # another step than the one seen
     deep = settled("model.layers=24", probed=taken).plan.step_seconds

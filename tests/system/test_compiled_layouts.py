@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 STEPS = 3
 SHORT = (
     "--strict", "--train.steps", str(STEPS), "--train.compile", "true", "--model.layers", "4", "--evaluate.every", "2",
-    "--observe.sample_every", "never",
+    "--observe.sample_every", "never", "--optim.warmup", "512",
 )  # fmt: skip
 
 

@@ -46,7 +46,8 @@ def told(asked: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     [
         (),
         ("optim.name=adamw", "model.positions=learned", "model.tied=false", "model.block.parallel=true",
-         "model.block.norm=layer", "model.block.dropout=0.1", "model.pattern=[{ window = 8 }, {}]", "train.precision=float64"),
+         "model.block.norm=layer", "model.block.dropout=0.1", "train.precision=float64",
+         "model.pattern=[{ window = 8 }, {}, {}]"),
     ],
 )  # fmt: skip
 def test_every_kind_of_model_is_timed(words: tuple[str, ...]) -> None:
