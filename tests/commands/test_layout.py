@@ -54,7 +54,7 @@ def test_a_named_shape_is_drawn_whatever_this_machine_holds() -> None:
 
 def test_the_stages_drawn_are_those_that_the_run_has() -> None:
     """They are weighed by the vocabulary, which stands in no shape."""
-    words = ["laptop", "layout.shape=pp4", 'data.tokenizer={ train = "bpe", vocabulary = 32000 }']
+    words = ["laptop", "model.layers=4", "layout.shape=pp4", 'data.tokenizer={ train = "bpe", vocabulary = 32000 }']
     job = settled(load(*split(words)), 4).job
     held = layouts.stages_held(job, layouts.of(job.layout, 4))
     assert json.loads(show(words, as_json=True))["layers"] == held

@@ -60,7 +60,7 @@ def test_a_layout_that_cannot_be_is_refused_before_any_process_starts(
     place: Path, overrides: list[str], workers: int | None, numbers: str, remedy: str
 ) -> None:
     """By the command itself, which would load torch in a helper meanwhile, and by whoever calls it from Python."""
-    where = ["data.source=nowhere", *overrides]  # it does not come as far as the text
+    where = ["data.source=nowhere", "model.layers=4", *overrides]  # it does not come as far as the text
     before = psutil.Process().children(recursive=True)
     with pytest.raises(Refused) as caught, early("laptop", where, workers):
         raise AssertionError("something was started")

@@ -64,7 +64,7 @@ def test_what_shards_and_copies_send(settled: Any) -> None:
 
 
 def test_letters_go_to_the_neighbouring_stages(settled: Any) -> None:
-    job = settled("batch.micro=4", "layout.shape=pp2", "model.tied=false").job
+    job = settled("batch.micro=4", "layout.shape=pp2", "model.tied=false", "model.layers=4").job
     letters = 4 * 4 * job.batch.sequence * 192 * 4  # four micro-batches of four sequences, width 192, float32
     layout = Layout(pp=4)
     for rank, others in enumerate([(1,), (0, 2), (1, 3), (2,)]):
