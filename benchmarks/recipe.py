@@ -92,10 +92,10 @@ def one(
     table: measure.Table, contestant: str, round_: int, overrides: list[str], take: Take, *, write: bool
 ) -> measure.Sample:
     """Measure a contestant once, or take what an interrupted session measured."""
-    key = {"contestant": contestant, "round": round_, "overrides": overrides, "commit": measure.commit()}
-    old = remembered(table.name, key) if write else []
+    key = {"contestant": contestant, "round": round_, "overrides": overrides}
+    old, commit = (remembered(table.name, key) if write else []), measure.commit()
     if old:
-        sample = measure.Sample(**old[-1]["sample"])
+        sample, commit = measure.Sample(**old[-1]["sample"]), old[-1]["commit"]
     else:
         measure.alternate(part := measure.Table(table.name, table.unit), {contestant: take}, 1)
         (sample,) = part.samples
@@ -103,8 +103,10 @@ def one(
         if write:
             measure.RESULTS.mkdir(exist_ok=True)
             with open(measure.RESULTS / f"{table.name}.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "sample": vars(sample)}) + "\n")
+                file.write(json.dumps({"key": key, "commit": commit, "sample": vars(sample)}) + "\n")
     table.samples.append(sample)
+    commits = [*str(table.settings.get("trained at commit", "")).split(", "), commit]
+    table.settings["trained at commit"] = ", ".join(dict.fromkeys(word for word in commits if word))
     return sample
 
 
@@ -153,7 +155,8 @@ def search(options: argparse.Namespace) -> None:
             f"train.precision={precision(timed, timed_as(name))}",
         ]
         take = functools.partial(held_out, overrides, options.workers)
-        one(table, name, round_, overrides, take, write=not options.quick)
+        asked = [*CANDIDATES[name], *small, f"{options.seconds:g} s"]
+        one(table, name, round_, asked, take, write=not options.quick)
     lines = ["### recipe: bits per byte against seconds", "", *measure.markdown(table, 4), ""]
     best = min(names, key=table.median)
     lines += [f"Best: **{best}** with {table.median(best):.3f} bits per byte.", ""]

@@ -13,8 +13,10 @@ from hashlib import blake2b
 from typing import Any
 
 from argosy.job.schema import BlockSection, Job, ModelSection, layers
-from argosy.plan import flops
-from argosy.plan.bytes import kept
+from argosy.layout import schedule
+from argosy.layout.layout import Layout
+from argosy.plan import flops, layouts, moved
+from argosy.plan.bytes import WIDTH, kept
 
 MOVED = {True: 110.0, False: 250.0}  # bytes an element of activations costs, with and without the compiler
 # Of what a model does beside matrix products, the share of its time that the compiler leaves: fitted to the laptop job's
@@ -43,8 +45,8 @@ def seen(job: Job) -> str:
     compiled = "eager" if job.train.compile is False else "compiled"
     model = job.model.model_dump_json(exclude={"preset", "init"})
     batch = f"{job.batch.tokens}x{job.batch.sequence}"
-    layout = f"{job.layout.shape} zero{job.layout.zero}"
-    return f"{job.train.precision} {compiled} {batch} {layout} {blake2b(model.encode(), digest_size=8).hexdigest()}"
+    inside = f"{model} {job.layout.model_dump_json()} {job.memory.recompute}"
+    return f"{job.train.precision} {compiled} {batch} {job.layout.shape} {blake2b(inside.encode(), digest_size=8).hexdigest()}"
 
 
 def known(job: Job, probed: Mapping[str, Any]) -> float | None:
@@ -78,7 +80,9 @@ def from_pieces(job: Job, probed: Mapping[str, Any], workers: int) -> float:
     Timed eagerly. The compiler leaves the matrix products as they are and shortens everything between them.
     """
     one, asked = probed["pieces"][str(job.train.precision)], probed["request"]
-    workers = max(1, workers)
+    layout = (
+        Layout(dp_replicate=max(1, workers)) if job.layout.shape == "auto" else layouts.of(job.layout, max(1, workers))
+    )
     like = sum(work(job.model, block, job.batch.sequence) for block in layers(job.model))
     blocks = like / work(job.model, job.model.block, job.batch.sequence)
     left = LEFT[str(job.train.precision)] if job.train.compile is not False else 1.0
@@ -88,12 +92,30 @@ def from_pieces(job: Job, probed: Mapping[str, Any], workers: int) -> float:
         return float(products + left * (one[name] - products))
 
     each = blocks * part("block") / (asked["rows"] * asked["sequence"]) + part("ends") / asked["ends"]
-    mine = -(-(job.batch.tokens // job.batch.sequence) // workers) * job.batch.sequence
-    shared = workers if job.optim.name == "muon" else 1  # ranks share out the matrices
-    update = blocks * one["block_update"] / shared + one["ends_update"]
-    exchanged = 4.0 * flops.parameters(job.model) * 2 * (workers - 1) / workers
-    reduce = exchanged / (EXCHANGE if asked["device"] == "cpu" else EXCHANGE_LINK)
-    return float(mine * each + update + reduce)
+    rows, parts = -(-(job.batch.tokens // job.batch.sequence) // layout.data), layout.tp * layout.pp
+    computed = rows * job.batch.sequence * each / parts
+    if "block" in job.memory.recompute:
+        computed *= 4 / 3  # the forward pass once more; backward takes twice as long as it
+    shared = layout.data if job.optim.name == "muon" else 1  # ranks share out the matrices
+    update = (blocks * one["block_update"] / shared + one["ends_update"]) / parts
+    sent = exchanged(job, layout, rows) / (EXCHANGE if asked["device"] == "cpu" else EXCHANGE_LINK)
+    return float((computed + sent) / (1 - waiting(job, layout, rows)) + update)
+
+
+def exchanged(job: Job, layout: Layout, rows: int) -> float:
+    """Bytes that a rank which reads `rows` sequences a step sends: gradients to other replicas, activations along tp."""
+    gradients = 4.0 * flops.parameters(job.model) / (layout.tp * layout.pp) * 2 * (layout.data - 1) / layout.data
+    tokens, width = rows * job.batch.sequence, (job.model.width or 0) * WIDTH[str(job.train.precision)]
+    return gradients + moved.passes(job) / layout.pp * (layout.tp - 1) / layout.tp * tokens * width
+
+
+def waiting(job: Job, layout: Layout, rows: int) -> float:
+    """The share of a step in which a rank of a pipeline waits for the others, where it reads `rows` sequences a step."""
+    if layout.pp == 1:
+        return 0.0
+    # While batch.micro is open: plan/fit.py takes four micro-batches for each of the pipeline's ranks, where there are as many.
+    micro = job.batch.micro if isinstance(job.batch.micro, int) else max(1, rows // (4 * layout.pp))
+    return schedule.bubble(job.layout.schedule, schedule.Shape(layout.pp, layout.virtual, -(-rows // micro)))
 
 
 def work(model: ModelSection, block: BlockSection, sequence: int) -> float:
