@@ -28,9 +28,9 @@ import measure
 import runs
 
 BPE = 'data.tokenizer={{ train = "bpe", vocabulary = {} }}'
-CANDIDATES: dict[str, list[str]] = {  # what differs from the laptop job: 3 layers x 192, vocabulary 2048, Muon
-    "3 layers, lr 5e-3": ["optim.lr=5e-3"],
-    "3 layers, lr 9.2e-3": ["optim.lr=9.2e-3"],
+CANDIDATES: dict[str, list[str]] = {  # vocabulary 2048, width 192 and Muon where nothing else is said
+    "3 layers, lr 5e-3": ["model.layers=3", "optim.lr=5e-3"],
+    "3 layers, lr 9.2e-3": ["model.layers=3", "optim.lr=9.2e-3"],
     "2 layers, lr 5e-3": ["model.layers=2", "optim.lr=5e-3"],
     "4 layers, lr 2.5e-3": ["model.layers=4", "optim.lr=2.5e-3"],
     "4 layers, lr 5e-3": ["model.layers=4", "optim.lr=5e-3"],
@@ -40,13 +40,13 @@ CANDIDATES: dict[str, list[str]] = {  # what differs from the laptop job: 3 laye
     "4 layers, vocabulary 4096, lr 5e-3": ["model.layers=4", BPE.format(4096), "optim.lr=5e-3"],
     "4 layers, vocabulary 4096, lr 9.2e-3": ["model.layers=4", BPE.format(4096), "optim.lr=9.2e-3"],
     "4 layers, AdamW, lr 6e-3": ["model.layers=4", "optim.name=adamw", "optim.lr=6e-3"],
-    "3 layers, AdamW, lr 3e-3": ["optim.name=adamw", "optim.lr=3e-3"],
-    "3 layers, vocabulary 1024, lr 5e-3": [BPE.format(1024), "optim.lr=5e-3"],
-    "3 layers, vocabulary 4096, lr 5e-3": [BPE.format(4096), "optim.lr=5e-3"],
-    "3 layers x 256, lr 5e-3": ["model.width=256", "model.block.heads=8", "optim.lr=5e-3"],
-    "3 layers, batch 2,048, lr 5e-3": ["batch.tokens=2048", "optim.lr=5e-3"],
-    "3 layers, batch 8,192, lr 5e-3": ["batch.tokens=8192", "optim.lr=5e-3"],
-    "3 layers, cosine, lr 5e-3": ["optim.schedule=cosine", "optim.lr=5e-3"],
+    "3 layers, AdamW, lr 3e-3": ["model.layers=3", "optim.name=adamw", "optim.lr=3e-3"],
+    "3 layers, vocabulary 1024, lr 5e-3": ["model.layers=3", BPE.format(1024), "optim.lr=5e-3"],
+    "3 layers, vocabulary 4096, lr 5e-3": ["model.layers=3", BPE.format(4096), "optim.lr=5e-3"],
+    "3 layers x 256, lr 5e-3": ["model.layers=3", "model.width=256", "model.block.heads=8", "optim.lr=5e-3"],
+    "3 layers, batch 2,048, lr 5e-3": ["model.layers=3", "batch.tokens=2048", "optim.lr=5e-3"],
+    "3 layers, batch 8,192, lr 5e-3": ["model.layers=3", "batch.tokens=8192", "optim.lr=5e-3"],
+    "3 layers, cosine, lr 5e-3": ["model.layers=3", "optim.schedule=cosine", "optim.lr=5e-3"],
 }
 SERIAL, PARALLEL, WINDOW = (
     "serial block, full attention",
@@ -117,7 +117,7 @@ def shape(name: str) -> list[str]:
 
 def timed_as(name: str) -> str:
     """The name under which a candidate's step is timed; candidates that differ by their rate alone share it."""
-    return " ".join(shape(name)) or "laptop"
+    return " ".join(shape(name))
 
 
 def paces(names: list[str], options: argparse.Namespace) -> measure.Table:
@@ -140,8 +140,8 @@ def search(options: argparse.Namespace) -> None:
     """Bits per byte after equal seconds."""
     table = measure.Table("recipe-search", "bits per byte")
     table.settings = {
-        "what": f"held-out bits per byte after the steps that {options.seconds:g} s have room for, two workers on all cores",
-        "length": "seconds / the candidate's own seconds a step, measured beside the others' in alternating short runs",
+        "what": f"held-out bits per byte after the steps that {options.seconds:g} s on all cores have room for",
+        "length": "seconds / seconds a step, timed alternating in short runs, alone on the machine; long runs need no quiet",
     }
     names = options.only or (["3 layers, lr 5e-3", "4 layers, lr 2e-2"] if options.quick else list(CANDIDATES))
     timed = paces(names, options)

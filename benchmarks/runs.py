@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 SIZES = {
-    "2M": {"overrides": [], "vocabulary": 2048},
+    "2M": {"overrides": ["model.layers=4"], "vocabulary": 2048},
     "tiny": {"overrides": ["model.layers=2", "model.width=32", "model.block.heads=1"], "vocabulary": 512},
     "14M": {"overrides": ["model.layers=6", "model.width=384"], "vocabulary": 8192},
 }

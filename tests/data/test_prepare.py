@@ -251,7 +251,12 @@ def test_a_full_disk_is_named_and_what_was_there_is_kept(notes: Path, tmp_path: 
     assert (done.returncode, done.stderr) == (MACHINE, "")
     assert "the disk is full" in done.stdout
     (partial,) = (cache / "prepared").glob("*.partial")
-    assert {path.name for path in partial.iterdir()} == {"plan.json", "documents.bin", "tokenizer.json"}
+    left = {path.name for path in partial.iterdir()}
+    assert left - {"part-00004.shard"} == {
+        "plan.json",
+        "documents.bin",
+        "tokenizer.json",
+    }  # the last part is small: it may fit
     assert str(cache / "prepared") in done.stdout
     assert content(earlier) == before
     assert text_of(made(notes, cache)) == {path.name: path.read_text() for path in notes.iterdir()}

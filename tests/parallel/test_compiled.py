@@ -40,7 +40,7 @@ def blocks_compiled(rank: int, ranks: int, board: str, asked: Mapping[str, Any])
     """`prove.measure.steps`; says in its order how many graphs were compiled of blocks, and of how many shapes they are."""
     import torch
 
-    from argosy.device.torch_versions import compile_settings_restored, compile_strictly, forget_compiled
+    from argosy.device.torch_versions import compile_settings_restored, compile_strictly, forget_compiled, inductor
     from argosy.job.schema import Job, layers
     from argosy.model.decoder import Block
     from argosy.prove import measure
@@ -51,10 +51,8 @@ def blocks_compiled(rank: int, ranks: int, board: str, asked: Mapping[str, Any])
 
     def noting(graph: Any, inputs: Any) -> Any:
         """The usual backend; one object for all, since graphs are shared only where it is the same."""
-        from torch._inductor.compile_fx import compile_fx
-
         compiled.append(type(graph).__name__)
-        return compile_fx(graph, inputs)
+        return inductor(graph, inputs)
 
     def counting(function: Any, **options: Any) -> Any:
         """torch.compile, which notes the graphs of blocks; one that is recomputed whole is no method any more."""

@@ -43,7 +43,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "muon_makes_shards_orthogonal": (("update",), ("shard", "zero", "tp", "heads")),
     "window_is_one_token_short_on_one_rank": (("window",), RANKS),
     "last_chunk_of_the_loss_is_dropped": (("loss_chunk",), ("micro", "length")),  # 12 tokens are whole chunks
-    "one_rank_does_not_update": (("replicate", "shard", "tp", "pp"), RANKS),
+    "one_rank_does_not_update": (("replicate", "shard", "tp", "pp"), (*RANKS, "update")),
     "copies_of_an_early_stage_are_not_added_up": (
         ("schedule",),
         ("pp", "virtual", "layers", "micros", "replicate", "shard", "zero"),

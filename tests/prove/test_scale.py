@@ -20,7 +20,13 @@ from argosy.prove.scale import fewer, trials
         ["layout.shape=pp4 dp2", "layout.stages=[1,1,1,1]"],
         ["layout.shape=tp8 pp8 dp192", "model.preset=gpt3-175b"],
         ["layout.shape=replicate2", "model.preset=gpt2-124m", "optim.clip=none", "optim.name=adamw"],
-        ["layout.shape=tp2", "model.pattern=[{window = 64}, {}]", "model.block.kv_heads=2", "memory.recompute=block"],
+        [
+            "layout.shape=tp2",
+            "model.layers=4",
+            "model.pattern=[{window = 64}, {}]",
+            "model.block.kv_heads=2",
+            "memory.recompute=block",
+        ],
         ["layout.shape=dp3", "model.block.dropout=0.1", "model.tied=true", "model.block.parallel=true"],
     ],
     ids=lambda overrides: overrides[0].split("=")[1],
@@ -46,7 +52,7 @@ def test_the_layout_and_the_kinds_of_layers_stay(overrides: list[str]) -> None:
 
 
 def test_a_pattern_of_layers_stays_a_pattern() -> None:
-    job = load("laptop", ["layout.shape=tp2", "model.pattern=[{window = 64}, {}]"]).job
+    job = load("laptop", ["layout.shape=tp2", "model.layers=4", "model.pattern=[{window = 64}, {}]"]).job
     _, trial = next(iter(trials(job)))
     assert [block.window for block in layers(trial.job.model)] == [5, 0] * ((trial.job.model.layers or 0) // 2)
 

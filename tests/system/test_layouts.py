@@ -24,7 +24,8 @@ STEPS = 4
 # some steps carry that on. What a wrong layout does (a share of a gradient missing, a row counted twice) is off by 1e-2.
 CLOSE = 1e-4
 WORDS = (
-    "--strict", "--train.steps", "1000", "--batch.tokens", "1024", "--train.precision", "float32", "--train.compile", "false",
+    "--model.layers", "4", "--strict", "--train.steps", "1000", "--batch.tokens", "1024", "--train.precision", "float32",
+    "--train.compile", "false",
     "--checkpoint.every", "never", "--evaluate.every", "never", "--observe.sample_every", "never",
 )  # fmt: skip
 

@@ -59,6 +59,8 @@ def built(asked: Asked) -> Wrong | None:
 def _same_ranks(asked: Asked, axis: str, fits: Sequence[int]) -> str:
     """A shape of as many ranks, with the nearest degree of `axis` in `fits` and the rest in dp; "" where none is right."""
     layout = asked.layout
+    if not fits:
+        return ""
     room = layout.world // prod(getattr(layout, other) for other in AXES if other not in (axis, "dp_shard"))
     degree = nearest(getattr(layout, axis), [one for one in fits if room % one == 0])
     shape = replace(layout, **{axis: degree, "dp_shard": room // degree, "ep": 1})
@@ -92,7 +94,8 @@ def layers_suffice(asked: Asked) -> Wrong | None:
             f"pp{asked.layout.pp} x layout.virtual = {asked.layout.virtual} makes {stages} stages of {layers} layers."
         )
         return Wrong("layout.virtual", what, _virtual(virtual))
-    what = f"pp{asked.layout.pp} makes {stages} stages of {layers} layers: each needs one."
+    each = f" x layout.virtual = {asked.layout.virtual}" if asked.layout.virtual > 1 else ""
+    what = f"pp{asked.layout.pp}{each} makes {stages} stages of {layers} layers: each needs one."
     fits = range(1, layers // asked.layout.virtual + 1)
     return Wrong("layout.shape", what, f"Nearest: pp{layers}.{_same_ranks(asked, 'pp', fits)}")
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from argosy.job.schema import Job
 from argosy.job.setting import Setting
+from argosy.layout.layout import Layout
 from argosy.observe.progress import EndFacts, StartFacts
 from argosy.observe.summary import Compared, Summary
 from argosy.quantities import bytes_text, count_text, seconds_text
@@ -173,7 +174,7 @@ def _layout(job: Job, workers: int, threads: int, backend: str, because: str = "
     if workers == 0:
         return "in this process, no workers" + (f", {threads} thread{'s' * (threads != 1)}{told}" if told else "")
     text = f"{workers} worker{'s' * (workers != 1)} of {threads} thread{'s' * (threads != 1)}{told}: {job.layout.shape}"
-    sharded = f", ZeRO-{job.layout.zero}" if "dp" in job.layout.shape.replace("dp1", "") else ""
+    sharded = f", ZeRO-{job.layout.zero}" if Layout.degrees_named(job.layout.shape).get("dp_shard", 1) > 1 else ""
     return text + sharded + (f" over {backend}" if workers > 1 else "") + f", {job.batch.micro} sequences at once"
 
 

@@ -165,8 +165,8 @@ class Pipeline:
                 continue
             if stage > 0:
                 arrival = Action(RECV_F, stage, 0)
-                shape, kind = self.like(batch)
-                self.links.open(arrival, torch.empty(shape, dtype=kind, device=self.device))
+                shape, between = self.like(batch)
+                self.links.open(arrival, torch.empty(shape, dtype=between, device=self.device))
                 x = self.links.read(arrival)
             made: Tensor = self.whole(compute if stage == last else self.parts[stage].compute, x, batch)
             if stage < last:

@@ -13,7 +13,7 @@ from math import isfinite
 from typing import Any
 
 from argosy.prove.cover import Cover
-from argosy.prove.options import Case, plain, ranks_of
+from argosy.prove.options import WRITABLE, Case, plain, ranks_of
 from argosy.prove.parity import Bench, Found, Trial
 from argosy.prove.shrink import differs, smallest
 
@@ -96,7 +96,7 @@ class Fuzzer:
             found = self.bench.try_(Trial.of(case, draw.precision))
             return not found.ok and found.raised == draw.found.raised
 
-        case = smallest(draw.case, fails)
+        case = smallest(draw.case, fails, rules=WRITABLE)
         found = self.bench.try_(Trial.of(case, draw.precision))
         if found.ok:
             return draw.case, replace(draw.found, wrong=f"{draw.found.wrong}; not every time")

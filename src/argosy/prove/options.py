@@ -100,6 +100,11 @@ RULES = (
     Rule(("shard", "replicate", "micros", "micro", "uneven"), lambda *sizes: not sizes[-1] or _rows(*sizes) > 0),
     Rule(("layers", "window"), lambda layers, window: window != "every other" or layers % 2 == 0),
 )
+# What can stand in a job file too: there a micro-batch has no more sequences than the step.
+WRITABLE: tuple[Rule, ...] = (
+    *RULES,
+    Rule(("shard", "replicate", "micros", "micro", "uneven"), lambda *sizes: _rows(*sizes) >= sizes[3]),
+)
 
 
 def legal(case: Mapping[str, Any], rules: Sequence[Rule] = RULES) -> bool:
