@@ -176,6 +176,17 @@ def upgrade(file: Path, *, write: bool = False) -> str:
     return f"{changes}Nothing is written; --write does it."
 
 
+def _compared(rows: Sequence[tuple[str, object, object]]) -> list[str]:
+    """A line for each key in which two jobs differ, and one that counts them."""
+    from argosy.job.text import toml
+
+    lines = []
+    for key, *values in rows:
+        texts = ("left out" if value is None else toml(value) for value in values)
+        lines.append(f"{key:<26} {' → '.join(texts)}")
+    return [*lines, f"{len(rows)} keys differ." if rows else "The jobs ask for the same."]
+
+
 def register(app: typer.Typer) -> None:
     """Spell the commands for the shell."""
     job = typer.Typer(no_args_is_help=True, help="Show, check, compare and upgrade job files.")
@@ -205,13 +216,8 @@ def register(app: typer.Typer) -> None:
         second: Annotated[str, typer.Argument(help="Another one.")],
     ) -> None:
         """The keys in which two jobs differ; exit code 3 if they do."""
-        from argosy.job.text import toml
-
         rows = diff(first, second)
-        for key, one, other in rows:
-            texts = ("left out" if value is None else toml(value) for value in (one, other))
-            print(f"{key:<26} {' → '.join(texts)}")
-        print(f"{len(rows)} keys differ." if rows else "The jobs ask for the same.")
+        print("\n".join(_compared(rows)))
         if rows:
             raise typer.Exit(NO)
 

@@ -122,12 +122,10 @@ def shard(
         order.append(f"shard over {mesh.layout.dp_shard} (ZeRO-{zero}{second})")
         if kept:
             order.append(f"keep {len(kept)} norms whole")  # in digits that sharded weights lose on their way
-        if mesh.replicate is not None:
-            order.append(f"replicate {mesh.layout.dp_replicate} times")
     else:
         data = Replicated((), mesh.data, reduce, summed, tied)
-        if mesh.data is not None:
-            order.append(f"replicate {mesh.layout.dp_replicate} times")
+    if mesh.replicate is not None:
+        order.append(f"replicate {mesh.layout.dp_replicate} times")
     return Applied(whole, data, tuple(order))
 
 

@@ -44,7 +44,7 @@ def settle_memory(draft: _Draft, layout: Layout, machine: Machine, world: int) -
         draft.put("memory.limit", limit * world, "this machine", "free when the run started")
     need = memory.peak(job, layout, micro, device).total
     if need > limit:
-        raise _refusal(draft, job, layout, micro, limit, device, world, need)
+        raise _refusal(draft, job, micro, limit, device, world, need)
 
 
 def _chosen(draft: _Draft, job: Job, layout: Layout, mine: int, most: int, limit: int, device: str) -> int:
@@ -75,15 +75,13 @@ def largest(job: Job, layout: Layout, mine: int, limit: int, device: str) -> int
     return micro
 
 
-def _refusal(
-    draft: _Draft, job: Job, layout: Layout, micro: int, limit: int, device: str, world: int, need: int
-) -> Refused:
+def _refusal(draft: _Draft, job: Job, micro: int, limit: int, device: str, world: int, need: int) -> Refused:
     """Which overrides bring the prediction down, those that suffice first."""
     remedies = []
     if world > 1 and device == "cpu" and memory.peak(job, Layout(), micro, device).total <= limit * world:
         remedies.append((memory.peak(job, Layout(), micro, device).total, "--workers 1"))
     for text, changed, at in _remedies(job, micro, world):
-        found = memory.peak(changed, _relaid(layout, changed, world), at, device).total
+        found = memory.peak(changed, layouts.of(changed.layout, world), at, device).total
         if found < need:
             remedies.append((found, text))
     lines = [
@@ -99,11 +97,6 @@ def _refusal(
     return Refused(
         what, where=where, do=("Overrides that help:" + "".join(lines)) if lines else "Use a smaller model.preset."
     )
-
-
-def _relaid(layout: Layout, job: Job, world: int) -> Layout:
-    del layout
-    return layouts.of(job.layout, world)
 
 
 def _remedies(job: Job, micro: int, world: int) -> list[tuple[str, Job, int]]:

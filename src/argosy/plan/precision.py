@@ -11,9 +11,6 @@ from typing import Any
 from argosy.job.schema import Job
 from argosy.plan import seconds
 
-LEAST = {
-    "norm": "float32"
-}  # classes of parameters that "auto" gives at least this type; the others get that of the matrices
 FASTER = 1.3  # how much faster bfloat16 must be before its lost digits are worth it
 
 
