@@ -62,3 +62,7 @@ def test_facts_are_json(layout: Layout) -> None:
     read = json.loads(json.dumps(facts(layout, layout.world - 1)))
     assert read["ranks"] == layout.world and read["rank"]["rank"] == layout.world - 1
     assert read["rank"]["data"] == layout.data - 1
+
+
+def test_a_grid_of_one_column_has_no_heading() -> None:
+    assert drawing(Layout.parse("tp2 pp2")) == ["pp 0  [ 0 1 ]", "pp 1  [ 2 3 ]"]
