@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -291,16 +291,6 @@ def pipeline(options: argparse.Namespace, section: dict[str, Any]) -> programs.S
     return step
 
 
-@contextlib.contextmanager
-def together() -> Iterator[None]:
-    """All ranks of torchrun in one group."""
-    dist.init_process_group("gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
 DIMENSIONS = {
     "replicate": replicate,
     "zero1": lambda options, section: zero(1, options, section),
@@ -323,15 +313,17 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=1024)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with together():
-        step = DIMENSIONS[options.dimension](options, json.loads(options.model.read_text()))
-        seconds = []
-        for _ in range(options.steps):
-            began = time.perf_counter()
-            loss = float(step())
-            seconds.append(time.perf_counter() - began)
-        if dist.get_rank() == dist.get_world_size() - 1:
-            print(json.dumps({"seconds": seconds, "loss": loss}), flush=True)
+    dist.init_process_group("gloo")
+    step = DIMENSIONS[options.dimension](options, json.loads(options.model.read_text()))
+    seconds = []
+    for _ in range(options.steps):
+        began = time.perf_counter()
+        loss = float(step())
+        seconds.append(time.perf_counter() - began)
+    if dist.get_rank() == dist.get_world_size() - 1:
+        print(json.dumps({"seconds": seconds, "loss": loss}), flush=True)
+    dist.barrier()
+    os._exit(0)  # threads of torch's own that still run at the interpreter's end now and then abort the process
 
 
 if __name__ == "__main__":
