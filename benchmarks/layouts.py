@@ -5,11 +5,11 @@ and what it moves.
 [--quick]`
 
 *Speed.* The real `argosy train` on two workers of one thread, against one worker of two threads and against what PyTorch offers
-for that dimension in a minimal loop (`benchmarks/parts.py`). All train the laptop job's shape in float32, untied, with fused
+for that dimension in a minimal loop (`benchmarks/parts.py`). All train the 2M model (4 x 192) in float32, untied, with fused
 AdamW, clipping, compiled blocks and the same micro-batches; every round starts each contestant anew, with a warm compile cache.
 
 *Right, and bytes.* At four and eight ranks two cores say nothing of speed. There each layout is held against the reference in
-float64 (as `argosy parity` does), and what every rank sends in a step of the laptop job's shape, heard below the model, against
+float64 (as `argosy parity` does), and what every rank sends in a step of the 2M model (4 x 192), heard below the model, against
 the closed forms of `argosy/plan/moved.py`.
 """
 
@@ -193,7 +193,7 @@ def larger(pool: Pool, names: list[str], quick: bool) -> measure.Table:
     table = measure.Table("layouts-moved", "bytes that the busiest rank sends in a step")
     table.settings = {
         "right": f"three steps against the reference in float64, every gradient within {TOLERANCES['float64'].gradient:g}",
-        "bytes": "heard below the model on every rank in one step of the laptop job's shape, eager, tied, float32; a "
+        "bytes": "heard below the model on every rank in one step of the 2M model (4 x 192), eager, tied, float32; a "
         "micro-batch is one sequence, a rank has two, four in a pipeline",
         "counted as": "what an algorithm optimal in bytes sends: (n - 1) / n of a tensor, twice that in an all-reduce",
     }
