@@ -201,8 +201,8 @@ def run_folder() -> str:
         ("`seconds`, `tokens_per_second`", "of this step"),
         (
             "`gemm_share`",
-            "the model's FLOP/s over what the model's own matrix products reach alone, timed in the same minute; "
-            "absent in the first step of a start",
+            "the model's FLOP/s over what the model's own matrix products reach alone, timed in the same minute (on a CPU "
+            "by all ranks at once, as in a step); absent in the first step of a start",
         ),
         ("`mfu`", "the same over the device's dense peak; absent where none is known, as for a CPU"),
         ("`incarnation`", "which start of the workers computed it; a step done again keeps the later line"),

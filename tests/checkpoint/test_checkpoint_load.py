@@ -203,6 +203,9 @@ def test_damaged_bytes_are_found_and_the_checkpoint_set_aside(bench: Any) -> Non
     with file.open("r+b") as damaged:
         damaged.seek(-1, os.SEEK_END)
         damaged.write(b"\7")
+    with pytest.raises(Refused, match=r"tensor w is damaged at byte .* passes it over") as refused:
+        load(bench.run, found, {"w": torch.zeros(100)}, partial=True)
+    assert refused.value.code == MACHINE and (folder / "manifest.json").exists()  # who only looks changes nothing
     with pytest.raises(Refused, match=r"tensor w is damaged at byte .* set aside") as refused:
         load(bench.run, found, {"w": torch.zeros(100)})
     assert refused.value.code == MACHINE

@@ -226,7 +226,18 @@ def test_a_checkpoint_that_lost_its_file_is_not_the_one_it_goes_on_from(place):
     next((run.checkpoints / "step-000009").glob("*.safetensors")).unlink()
     assert begun(out=out).newest_step() == 7
     said = " ".join(out.getvalue().split())
-    assert "goes on after step 7 of" in said and "is missing; step 7 is used instead" in said
+    assert "goes on after step 7 of" in said and "is missing; it is set aside" in said
+
+
+def test_what_is_said_of_a_damaged_checkpoint_does_not_foretell_what_memory_still_holds(place):
+    run, out = begun(), io.StringIO()
+    save(run, 7)
+    save(run, 9)
+    next((run.checkpoints / "step-000009").glob("*.safetensors")).unlink()
+    announce(run, 11)  # the start goes on from this one, once it is written
+    begun(out=out)
+    assert "used instead" not in out.getvalue() and "it is set aside" in " ".join(out.getvalue().split())
+    Slots(run.path, run.local).clear()
 
 
 def test_who_asks_while_checkpoints_are_sorted_out_is_heard(place):

@@ -36,7 +36,8 @@ def test_links_come_from_the_cluster() -> None:
     assert "between pools: ethernet" in text
     found = json.loads(show(["tp8 pp2 dp8"], cluster="two-nics", as_json=True))
     assert [(group["name"], group["link"]["tier"]) for group in found["groups"]] == [
-        ("tp", "in node"), ("dp", "across the fabric"), ("pp", "between pools"), ("all", "between pools"),
+        ("tp", "in node"), ("dp", "across the fabric"), ("pp", "between pools"), ("stage", "across the fabric"),
+        ("all", "between pools"),
     ]  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def test_a_folder_with_the_name_of_a_shape_does_not_hide_it(tmp_path: Path, monk
         (["tp8 dp32"], {"cluster": "two-nics"}, "has no device"),
         (["dp999999999"], {}, "more than the 1,000,000 that are drawn"),
         (["nosuchjob"], {}, "is no job file and no shipped job"),
-        (["laptop", "layout.shape=tp5"], {}, "tp5 must divide the 6 query heads. Nearest: tp6"),
+        (["laptop", "layout.shape=tp5"], {}, 'tp5 must divide the 6 query heads. Nearest: layout.shape="tp6"'),
     ],
 )
 def test_what_cannot_be_drawn_is_explained(words: list[str], more: dict[str, object], said: str) -> None:
@@ -95,3 +96,8 @@ def test_the_drawing_in_a_page_is_what_the_command_prints(page: str) -> None:
     commands, drawing = found[0]
     (line,) = [line for line in commands.splitlines() if "layout show" in line]
     assert show(shlex.split(line)[3:]).rstrip() == drawing.rstrip()
+
+
+def test_the_drawing_in_the_how_to_is_what_the_command_prints() -> None:
+    text = (DOCS / "how-to" / "layouts.md").read_text(encoding="utf-8")
+    assert f"```text\n{show(['tp2 pp2 dp2'])}\n```" in text

@@ -28,12 +28,17 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["layout.shape=tp2 pp2"], 6, "makes 4 ranks, there are 6 workers", 'Nearest: layout.shape="'),
         (["layout.shape=dp3"], 4, "makes 3 ranks, there are 4 workers", 'Nearest: layout.shape="dp4", or --workers 3'),
         # That do not divide what they must: heads; layers only where a list says so; the vocabulary need not divide.
-        (["layout.shape=tp4"], None, "tp4 must divide the 6 query heads", "Nearest: tp3"),
-        (["layout.shape=tp4 dp2"], 8, "tp4 must divide the 6 query heads", 'With 8 ranks: layout.shape="dp4 tp2"'),
-        (["layout.shape=pp2", "layout.stages=[1,2]"], None, "[1, 2] is 3 layers of 4", "layout.stages=[2, 2]"),
-        (["layout.shape=pp2", "layout.stages=[1,2,1]"], None, "names 3 stages; pp2 makes 2", "layout.stages=[2, 2]"),
+        (
+            ["layout.shape=tp4"],
+            None,
+            "tp4 must divide the 6 query heads",
+            'Nearest: layout.shape="tp3" --workers 3, or layout.shape="dp2 tp2".',
+        ),
+        (["layout.shape=tp4 dp2"], 8, "tp4 must divide the 6 query heads", 'or layout.shape="dp4 tp2".'),
+        (["layout.shape=pp2", "layout.stages=[1,2]"], None, "[1, 2] is 3 layers of 4", "layout.stages=[2,2]"),
+        (["layout.shape=pp2", "layout.stages=[1,2,1]"], None, "names 3 stages; pp2 makes 2", "layout.stages=[2,2]"),
         # More stages than layers.
-        (["layout.shape=pp8"], None, "pp8 makes 8 stages of 4 layers", "Nearest: pp4"),
+        (["layout.shape=pp8"], None, "pp8 makes 8 stages of 4 layers", 'Nearest: layout.shape="pp4"'),
         (
             ["layout.shape=pp4", "layout.virtual=2", "layout.schedule=interleaved"],
             None,

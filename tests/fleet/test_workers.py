@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from argosy.errors import MACHINE, Refused
 from argosy.fleet import workers
 from argosy.fleet.hold import Hold
 from argosy.fleet.workers import Child, WarmServer
@@ -151,6 +152,45 @@ def test_a_server_that_stands_still_is_not_waited_for(made, monkeypatch):
             child.close()
     assert (end.manner, end.signal) == ("killed", signal.SIGKILL)
     assert server.stood == first
+
+
+def test_a_server_that_ends_again_and_again_is_named(run, tmp_path, monkeypatch):
+    (tmp_path / "ends_at_once.py").write_text("import os\n\nos._exit(3)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    server = WarmServer(("ends_at_once",))
+    with run.lock(LONG) as lock, pytest.raises(Refused, match=r"fork them ends first.*three times in a row") as refused:
+        server.fork(lock, ())
+    assert refused.value.code == MACHINE
+    server.stop()
+
+
+CROWDED = """
+    import os, resource
+    from argosy.errors import Refused
+    from argosy.fleet.workers import WarmServer, start_beside
+    from argosy.run.folder import Run
+
+    server, held = WarmServer(()), []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    for attempt in (lambda: server.start(), lambda: start_beside("reader", Run("run"), 1, 0, "a:b")):
+        try:
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            pass
+        try:
+            attempt()
+        except Refused as refused:
+            print(refused.code, refused.text)
+"""
+
+
+def test_a_machine_that_gives_no_more_files_is_named_as_such():
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(CROWDED)], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("4 no worker can be started. Found: Too many open files. `ulimit -a`")
+    assert lines[1].startswith("4 the reader process cannot be started. Found: Too many open files.")
 
 
 def test_what_the_server_is_told_is_not_left_in_the_environment(monkeypatch):

@@ -28,6 +28,7 @@ CONTRADICTING = [
     (["batch.micro=17"], "more than the 16 sequences"),
     (["train.tokens=100"], "less than one step"),
     (["model.block.heads=5"], "Nearest: model.block.heads=4"),
+    (['memory.recompute=["mlp", "block"]'], "so mlp does nothing. Nearest: memory.recompute=block"),
     (["model.block.kv_heads=4"], "does not divide model.block.heads = 6. Nearest: model.block.kv_heads=3"),
     (["model.block.head_size=33"], "even head size"),
     (["model.layers=4", "model.pattern=[{}, {}, {}]"], "3 blocks, which do not divide model.layers = 4"),

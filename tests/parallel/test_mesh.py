@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from argosy.layout.layout import Layout
-from argosy.parallel.mesh import GROUPS, groups_of
+from argosy.layout.layout import GROUPS, Layout
+from argosy.parallel.mesh import groups_of
 from argosy.prove.pool import Pool
 
 HERE = str(Path(__file__))

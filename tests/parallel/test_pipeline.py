@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,78 @@ def test_a_rank_holds_its_stages_and_few_micro_batches(pool: Pool) -> None:
     sent = {name: max(one["sent"] for one in found) for name, found in most.items()}
     assert sent["1f1b"] <= 8 < sent["gpipe"]
     assert max(one["sent forward only"] for found in most.values() for one in found) == 8
+
+
+class Given(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keep",
+        )
+    ]
+
+
+def given_out() -> int | None:
+    """Bytes that malloc gave out and that nobody has freed; None where the C library does not tell."""
+    tell = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if tell is None:
+        return None
+    tell.restype = Given
+    found = tell()
+    return int(found.uordblks + found.hblkhd)
+
+
+def standing(rank: int, ranks: int, board: str, case: dict[str, Any]) -> list[int | None]:
+    """What stands on a rank after each of six steps whose letters have 256 tokens."""
+    import gc
+
+    import torch
+
+    from argosy.parallel import apply
+    from argosy.parallel.mesh import Meeting, joined
+    from argosy.plan import layouts
+    from argosy.prove.options import job_of
+    from argosy.prove.sample import batch_of
+    from argosy.train.feed import cut, tensors
+
+    job = job_of(case)
+    batch = job.batch.model_copy(update={"sequence": 256, "tokens": 256 * case["micros"]})
+    job = job.model_copy(update={"batch": batch})
+    layout, found = layouts.of(job.layout, ranks), []
+    with joined(layout, rank, Meeting("test", Path(board))) as mesh:
+        laid = apply.decoder(job, mesh, torch.device("cpu"))
+        text = batch_of(1, rows=case["micros"], sequence=256, packed=False, vocabulary=32)
+        micro = [tensors(part, torch.device("cpu")) for part in cut(text, 1, 0, 1)]
+        for _ in range(6):
+            float(laid.execute(micro, scale=1.0))
+            gc.collect()  # which the ranks of the pool leave to whoever calls them
+            found.append(given_out())
+    return found
+
+
+@pytest.mark.parametrize(
+    "more", [{"schedule": "1f1b"}, {"schedule": "interleaved", "virtual": 2, "layers": 4}], ids=str
+)
+def test_no_letter_outlives_its_step(pool: Pool, more: dict[str, Any]) -> None:
+    """By what malloc gave out: nothing that Python or torch may know of keeps a letter alive."""
+    if given_out() is None:
+        pytest.skip("the C library does not tell what it gave out (glibc 2.33 and later do)")
+    case = {**plain(), "pp": 2, "layers": 2, "micros": 4, **more}
+    letter = 256 * 24 * 8  # bytes: tokens, width, float64
+    for found in pool.call(f"{HERE}:standing", case, ranks=2):
+        second, *later = found[1:]
+        assert max(abs(one - second) for one in later) < letter / 2, found
 
 
 def exchanged(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> list[list[Any]]:

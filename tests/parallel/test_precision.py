@@ -222,3 +222,44 @@ def test_bytes_sent_are_those_of_the_closed_forms(pool: Pool, ranks: int) -> Non
     for rank, answer in enumerate(pool.call(TRAFFIC, {"jobs": jobs}, ranks=ranks)):
         for job, found in zip(jobs, answer, strict=True):
             assert found["heard"] == found["formula"], (rank, job["layout"], job["train"]["precision_of"])
+
+
+def scored(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """The logits of a text on this rank, and their type."""
+    import torch
+
+    from argosy.evaluate.generate import logits
+    from argosy.parallel import apply
+    from argosy.parallel.mesh import Meeting, joined
+    from argosy.plan import layouts
+
+    job = Job.model_validate(asked)
+    layout = layouts.of(job.layout, ranks)
+    with joined(layout, rank, Meeting("test", Path(board))) as mesh:
+        laid = apply.decoder(job, mesh, torch.device("cpu"))
+        whole = laid.applied.whole.eval()
+        tokens = (torch.arange(2 * 12) * 5 % 31).view(2, 12)
+        text = (tokens, torch.arange(12).expand(2, 12), torch.ones(2, 12, dtype=torch.int32))
+        with torch.no_grad():
+            found = laid.scores(*text) if laid.scores is not None else whole(logits, *text)
+        return {"type": str(found.dtype), "logits": found.double().tolist()}
+
+
+@pytest.mark.parametrize("head", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"pp": 2, "schedule": "interleaved", "virtual": 2, "layers": 4},  # rank 0 has a stage that receives
+        {"pp": 3, "schedule": "1f1b", "layers": 4},  # so has the rank in the middle
+    ],
+    ids=["interleaved", "three ranks"],
+)
+def test_logits_of_a_text_reach_every_rank_in_the_heads_own_type(pool: Pool, more: Case, head: str) -> None:
+    """Between stages activations are bfloat16, whatever the head computes in."""
+    case, job = complete(more), {}
+    for one in (case, {**complete({}), "layers": case["layers"]}):
+        job[ranks_of(one)] = told(one, "bfloat16", "float32", head=head).model_dump(mode="json")
+    found = pool.call(f"{HERE}:scored", job[case["pp"]], ranks=case["pp"])
+    (alone,) = pool.call(f"{HERE}:scored", job[1], ranks=1)
+    assert {one["type"] for one in found} == {alone["type"]} == {f"torch.{head}"}
+    assert all(one["logits"] == alone["logits"] for one in found)

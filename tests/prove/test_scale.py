@@ -70,6 +70,28 @@ def test_many_ranks_become_few() -> None:
         fewer(Layout(pp=2, dp_replicate=2, dp_shard=2, tp=2))
 
 
+@pytest.mark.parametrize(
+    ("shape", "secondary", "small"),
+    [
+        ("pp4 dp8", 4, ("pp2 dp4", 2)),
+        ("dp64", 8, ("dp4", 2)),
+        ("replicate2 dp10", 5, ("replicate2 dp4", 2)),
+        ("dp8", 4, ("dp8", 4)),
+        ("pp2 dp6", 3, ("pp2 dp4", 2)),
+    ],
+)
+def test_a_second_shard_stays_one(shape: str, secondary: int, small: tuple[str, int]) -> None:
+    words = [f"layout.shape={shape}", "layout.zero=3", f"layout.secondary={secondary}", "model.layers=4"]
+    _, trial = next(iter(trials(load("laptop", words).job)))
+    assert (trial.job.layout.shape, trial.job.layout.secondary) == small
+
+
+def test_a_second_shard_that_is_wrong_is_refused_and_not_made_right() -> None:
+    words = ["layout.shape=dp8", "layout.zero=3", "layout.secondary=3"]
+    with pytest.raises(Refused, match="must divide dp8 and be less"):
+        list(trials(load("laptop", words).job))
+
+
 def test_a_layout_that_nobody_named_or_that_is_wrong_is_refused() -> None:
     with pytest.raises(Refused, match="chosen by the machine"):
         list(trials(load("laptop").job))

@@ -39,9 +39,9 @@ def load(
 ) -> dict[str, Any]:
     """Fill `tensors` in place from `checkpoint`; gives its facts. The layout that wrote it does not matter.
 
-    partial: the checkpoint may hold more than is asked for. elsewhere: names that ranks with other stages ask for. Refused
-    where tensors do not fit; where bytes are damaged the checkpoint is set aside, so that the next start takes the one before
-    it, and Refused has code 4.
+    partial: the checkpoint may hold more than is asked for, by somebody who does not go on with its run. elsewhere: names that
+    ranks with other stages ask for. Refused where tensors do not fit; where bytes are damaged the checkpoint is set aside, so
+    that the next start takes the one before it, and Refused has code 4.
     """
     specs = {spec.name: spec for spec in checkpoint.manifest.specs}
     _fits(checkpoint, specs, tensors, partial, elsewhere)
@@ -50,6 +50,9 @@ def load(
         for node in range(len(checkpoint.manifest.files)):
             _read_node(checkpoint, node, specs, tensors, wanted)
     except Damaged as reason:
+        if partial:  # who only looks changes nothing
+            do = "The same command passes it over."
+            raise Refused(f"{reason}.", do=do, code=MACHINE) from None
         aside = set_aside(checkpoint.folder)
         raise Refused(
             f"{reason}.",

@@ -89,11 +89,12 @@ def lead(wanted: Wanted, server: WarmServer | None = None) -> tuple[Outcome, Run
 
     place = launched.place()
     if place is not None and place.rank > 0:
-        return launched.follow(place, launched.root(wanted.run))
+        return launched.done(place, wanted) or launched.follow(place, launched.root(wanted.run))
     mode = progress.mode(sys.stdout, quiet=wanted.quiet, json=wanted.json)
     screen = progress.screen(mode, sys.stdout)
     with ExitStack() as stack:
         stack.callback(screen.close)
+        note = None if place is None else stack.enter_context(launched.Note(place, wanted.run))
         here = machine()
         loaded = wanted.loaded()
         screen.title(words.title(here))
@@ -114,8 +115,8 @@ def lead(wanted: Wanted, server: WarmServer | None = None) -> tuple[Outcome, Run
         if lock is None:
             lock = hold(stack, start, asked)
         made = keep(start)
-        if place is not None:
-            return launched.first(place, start, made), made
+        if note is not None:
+            return launched.first(note, start, made), made
         if count == 0:
             return launched.alone(start, made), made
         return parent(start, made, lock, server), made

@@ -28,6 +28,7 @@ def prepare(job: str | None = None, overrides: Sequence[str] = (), *, workers: i
     said = ""
 
     def progress(what: str, done: int, total: int) -> None:
+        """Show how far the preparation is, where somebody looks on."""
         nonlocal said
         line = f"  {what} … {100 * done // max(1, total)}%"
         if line != said and sys.stderr.isatty():

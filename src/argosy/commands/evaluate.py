@@ -81,6 +81,7 @@ def register(app: typer.Typer) -> None:
         from argosy.quantities import bytes_text
 
         def seen(done: int, of: int) -> None:
+            """Show how far it is, where somebody looks on."""
             if sys.stderr.isatty():
                 print(f"\r  {done:,} of {of:,} tokens", end="\n" if done == of else "", file=sys.stderr, flush=True)
 

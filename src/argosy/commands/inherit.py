@@ -37,6 +37,7 @@ def text(loaded: Loaded, verdict: Verdict, progress: Callable[[str, int, int], N
     told: list[str] = []
 
     def preparing(what: str, done: int, total: int) -> None:
+        """Pass progress on, and remember that something had to be done."""
         told.append(what)
         progress(what, done, total)
 
@@ -127,8 +128,10 @@ def sorted_out(run: Run, note: Callable[[str], None], *, whole: bool) -> None:
         found.close()
     else:
         reasons = store.sort_out(run.checkpoints)
+    # Which one is used instead is known where all was looked at, and where the slots of this node are on the disk.
+    told = f"step {run.newest_step():,} is used instead" if whole else "it is set aside"
     for reason in reasons:
-        note(f"{reason}; step {run.newest_step():,} is used instead")
+        note(f"{reason}; {told}")
 
 
 def _written_out(run: Run) -> None:

@@ -221,6 +221,12 @@ def register(app: typer.Typer) -> None:
         if rows:
             raise typer.Exit(NO)
 
+    _register_files(job)
+
+
+def _register_files(job: typer.Typer) -> None:
+    """Spell those of the commands that write files."""
+
     @job.command("schema")
     def schema_command(
         presets_only: Annotated[bool, typer.Option("--presets", help="The model presets and their sizes.")] = False,

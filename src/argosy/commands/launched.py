@@ -11,6 +11,7 @@ import faulthandler
 import json
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -32,10 +33,13 @@ from argosy.run.incarnation import Incarnation
 from argosy.run.signals import heard, hurried
 
 if TYPE_CHECKING:
-    from argosy.commands.conduct import Start
+    from argosy.commands.conduct import Start, Wanted
 
-PATIENCE = 1800.0  # seconds that a rank waits for rank 0 to prepare the text
-SELDOM = 10.0  # seconds between two renewals of rank 0's note, once everybody should have seen it
+PATIENCE = 1800.0  # seconds that a rank waits for a sign of rank 0
+SILENCE = 300.0  # seconds without a new sign after which a rank 0 on another node has left; network disks tell late
+SELDOM = 10.0  # seconds between two renewals of rank 0's note at most
+OLD = 86_400.0  # seconds after which nobody looks at a note any more
+TELLING = 60.0  # seconds between two sentences about the waiting
 
 
 def place() -> World | None:
@@ -53,22 +57,40 @@ def alone(start: Start, run: Run) -> Outcome:
     return conduct.last_words(start, run, lead(start, run, made.number))
 
 
-def first(where: World, start: Start, run: Run) -> Outcome:
-    """Train as rank 0 of a launcher's ranks."""
+def first(note: Note, start: Start, run: Run) -> Outcome:
+    """Train as rank 0 of a launcher's ranks, the others of which wait for what `note` tells."""
     from argosy.commands import conduct
 
+    where = note.where
     conduct.header(start)
     start.screen.note(f"started by {where.launcher}: it restarts what dies; a signal saves and leaves with {SAVED}")
     made = conduct.incarnation(start, run, None, f"{where.host}:{where.port}")
     made = replace(made, nodes=where.nodes, node=where.node)
     made.write(run)
-    with _posted(_note(where, root(start.wanted.run)), run, made):
-        return conduct.last_words(start, run, lead(start, run, made.number))
+    if where.nodes > 1:
+        # Before anybody can ask for anything: a request is left there only where the folder stands.
+        requests.shared(run).mkdir(parents=True, exist_ok=True)
+    note.tell(run, made)
+    return conduct.last_words(start, run, lead(start, run, made.number))
 
 
 def root(run: Path | None) -> Path:
     """Where the ranks of a launch meet, `run` being the folder that was asked for: beside it, else among the runs."""
     return run.absolute().parent if run is not None else runs.root()
+
+
+def done(where: World, wanted: Wanted) -> tuple[Outcome, Run] | None:
+    """The end of a run that was finished before; None where there is something to do.
+
+    Every rank of a launch sees that for itself: rank 0 leaves at once, and tells nobody.
+    """
+    from argosy.commands import conduct
+
+    with suppress(Refused, OSError):  # of what is wrong rank 0 speaks; or nothing is: it is making the run just now
+        verdict = conduct.judged(wanted, wanted.loaded(), where.world)[1]
+        if verdict.action == "finished":
+            return Outcome(DONE, "finished", verdict.step, verdict.because), Run(verdict.path)
+    return None
 
 
 def follow(where: World, root: Path) -> tuple[Outcome, Run]:
@@ -96,6 +118,7 @@ def lead(start: Start, run: Run, number: int) -> Outcome:
     broken: list[Exception] = []
 
     def pump() -> None:
+        """Take requests to the clerk and let it look around, until the work is done."""
         try:
             while not done.wait(BEAT):
                 while asked:
@@ -171,49 +194,108 @@ def _note(where: World, root: Path) -> Path:
     )
 
 
-@contextmanager
-def _posted(note: Path, run: Run, made: Incarnation) -> Iterator[None]:
-    """Let the other ranks know while inside what they are to work at.
+class Note:
+    """What rank 0 tells the other ranks of its launch, in a file beside the runs: that it prepares a run, then which it is.
 
-    For those of other nodes the note is written again and again: they cannot see whether its writer lives, and one that a
-    killed launch has left stands still.
+    It stands there while inside. The others also learn from it that rank 0 lives: on its own node by the pid, on other nodes
+    because it is written again and again; one that a killed launch has left stands still. `srun` lets the others go on when
+    rank 0 has left with an error: there, where the name is that of one launch only, the note stays and says so.
     """
-    told = {"run": str(run.path.absolute()), "start": asdict(made), "pid": os.getpid()}
-    done = threading.Event()
 
-    def renew() -> None:
-        beat = 1
-        while not done.wait(min(SELDOM, beat / 2)):
+    def __init__(self, where: World, run: Path | None):
+        self.where, self.path = where, _note(where, root(run))
+        self._told: dict[str, Any] = {"pid": os.getpid()}
+        self._beat = 0
+        self._lock, self._done = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="note", daemon=True)
+
+    def __enter__(self) -> Note:
+        """Begin. Refused where nothing can be written there."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._write()
+            for other in self.path.parent.glob(".launch-Slurm-*.json"):
+                with suppress(FileNotFoundError):
+                    if time.time() - other.stat().st_mtime > OLD:
+                        other.unlink()
+        except OSError as error:
+            raise Refused(
+                "the ranks of this launch cannot meet there.",
+                where=str(self.path.parent),
+                found=error.strerror or str(error),
+                do="Name a folder that every node can write: --run DIR.",
+            ) from None
+        if self.where.nodes > 1:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        """Take the note away, or let it say that nothing comes any more."""
+        self._done.set()
+        if self.where.nodes > 1:
+            self._thread.join()
+        if kind is not None and "run" not in self._told and self.where.launcher == "Slurm":
+            self._told["left"] = True
             with suppress(OSError):
-                write_whole(note, json.dumps({**told, "beat": beat}))
-            beat += 1
+                self._write()
+        else:
+            self.path.unlink(missing_ok=True)
 
-    note.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(note, json.dumps({**told, "beat": 0}))
-    thread = threading.Thread(target=renew, name="note", daemon=True)
-    if made.nodes > 1:
-        thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        if made.nodes > 1:
-            thread.join()
-        note.unlink(missing_ok=True)
+    def tell(self, run: Run, made: Incarnation) -> None:
+        """Say which run it is, and which start of it."""
+        self._told = {**self._told, "run": str(run.path.absolute()), "start": asdict(made)}
+        self._write()
+
+    def _write(self) -> None:
+        with self._lock:
+            write_whole(self.path, json.dumps({**self._told, "beat": self._beat}))
+            self._beat += 1
+
+    def _renew(self) -> None:
+        while not self._done.wait(min(SELDOM, self._beat / 2)):
+            with suppress(OSError):
+                self._write()
 
 
-def _wait(where: World, note: Path, patience: float = PATIENCE) -> dict[str, Any]:
-    """What rank 0's note says. Refused where there is none from a living rank 0 within `patience` seconds."""
+def _wait(
+    where: World,
+    note: Path,
+    patience: float = PATIENCE,
+    silence: float = SILENCE,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """What rank 0's note says of its run, however long that takes to prepare.
+
+    Refused where no sign of a living rank 0 comes within `patience` seconds, and where it leaves before it tells: on another
+    node that is so after `silence` seconds without a new sign. The first rank of a node says now and then what it waits for.
+    """
     near = where.nodes == 1 or where.node == 0
-    last = time.monotonic() + patience
+    began = told_at = clock()
+    last = began + patience
     before: dict[str, Any] | None = None
-    while time.monotonic() < last:
+    prepares: int | None = None  # pid of the rank 0 that was seen to prepare
+    while (now := clock()) < last:
+        told: dict[str, Any] | None = None
         with suppress(OSError, ValueError):
-            told: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-            if guardian.alive(int(told["pid"])) if near else before not in (None, told):
-                return told  # not what a killed launch has left
-            before = told
+            told = json.loads(note.read_text(encoding="utf-8"))
+        if told is not None and told.get("left"):
+            prepares = int(told["pid"])
+            break
+        # Not what a killed launch has left.
+        if told is not None and (guardian.alive(int(told["pid"])) if near else before not in (None, told)):
+            if "run" in told:
+                return told
+            prepares, last = int(told["pid"]), now + (patience if near else silence)
+        elif near and prepares is not None and not guardian.alive(prepares):
+            break
+        before = told or before
+        if where.local_rank == 0 and now - told_at >= TELLING:
+            told_at = now
+            does = "which prepares the run" if prepares is not None else "of which nothing is seen yet"
+            print(f"waiting for rank 0, {does} ({(now - began) / 60:.0f} min so far)", file=sys.stderr, flush=True)
         time.sleep(0.05)
+    if prepares is not None:
+        raise Refused("rank 0 left before it had prepared a run.", where=str(note.parent), do="Its output tells why.")
     raise Refused(
         f"rank 0 prepared no run within {patience / 60:.0f} min.", where=str(note), do="Its output tells why."
     )
@@ -254,6 +336,7 @@ def _signals(ask: Callable[[str], object]) -> Iterator[None]:
     seen: dict[str, float] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
+        """Turn a signal into a request; a hurried one leaves at once."""
         name = signal.Signals(number).name
         if hurried(seen, name):
             signal.signal(number, signal.SIG_IGN)

@@ -87,11 +87,11 @@ def _of_job(words: Sequence[str], workers: int | None) -> tuple[Layout, list[str
 def _groups(layout: Layout, rank: int, cluster: Cluster | None) -> list[dict[str, Any]]:
     """The groups of `rank` with their links."""
     from argosy.cluster.links import Link, link
-    from argosy.layout.draw import SHORT, groups
+    from argosy.layout.draw import groups
 
     return [
         {
-            "name": SHORT.get(group.axis, "all"),
+            "name": group.name,
             "ranks": group.ranks,
             "talk": group.talk,
             "link": link(cluster, group.ranks) if cluster is not None else Link("this machine"),
@@ -113,7 +113,7 @@ def _text(layout: Layout, rank: int, cluster: Cluster | None, stages: Sequence[s
     wide = max((len(text) for text in members), default=0)
     for row, text in zip(rows, members, strict=True):
         lines.append(f"  {row['name']:<9} {len(row['ranks']):>6} ranks  {text:<{wide}}  {_link(row['link'])}")
-        lines.append(f"  {'':<9} {row['talk']}")
+        lines += [f"  {'':<9} {sentence}" for sentence in row["talk"]]
     return lines
 
 

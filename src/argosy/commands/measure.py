@@ -43,6 +43,7 @@ def settled(
     before: Mapping[str, Any] = info.get("probed") or {} if same else {}
 
     def ask(request: dict[str, Any]) -> Mapping[str, Any]:
+        """The answer to `request`: of the run that goes on, or timed now."""
         if not before:
             return timing.ask(request)
         return {**before, **here.tried(request, timing.cache)}

@@ -22,7 +22,7 @@ _WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 @dataclass
 class Outcome:
-    """How many draws there were, which failed, and the smallest failure as a job file."""
+    """How many draws there were, which failed, and the first failure, as small as it could be made, as a job file."""
 
     draws: int
     failed: list[Draw]
@@ -91,8 +91,7 @@ def _one_job(bench: Any, planned: Any, cases: int | None, as_json: bool, show: C
             outcome.failed.append(draw)
             outcome.job_file = outcome.job_file or job_file(trial, draw.found.wrong)
         show(json.dumps(draw.row()) if as_json else line(draw, ", ".join(f"{k} {v}" for k, v in options.items())))
-    if not as_json:
-        _end(outcome, show, of=len(planned))
+    _end(outcome, "As a job file:", as_json, show, of=len(planned))
     return outcome
 
 
@@ -116,7 +115,7 @@ def _many(
     outcome.missing = len(fuzzer.cover.open)
     if not as_json:
         _coverage(fuzzer, show)
-        _end(outcome, show)
+    _end(outcome, "The first one, as small as it still fails:", as_json, show)
     return outcome
 
 
@@ -137,16 +136,18 @@ def _coverage(fuzzer: Fuzzer, show: Callable[[str], None]) -> None:
         show(f"  never drawn: {first} {a} with {second} {b}")
 
 
-def _end(outcome: Outcome, show: Callable[[str], None], of: int | None = None) -> None:
-    """The last words; `of` is how many draws there are, where that is known."""
+def _end(outcome: Outcome, head: str, as_json: bool, show: Callable[[str], None], of: int | None = None) -> None:
+    """The last words, with `head` above the job file of what failed; `of` is how many draws there are, where that is known."""
+    if as_json:
+        if outcome.failed:
+            show(json.dumps({"job_file": outcome.job_file}))
+        return
     if not outcome.failed:
         number = f"{outcome.draws} draws" if of is None else f"{outcome.draws} of the {of} draws of this job"
         show(f"{number} agree with the reference.")
         return
     numbers = ", ".join(str(draw.number) for draw in outcome.failed)
-    show(
-        f"{len(outcome.failed)} of {outcome.draws} draws differ: {numbers}. The first one, as small as it still fails:"
-    )
+    show(f"{len(outcome.failed)} of {outcome.draws} draws differ: {numbers}. {head}")
     show(outcome.job_file)
 
 
@@ -162,11 +163,11 @@ def register(app: typer.Typer) -> None:
         cases: Annotated[int | None, typer.Option(help="How many draws.", show_default=str(CASES))] = None,
         minutes: Annotated[float | None, typer.Option(help="Stop drawing after so many minutes.")] = None,
         job: Annotated[Path | None, typer.Option(help="The same as JOB: check its layout, at small sizes.")] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="One JSON object a draw.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="One JSON object a draw, and the job file.")] = False,
     ) -> None:
         """Does every layout, or that of JOB, train the same model? Draws cases and compares them with the formulas.
 
-        Exit code 0 when all agree, 3 when not; the first failure is made as small as it can be and printed as a job file.
+        Exit code 0 when all agree, 3 when not. The first failure is printed as a job file; without JOB it is made small before.
         """
         from argosy.job.load import split
 

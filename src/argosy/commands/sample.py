@@ -97,6 +97,7 @@ def register(app: typer.Typer) -> None:
         from argosy.observe.text import shown
 
         def show(piece: str) -> None:
+            """Write a piece of the text as soon as it is there."""
             sys.stdout.write(shown(piece, sys.stdout))
             sys.stdout.flush()
 

@@ -89,6 +89,7 @@ def interrupted(requeue: bool = False) -> Iterator[None]:
     from argosy.run.signals import heard
 
     def leave(number: int, frame: FrameType | None) -> None:
+        """End by an exception that `interrupted` understands."""
         signal.signal(number, signal.SIG_IGN)  # a second one must not disturb the leaving
         raise Left(signal.Signals(number).name)
 

@@ -43,6 +43,7 @@ def hearing_sends(note: Note) -> Iterator[None]:
     """
 
     def heard(name: str, arguments: Sequence[Any], found: Any) -> None:
+        """Note what a call sends, or that nobody knows."""
         if name in SENDS:
             kind, whole, place = SENDS[name]
             group = group_given(arguments[place])

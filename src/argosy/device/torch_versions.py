@@ -120,6 +120,7 @@ def remember_instructions() -> None:
         return
 
     def remembered(isa: object, library: str) -> bool:
+        """What `probe` says, asked once for each library and machine."""
         note = Path(f"{library}.loads")
         with suppress(OSError):
             found = os.stat(library)

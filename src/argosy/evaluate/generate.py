@@ -18,6 +18,7 @@ from argosy.random import bits, key, unit
 TILE = 32  # attention keeps a kernel for each length it has seen; few lengths, few kernels
 
 Scores = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens, positions, segments [B, S] -> logits [B, S, V]
+Agree = Callable[[list[int]], list[int]]  # what this rank would choose, one id a prompt -> what all ranks take
 
 
 def choose(logits: Tensor, temperature: float, stream: int, position: int) -> int:
@@ -68,11 +69,13 @@ def continuations(
     end: int | None = None,
     vocabulary: int | None = None,
     device: torch.device | str = "cpu",
+    agree: Agree | None = None,
 ) -> Iterator[list[int | None]]:
     """Up to `tokens` times the next id of each of `prompts`, none of which is empty; None for one that met the id `end`.
 
     At most the last `context` tokens are looked at. Ids from `vocabulary` on (rows the tokenizer does not know) are never
-    chosen. `streams` key the choices, one a prompt.
+    chosen. `streams` key the choices, one a prompt. `agree`: where ranks need each other for `scores`, they must also end
+    together, though their logits may differ in a bit.
     """
     known = [list(prompt) for prompt in prompts]
     ended = [False] * len(known)
@@ -88,9 +91,12 @@ def continuations(
         positions = torch.arange(length, device=device).expand(padded.shape)
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             logits = scores(padded.to(device), positions, segments)
+        drawn = [
+            choose(logits[row, len(ids) - 1, :vocabulary], temperature, streams[row], number)
+            for row, ids in enumerate(seen)
+        ]
         chosen: list[int | None] = []
-        for row, ids in enumerate(seen):
-            new = choose(logits[row, len(ids) - 1, :vocabulary], temperature, streams[row], number)
+        for row, new in enumerate(drawn if agree is None else agree(drawn)):
             ended[row] = ended[row] or new == end
             chosen.append(None if ended[row] else new)
             if not ended[row]:

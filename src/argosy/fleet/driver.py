@@ -225,6 +225,7 @@ class Driver:
         os.set_blocking(writing, False)
 
         def note(number: int, frame: FrameType | None) -> None:
+            """Remember a signal and wake the driver; a hurried one leaves at once."""
             name = signal.Signals(number).name
             if hurried(seen, name):
                 signal.signal(number, signal.SIG_IGN)  # a third one must not disturb the leaving

@@ -59,10 +59,18 @@ class WarmServer:
         self._held: Hold | None = None
 
     def start(self) -> None:
-        """Make sure that a server runs; a dead one is replaced. Call it in the main thread: the server ends with its caller."""
+        """Make sure that a server runs; a dead one is replaced. Call it in the main thread: the server ends with its caller.
+
+        Refused (code 4) where the system gives no process or no file for it.
+        """
         self.context.set_forkserver_preload(self.preload)
-        with _no_main(), _safe_path(), _undisturbed(), _told(self.compiles):
-            multiprocessing.forkserver.ensure_running()
+        try:
+            with _no_main(), _safe_path(), _undisturbed(), _told(self.compiles):
+                multiprocessing.forkserver.ensure_running()
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            raise _none(error) from error
 
     @property
     def pid(self) -> int | None:
@@ -74,7 +82,8 @@ class WarmServer:
     def fork(self, lock: int, arguments: tuple[object, ...]) -> BaseProcess:
         """A new process that runs `child.leave(*arguments)`; waits until the server has loaded.
 
-        A server that dies or stands still meanwhile is replaced, twice. Refused (code 4) where that one ends, too.
+        A server that dies or stands still meanwhile is replaced, twice. Refused (code 4) where that one ends, too, and where
+        the system gives no process or no file. OSError where a disk is full.
         """
         for attempt in (1, 2, 3):
             self.start()
@@ -87,12 +96,7 @@ class WarmServer:
                 if getattr(error, "errno", None) in FULL:
                     raise
                 if attempt == 3:
-                    raise Refused(
-                        "no worker can be started: the process that is to fork them ends first.",
-                        found=f"that three times in a row; {type(error).__name__}: {error}",
-                        do="Too little memory ends it so, and a torch that does not load: see argosy doctor.",
-                        code=MACHINE,
-                    ) from error
+                    raise _none(error) from error
         raise AssertionError("unreachable")
 
     def stop(self) -> None:
@@ -128,6 +132,7 @@ class WarmServer:
         done = threading.Event()
 
         def look() -> None:
+            """End the server where it stands still for too long."""
             while not done.wait(STOPPED_FOR):
                 self.end_if_still()
 
@@ -138,6 +143,23 @@ class WarmServer:
         finally:
             done.set()
             thread.join()
+
+
+def _none(error: EOFError | OSError, what: str = "no worker can be started.") -> Refused:
+    """`what`, and why: the server has ended, as only a broken connection tells, or the system gives no process or file."""
+    if isinstance(error, EOFError | ConnectionError):
+        return Refused(
+            "no worker can be started: the process that is to fork them ends first.",
+            found=f"that three times in a row; {type(error).__name__}: {error}",
+            do="Too little memory ends it so, and a torch that does not load: see argosy doctor.",
+            code=MACHINE,
+        )
+    return Refused(
+        what,
+        found=error.strerror or str(error),
+        do="`ulimit -a` shows the limits of this shell; --workers N starts fewer.",
+        code=MACHINE,
+    )
 
 
 def warm(job: Job) -> WarmServer:
@@ -283,14 +305,17 @@ def start_worker(server: WarmServer, run: Run, incarnation: int, rank: int, lock
 
 
 def start_beside(trade: Trade, run: Run, incarnation: int, lock: int, entry: str) -> Child:
-    """Start the reader or the snapshot process: a fresh interpreter without torch."""
+    """Start the reader or the snapshot process: a fresh interpreter without torch. Refused (code 4) where there is no room."""
     arguments = [entry, trade, str(run.path.absolute()), str(incarnation), str(os.getpid())]
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "argosy.run.child", *arguments],
-        stdin=subprocess.DEVNULL,
-        pass_fds=(lock,),
-        process_group=0,  # Ctrl-C reaches the whole group of a terminal; the parent alone answers
-    )
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "argosy.run.child", *arguments],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(lock,),
+            process_group=0,  # Ctrl-C reaches the whole group of a terminal; the parent alone answers
+        )
+    except OSError as error:
+        raise _none(error, f"the {trade} process cannot be started.") from error
     return Child(trade, trade, incarnation, process.pid, process)
 
 
@@ -313,6 +338,7 @@ def _watch(held: Hold, handle: object) -> int:
     reading, writing = os.pipe()
 
     def wait() -> None:
+        """Wait for the end of the process, and say so by closing the pipe."""
         if isinstance(handle, subprocess.Popen):
             handle.wait()
         else:

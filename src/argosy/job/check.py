@@ -95,6 +95,7 @@ def check(job: Job, values: Mapping[str, Any], origins: Mapping[str, str]) -> No
                 )
     _numbers(job, origins)
     _batch(job, origins)
+    _recompute(job, origins)
     _shape(presets.filled(job.model), origins)
 
 
@@ -151,10 +152,23 @@ def _batch(job: Job, origins: Mapping[str, str]) -> None:
         )
 
 
+def _recompute(job: Job, origins: Mapping[str, str]) -> None:
+    """Whoever computes a whole block again computes its operators again."""
+    listed = job.memory.recompute
+    if "block" in listed and len(listed) > 1:
+        others = " and ".join(part for part in dict.fromkeys(listed) if part != "block")
+        raise Refused(
+            f'memory.recompute: "block" computes all of a block again{f", so {others} does nothing" if others else ""}.',
+            where=origins.get("memory.recompute", "default"),
+            do="Nearest: memory.recompute=block, or the operators alone.",
+        )
+
+
 def _shape(model: Any, origins: Mapping[str, str]) -> None:
     """Refused where the numbers of the model do not divide."""
 
     def refuse(key: str, what: str, do: str) -> Refused:
+        """A refusal that says who wrote `key`, or what it follows from."""
         said = next(
             (origins[name] for name in (key, "model.width", "model.pattern", "model.preset") if name in origins), ""
         )

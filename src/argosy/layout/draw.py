@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from argosy.layout.layout import AXES, Layout
+from argosy.layout.layout import AXES, GROUPS, Layout
 
 MOST = 3  # rows and columns that are drawn at either end of a long line
 RUN = 4  # from so many on, neighbouring ranks are written as 0-7
@@ -15,31 +15,43 @@ SHORT = {"pp": "pp", "dp_replicate": "replicate", "dp_shard": "dp", "cp": "cp", 
 TALK: Mapping[str, str] = {
     "tp": "activations: all-gather and reduce-scatter in every layer",
     "cp": "keys and values of every layer",
-    "dp_shard": "weights: all-gather; gradients: reduce-scatter",
-    "dp_replicate": "gradients: all-reduce once a step",
+    "shard": "weights: all-gather; gradients: reduce-scatter",
+    "replicate": "gradients: all-reduce once a step",
+    "data": "gradients of norms that stay whole: all-reduce once a step",
     "pp": "activations and their gradients: send and receive between neighbours",
-    "world": "the vote: twelve numbers a step",
+    "stage": "Muon's updates: each rank makes some of them, all-gather once a step",
+    "all": "the vote: twelve numbers a step",
 }
+NAMES = {"shard": "dp"}  # of groups, where people write another word
 
 
 @dataclass(frozen=True)
 class Group:
-    """One group of a rank: the axis along which its members differ ("world": all), and the ranks."""
+    """One group of a rank: its name as people write it, the ranks, and what they tell each other, a sentence each."""
 
-    axis: str
+    name: str
     ranks: list[int]
-
-    @property
-    def talk(self) -> str:
-        """What its members tell each other."""
-        return TALK[self.axis]
+    talk: tuple[str, ...]
 
 
 def groups(layout: Layout, rank: int) -> list[Group]:
-    """The groups that `rank` is in, the innermost axis first; the one of all ranks last."""
-    axes = [axis for axis in reversed(layout.order) if getattr(layout, axis) > 1]
-    found = [Group(axis, layout.line(rank, axis)) for axis in axes]
-    return [*found, Group("world", list(range(layout.world)))] if layout.world > 1 else []
+    """The groups that `rank` is in: along one axis, the innermost first; along several; of all ranks.
+
+    What a group along several axes tells is said of another one that has the same ranks, where there is one.
+    """
+    one = {axes[0]: name for name, axes in GROUPS.items() if len(axes) == 1}
+    found = {one[axis]: layout.line(rank, axis) for axis in reversed(layout.order) if getattr(layout, axis) > 1}
+    alone, everyone = list(found), list(range(layout.world))
+    talk = {name: [TALK[name]] for name in [*alone, "all"]}
+    for name in (name for name, axes in GROUPS.items() if len(axes) > 1):
+        ranks = layout.group(rank, *GROUPS[name])
+        same = next((other for other in alone if sorted(found[other]) == ranks), "all" if ranks == everyone else None)
+        if same is None and len(ranks) > 1:
+            found[name], talk[name] = ranks, [TALK[name]]
+        elif same is not None and not (name == "data" and same in alone):  # those say what they do with gradients
+            talk[same].append(TALK[name])
+    found |= {"all": everyone} if layout.world > 1 else {}
+    return [Group(NAMES.get(name, name), ranks, tuple(talk[name])) for name, ranks in found.items()]
 
 
 def grid(

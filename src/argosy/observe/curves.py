@@ -38,6 +38,7 @@ def learning(summary: Summary) -> list[tuple[str, Chart]]:
     for label, title, across, form in axes:
 
         def place(step: int, across: Sequence[float] = across) -> float:
+            """How far along the axis `step` lies."""
             at = bisect_right(steps, step) - 1
             return across[at] if at >= 0 else 0.0
 

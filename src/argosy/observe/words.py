@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
-from argosy.job.schema import Job
+from argosy.job.schema import Job, LayoutSection
 from argosy.job.setting import Setting
 from argosy.layout.layout import Layout
 from argosy.observe.progress import EndFacts, StartFacts
@@ -112,7 +112,7 @@ def start(
         ("Numbers", _numbers(job, why)),
         (
             "Expect",
-            f"≈{seconds_text(prediction.seconds)} of steps, ≈{prediction.tokens_per_second:,.0f} tokens/s"
+            f"≈{seconds_text(prediction.seconds)} of steps, ≈{float(f'{prediction.tokens_per_second:.2g}'):,.0f} tokens/s"
             f"{f' ({prediction.basis})' if prediction.basis else ''}, "
             f"{bytes_text(prediction.memory_bytes)} per worker, {bytes_text(prediction.disk_bytes)} on disk"
             + _timed(settings),
@@ -171,11 +171,34 @@ def _optim(job: Job, steps: int) -> str:
 
 def _layout(job: Job, workers: int, threads: int, backend: str, because: str = "") -> str:
     told = f" ({because})" if because else ""
+    each = f"{threads} thread{'s' * (threads != 1)}{told}"
     if workers == 0:
-        return "in this process, no workers" + (f", {threads} thread{'s' * (threads != 1)}{told}" if told else "")
-    text = f"{workers} worker{'s' * (workers != 1)} of {threads} thread{'s' * (threads != 1)}{told}: {job.layout.shape}"
-    sharded = f", ZeRO-{job.layout.zero}" if Layout.degrees_named(job.layout.shape).get("dp_shard", 1) > 1 else ""
-    return text + sharded + (f" over {backend}" if workers > 1 else "") + f", {job.batch.micro} sequences at once"
+        text = "in this process, no workers" + (f", {each}" if told else "")
+    else:
+        text = f"{workers} worker{'s' * (workers != 1)} of {each}: {job.layout.shape}"
+        text += f", ZeRO-{job.layout.zero}" if Layout.parse(job.layout.shape).dp_shard > 1 else ""
+        text += (f" over {backend}" if workers > 1 else "") + f", {job.batch.micro} sequences at once"
+    unusual = _unusual(job)
+    return "\n".join([text, ", ".join(unusual)] if unusual else [text])
+
+
+def _unusual(job: Job) -> list[str]:
+    """What of the layout acts and is not as it is when nobody asks, in words."""
+    asked, usual, layout = job.layout, LayoutSection(), Layout.parse(job.layout.shape)
+    found = []
+    if asked.order != usual.order and sum(degree > 1 for degree in layout.degrees) > 1:
+        found.append(f"axes in the order {asked.order}")
+    if layout.pp > 1 and asked.schedule != usual.schedule:
+        found.append(asked.schedule + (f" with {asked.virtual} stages a rank" if asked.virtual > 1 else ""))
+    if layout.pp > 1 and asked.stages:
+        found.append(f"stages of {' + '.join(map(str, asked.stages))} layers")
+    if layout.tp > 1 and not asked.sequence:
+        found.append("sequences whole on every tensor rank")
+    if layout.dp_shard > 1 and asked.secondary:
+        found.append(f"a second shard over {asked.secondary} ranks")
+    if job.memory.recompute:
+        found.append(f"backward recomputes {', '.join(job.memory.recompute)}")
+    return found
 
 
 def _numbers(job: Job, why: Mapping[str, str]) -> str:
@@ -242,8 +265,10 @@ def speed(summary: Summary) -> str:
 
 def timed(summary: Summary) -> str:
     """When the matrix products were timed, and by whom."""
-    alone = int(summary.info.get("workers") or 1) == 1
-    return "timed between steps" if alone else "timed on one rank while the others wait"
+    if int(summary.info.get("workers") or 1) == 1:
+        return "timed between steps"
+    devices = (summary.info.get("machine") or {}).get("devices")
+    return "timed on one rank while the others wait" if devices else "timed on all ranks at once"
 
 
 def compared(item: Compared) -> str:

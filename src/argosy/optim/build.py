@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from argosy.device.shards import local, zeros
 from argosy.device.torch_versions import multiply_all
@@ -34,6 +32,12 @@ def decayed(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and not TABLES & set(name.split("."))
 
 
+@torch.no_grad()
+def own(parameter: Tensor) -> Tensor:
+    """This rank's own memory of `parameter`, as a tensor that an optimizer takes."""
+    return local(parameter).detach()
+
+
 class Optimizer:
     """AdamW for some parameters, Muon for others, one learning rate."""
 
@@ -41,25 +45,28 @@ class Optimizer:
         if section.lr is None:
             raise Refused("optim.lr has no value.", do="Set it, or let the plan derive it.")
         self.lr, self.muon, self.adamw, self.updates = section.lr, muon, dict(adamw), 0
-        # One update takes tensors of one mesh only: those that tensor ranks share out, and those that each has whole.
-        alike: dict[tuple[bool, DeviceMesh | None], list[Tensor]] = {}
+        # Every rank updates its own shards, element by element. Of sharded tensors torch would take those of one mesh only at
+        # once, and work out anew in every step what becomes of them: as long as the update of a small model itself.
+        self.own = {name: own(parameter) for name, parameter in self.adamw.items()}
+        alike: dict[bool, list[Tensor]] = {}
         for name, parameter in self.adamw.items():
-            mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
-            alike.setdefault((decayed(name, parameter), mesh), []).append(parameter)
+            alike.setdefault(decayed(name, parameter), []).append(self.own[name])
         groups = [
             {"params": members, "weight_decay": section.weight_decay if decay else 0.0}
-            for (decay, _), members in alike.items()
+            for decay, members in alike.items()
         ]
+        self.moments: dict[str, tuple[Tensor, Tensor]] = {}
         self.inner: torch.optim.AdamW | None = None
         if self.adamw:
             self.inner = torch.optim.AdamW(
                 groups, lr=self.lr, betas=(section.beta1, section.beta2), eps=section.epsilon, fused=fused,
             )  # fmt: skip
-            for parameter in self.adamw.values():  # from the start, as a checkpoint wants to fill it
-                self.inner.state[parameter] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=local(parameter).device),
-                    "exp_avg": zeros(parameter),
-                    "exp_avg_sq": zeros(parameter),
+            for name, parameter in self.adamw.items():  # from the start, as a checkpoint wants to fill it
+                first, second = self.moments[name] = (zeros(parameter), zeros(parameter))
+                self.inner.state[self.own[name]] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=self.own[name].device),
+                    "exp_avg": local(first),
+                    "exp_avg_sq": local(second),
                 }
 
     @torch.no_grad()
@@ -75,7 +82,13 @@ class Optimizer:
         if self.inner is not None:
             for group in self.inner.param_groups:
                 group["lr"] = self.lr * rate
+            for name, parameter in self.adamw.items():
+                # Its memory may have become another one since the last step: a layout may lay shards out when first used.
+                self.own[name].data = local(parameter)
+                self.own[name].grad = None if parameter.grad is None else local(parameter.grad)
             self._update(self.inner, good)
+            for shard in self.own.values():
+                shard.grad = None  # or it would stay when the parameter's is dropped
         if self.muon is not None:
             self.muon.step(self.lr * rate, good)
         self.updates += 1
@@ -107,10 +120,8 @@ class Optimizer:
         Slots: "first" and "second" moment (AdamW), "momentum" (Muon).
         """
         found: dict[str, Tensor] = {}
-        for name, parameter in self.adamw.items():
-            assert self.inner is not None
-            state = self.inner.state[parameter]
-            found[f"optim.{name}.first"], found[f"optim.{name}.second"] = state["exp_avg"], state["exp_avg_sq"]
+        for name, (first, second) in self.moments.items():
+            found[f"optim.{name}.first"], found[f"optim.{name}.second"] = first, second
         if self.muon is not None:
             found |= {f"optim.{name}.momentum": momentum for name, momentum in self.muon.state.items()}
         return found
@@ -122,9 +133,9 @@ class Optimizer:
     def load_scalars(self, scalars: Mapping[str, int]) -> None:
         """Take over `scalars` from a checkpoint."""
         self.updates = int(scalars["updates"])
-        for parameter in self.adamw.values():
+        for shard in self.own.values():
             assert self.inner is not None
-            self.inner.state[parameter]["step"].fill_(float(self.updates))
+            self.inner.state[shard]["step"].fill_(float(self.updates))
 
     def describe(self) -> dict[str, str]:
         """What happens to each parameter: "muon, decay", "adamw, decay" or "adamw"."""

@@ -244,11 +244,12 @@ class Sharded:
 
     def micro(self, *, last: bool) -> None:
         """Say whether this backward pass sums gradients over ranks and gives whole weights back."""
-        self.root.set_requires_gradient_sync(last or self.stage > 1)
-        if self.copied:
-            self.root.set_requires_all_reduce(last)
+        for module in self.modules:  # torch itself would look through all layers of all blocks for them, three times
+            module.set_requires_gradient_sync(last or self.stage > 1, recurse=False)
+            if self.copied:
+                module.set_requires_all_reduce(last, recurse=False)
+            module.set_reshard_after_backward(last or self.stage == 3, recurse=False)
         self.root.set_is_last_backward(last)
-        self.root.set_reshard_after_backward(last or self.stage == 3)
 
     def ends(self, units: Iterable[nn.Module]) -> None:
         """Let the copies of the shards of `units` add them up in the backward pass that comes.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from argosy.device.torch_versions import forget_meshes, let_go_of_groups, new_group
 from argosy.errors import BUG, Refused
-from argosy.layout.layout import Layout
+from argosy.layout.layout import GROUPS, Layout
 
 PATIENCE = timedelta(
     minutes=30
@@ -48,16 +48,6 @@ class Meeting:
     hosted: bool = False
 
 
-# What each group of a mesh is for, and the axes along which its members differ. Made in this order on every rank.
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "tp": ("tp",),  # share every matrix of a layer
-    "cp": ("cp",),  # share every sequence
-    "shard": ("dp_shard",),  # share weights, gradients, optimizer state
-    "replicate": ("dp_replicate",),  # hold copies of each other's shards
-    "data": ("dp_replicate", "dp_shard"),  # read different sequences, have the same part of the model
-    "pp": ("pp",),  # share the layers
-    "stage": ("dp_replicate", "dp_shard", "cp", "tp"),  # hold the same stages of the pipeline
-}
 _named: dict[
     tuple[str | int, ...], tuple[str, ...]
 ] = {}  # device meshes that torch may remember, and their groups' names

@@ -289,6 +289,8 @@ def computes(layers: Sequence[range], own: Sequence[int], number: Tensor, chunk:
     """
 
     def stage(index: int) -> Compute:
+        """What the stage `index` computes."""
+
         def compute(decoder: Any, x: Tensor | None, batch: Any) -> Tensor:
             """Embed on the first stage, the stage's blocks, norm and loss on the last."""
             made = through(decoder, x, batch, layers[index], number)

@@ -26,7 +26,7 @@ WIDER = {
 }  # bytes kept beside each activation, compiled or not: float32 copies in norms and rotations
 # The longest sequence whose attention scores a CPU holds whole for a moment, by type: where the two kernels of
 # model/kernels.py cross, measured by benchmarks/attention.py with one to eight documents a sequence. In float32 they are even
-# at 128 tokens and flash takes half the time at 256; in bfloat16 dense is the faster at 256, flash from 512 to 768 on.
+# at 128 tokens and flash takes half the time at 256; in bfloat16 dense is the faster at 256, flash from 512 on.
 DENSE = {"float64": 96, "float32": 96, "bfloat16": 384}
 SCORE = 6  # bytes each of them takes then
 ENDS = 56  # bytes per token and width at both ends of the model: embedding, last norm, their gradients

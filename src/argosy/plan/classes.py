@@ -42,6 +42,7 @@ def carried(train: TrainSection) -> Carried:
     """How the weights of a job in force are carried. No type is finer than the master's: there are no more digits to lose."""
 
     def least(kind: str) -> str:
+        """The type with fewer digits: `kind`, or that of the weights."""
         return min(kind, str(train.master), key=DIGITS.__getitem__)
 
     own, kinds = str(train.precision), of_classes(train)

@@ -9,7 +9,8 @@ from math import prod
 from argosy.cluster.here import Machine
 from argosy.errors import Refused
 from argosy.job.schema import Job, LayoutSection, layers
-from argosy.layout import legal, stages
+from argosy.layout import stages
+from argosy.layout.asked import Asked
 from argosy.layout.layout import Layout, axes_of, share
 from argosy.plan import flops
 
@@ -73,7 +74,8 @@ def chosen(job: Job, world: int, accelerated: bool) -> tuple[Layout, str]:
 def of(section: LayoutSection, world: int, micro: int = 1) -> Layout:
     """The layout that `section` (its shape not "auto") makes of `world` ranks with `micro` micro-batches each."""
     layout = Layout.parse(section.shape, world)
-    return replace(layout, virtual=section.virtual, micro=micro, order=axes_of(section.order))
+    virtual = section.virtual if layout.pp > 1 else 1  # without a pipeline there is one stage
+    return replace(layout, virtual=virtual, micro=micro, order=axes_of(section.order))
 
 
 def in_force(job: Job, world: int, shape: str | None = None) -> Layout:
@@ -97,21 +99,19 @@ def rows_at_once(job: Job, layout: Layout) -> int:
     return rows * min(4 * layout.pp, -(-job.evaluate.tokens // (rows * job.batch.sequence)))
 
 
-def asked(job: Job, layout: Layout, written: Mapping[str, str]) -> legal.Asked:
+def asked(job: Job, layout: Layout, written: Mapping[str, str]) -> Asked:
     """What the table of rules is asked for `job`, whose model section is in force; `written`: the keys somebody wrote."""
-    rows = job.batch.tokens // job.batch.sequence
-    own = max(len(share(rows, layout.data, part)) for part in range(layout.data))
-    return legal.Asked(
+    return Asked(
         layout,
         layers=job.model.layers or 0,
         heads=[block.heads or 1 for block in layers(job.model)],
         sequence=job.batch.sequence,
-        sequences=rows,
+        sequences=job.batch.tokens // job.batch.sequence,
         zero=job.layout.zero,
         secondary=job.layout.secondary,
         schedule=job.layout.schedule,
         stages=job.layout.stages,
-        micro=-(-own // job.batch.micro) if isinstance(job.batch.micro, int) else None,
+        rows=job.batch.micro if isinstance(job.batch.micro, int) else None,
         written=written,
     )
 
@@ -124,7 +124,7 @@ def stage_layers(job: Job, layout: Layout) -> tuple[range, ...]:
     layer = (flops.flops_per_token(model, job.batch.sequence) - head) / max(1, count)
     # Looking a row up and adding it to a gradient are two operations an element.
     ends = (2.0 * (model.width or 0) / layer, head / layer) if layer else (0.0, 0.0)
-    return stages.assign(count, layout.stages, job.layout.stages, ends)
+    return stages.assign(count, layout.stages, job.layout.stages if layout.pp > 1 else (), ends)
 
 
 def stages_held(job: Job, layout: Layout) -> list[str]:

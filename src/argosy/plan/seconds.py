@@ -19,9 +19,10 @@ from argosy.plan import flops, layouts, moved
 from argosy.plan.bytes import WIDTH, kept
 
 MOVED = {True: 110.0, False: 250.0}  # bytes an element of activations costs, with and without the compiler
-# Of what a model does beside matrix products, the share of its time that the compiler leaves: fitted to the laptop job's
-# layers, compiled and not. In bfloat16 less is left, for the compiler also removes conversions.
-LEFT = {"float32": 0.42, "bfloat16": 0.28, "float64": 0.42}
+# Of what a model does beside matrix products and attention, the share of its time that the compiler leaves: fitted to steps of
+# the laptop job on quiet cores (two workers and one; 3, 4 and 6 layers; Muon and AdamW), which it then tells within a tenth.
+LEFT = {"float32": 0.6, "bfloat16": 0.47, "float64": 0.6}
+BETWEEN = 0.004  # seconds of a step in which a rank of a CPU waits: for its batch, the others at the vote, the record
 EXCHANGE = 1.0e9  # bytes/s at which a rank hands gradients to others of its machine over gloo
 EXCHANGE_LINK = 5e10  # the same between devices of one machine
 EFFICIENCY = 0.4  # share of the matrix-multiply rate that a model reaches where only that rate is known
@@ -77,29 +78,46 @@ def step_seconds(job: Job, probed: Mapping[str, Any], workers: int, devices: int
 def from_pieces(job: Job, probed: Mapping[str, Any], workers: int) -> float:
     """Seconds of one step from the pieces that `python -m argosy.train.trial` timed in the job's type.
 
-    Timed eagerly. The compiler leaves the matrix products as they are and shortens everything between them.
+    Timed eagerly. The compiler leaves matrix products, and attention where it is a kernel, as they are and shortens everything
+    else.
     """
     one, asked = probed["pieces"][str(job.train.precision)], probed["request"]
     layout = (
         Layout(dp_replicate=max(1, workers)) if job.layout.shape == "auto" else layouts.of(job.layout, max(1, workers))
     )
-    like = sum(work(job.model, block, job.batch.sequence) for block in layers(job.model))
-    blocks = like / work(job.model, job.model.block, job.batch.sequence)
     left = LEFT[str(job.train.precision)] if job.train.compile is not False else 1.0
 
     def part(name: str) -> float:
-        products = min(one[f"{name}_products"], one[name])
-        return float(products + left * (one[name] - products))
+        """Seconds of a pass over a piece, compiled where the job is."""
+        stays = min(one[f"{name}_products"] + one.get(f"{name}_attention", 0.0), one[name])
+        return float(stays + left * (one[name] - stays))
 
-    each = blocks * part("block") / (asked["rows"] * asked["sequence"]) + part("ends") / asked["ends"]
-    rows, parts = -(-(job.batch.tokens // job.batch.sequence) // layout.data), layout.tp * layout.pp
-    computed = rows * job.batch.sequence * each / parts
+    each = _blocks(job) * part("block") / (asked["rows"] * asked["sequence"]) + part("ends") / asked["ends"]
+    rows = -(-(job.batch.tokens // job.batch.sequence) // layout.data)
+    computed = rows * job.batch.sequence * each / (layout.tp * layout.pp)
     if "block" in job.memory.recompute:
         computed *= 4 / 3  # the forward pass once more; backward takes twice as long as it
-    shared = layout.data if job.optim.name == "muon" else 1  # ranks share out the matrices
-    update = (blocks * one["block_update"] / shared + one["ends_update"]) / parts
-    sent = exchanged(job, layout, rows) / (EXCHANGE if asked["device"] == "cpu" else EXCHANGE_LINK)
-    return float((computed + sent) / (1 - waiting(job, layout, rows)) + update)
+    cpu = asked["device"] == "cpu"
+    sent = (exchanged(job, layout, rows) + shared_out(job, layout)) / (EXCHANGE if cpu else EXCHANGE_LINK)
+    took = (computed + sent) / (1 - waiting(job, layout, rows)) + update(job, one, layout)
+    return float(took + (BETWEEN if cpu else 0.0))
+
+
+def update(job: Job, one: Mapping[str, float], layout: Layout) -> float:
+    """Seconds of a rank's update, from the pieces `one`.
+
+    Each rank updates what it holds. The iterations of Muon, of whole matrices, are shared out among all that hold the same
+    layers.
+    """
+    together = one.get("block_orthogonal", 0.0)
+    own = _blocks(job) * max(0.0, one["block_update"] - together) + one["ends_update"]
+    return float((own / layout.dp_shard + _blocks(job) * together / layout.data) / (layout.tp * layout.pp))
+
+
+def _blocks(job: Job) -> float:
+    """How many times the work of `model.block` the job's layers are; those of a pattern may be larger or smaller."""
+    like = sum(work(job.model, block, job.batch.sequence) for block in layers(job.model))
+    return like / work(job.model, job.model.block, job.batch.sequence)
 
 
 def exchanged(job: Job, layout: Layout, rows: int) -> float:
@@ -107,6 +125,16 @@ def exchanged(job: Job, layout: Layout, rows: int) -> float:
     gradients = 4.0 * flops.parameters(job.model) / (layout.tp * layout.pp) * 2 * (layout.data - 1) / layout.data
     tokens, width = rows * job.batch.sequence, (job.model.width or 0) * WIDTH[str(job.train.precision)]
     return gradients + moved.passes(job) / layout.pp * (layout.tp - 1) / layout.tp * tokens * width
+
+
+def shared_out(job: Job, layout: Layout) -> float:
+    """Bytes that a rank sends so that every rank gets each matrix from the one that made it orthogonal; see optim/muon.py."""
+    if job.optim.name != "muon":
+        return 0.0
+    shards, ranks = layout.dp_shard * layout.tp, layout.data * layout.tp
+    gathered = 4.0 * (shards - 1) / shards  # in the type of the momentum; what is made of it is in that of the products
+    made = WIDTH[str(job.train.precision)] * (ranks - 1) / ranks
+    return flops.matrix_parameters(job.model) / layout.pp * (gathered + made)
 
 
 def waiting(job: Job, layout: Layout, rows: int) -> float:

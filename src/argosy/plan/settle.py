@@ -19,6 +19,7 @@ from argosy.job.load import Loaded
 from argosy.job.schema import BlockSection, Job, ModelSection, layers
 from argosy.job.setting import Setting
 from argosy.layout import legal
+from argosy.layout.asked import without_effect
 from argosy.layout.layout import Layout
 from argosy.plan import bytes as memory
 from argosy.plan import classes, derive, fit, flops, layouts, precision, seconds
@@ -121,11 +122,13 @@ def settle(
     kept: Mapping[str, Setting] | None = None,
     folder: Path | None = None,
     read: tuple[int, int] = (0, 0),
+    local: int | None = None,
 ) -> Settled:
     """The job in force over `workers` ranks (0 = one, in this process), its settings, notes and prediction.
 
     kept: settings of the unfinished run that is continued. folder: where the run will lie, for the disk's free space.
-    read: (steps, tokens) of this run before its batch.tokens last changed.
+    read: (steps, tokens) of this run before its batch.tokens last changed. local: how many of the workers are on this
+    machine and share its memory; None = all.
     Refused where the data does not fit the model, the workers not the layout, or memory or disk would not suffice.
     """
     draft = _Draft(loaded, kept or {}, dict(leaves.leaves(loaded.job)), read=read)
@@ -138,7 +141,7 @@ def settle(
     _optimizer(draft)
     _compile(draft, probed, machine, world)
     layout = layouts.of(draft.job().layout, world)
-    fit.settle_memory(draft, layout, machine, world)
+    fit.settle_memory(draft, layout, machine, world, max(1, world if local is None else local))
     job = draft.job()
     legal.check(layouts.asked(job, layout, loaded.written))
     plan = _prediction(job, layout, probed, machine, world)
@@ -234,7 +237,7 @@ def _layout(draft: _Draft, world: int, accelerated: bool) -> None:
     draft.put("layout.shape", layout.text() if world > 1 else "dp1", origin, why)
     asked = layouts.asked(draft.job(), layout, draft.loaded.written)
     legal.check(asked)
-    for wrong in legal.without_effect(asked):
+    for wrong in without_effect(asked):
         if job.layout.shape != "auto" and world > 1:
             raise Refused(wrong.what, where=draft.loaded.written[wrong.key], do=wrong.do)
         draft.dead(wrong.key, wrong.what.rstrip("."))
@@ -270,6 +273,7 @@ def _length(draft: _Draft, probed: Mapping[str, Any], world: int, accelerated: b
     done, read = draft.read
 
     def steps_of(tokens: int) -> int:
+        """After how many steps so many tokens are read."""
         return max(1, done + max(0, -(-(tokens - read) // batch.tokens)))
 
     if train.tokens is not None:

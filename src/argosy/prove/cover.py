@@ -31,6 +31,8 @@ class Cover:
             known |= {pair for pair in self._all() if self._possible(pair)}
         self.legal = set(known)
         self.open = set(self.legal)
+        self._sorted = sorted(self.legal, key=str)  # sets have no order, and a seed must draw the same everywhere
+        self._places = {option: place for place, option in enumerate(options)}
 
     def draw(self, case: Mapping[str, Any]) -> int:
         """Note that `case` was drawn; how many pairs it is the first to hold."""
@@ -41,10 +43,11 @@ class Cover:
     def covering(self, random: Random) -> Iterator[Case]:
         """Cases that close all open pairs, each as many as it can; every one must be `draw`n before the next is asked."""
         while self.open:
-            first, a, second, b = random.choice(sorted(self.open, key=str))
+            first, a, second, b = random.choice([pair for pair in self._sorted if pair in self.open])
             chosen = {first: a, second: b}
 
             def gain(name: str, chosen: Mapping[str, Any]) -> Iterable[Any]:
+                """Values of an option, those first that bring most pairs."""
                 values = list(self.options[name])
                 random.shuffle(values)
                 return sorted(
@@ -60,6 +63,7 @@ class Cover:
         while True:
 
             def shuffled(name: str, chosen: Mapping[str, Any]) -> Iterable[Any]:
+                """Values of an option in any order."""
                 return random.sample(list(self.options[name]), len(self.options[name]))
 
             if (case := self.complete({}, shuffled)) is not None:
@@ -126,9 +130,9 @@ class Cover:
 
     def _gain(self, chosen: Mapping[str, Any], name: str, value: Any) -> int:
         """How many open pairs `value` closes with what is chosen already."""
-        places = {option: place for place, option in enumerate(self.options)}
+        at = self._places[name]
         return sum(
-            ((name, value, other, has) if places[name] < places[other] else (other, has, name, value)) in self.open
+            ((name, value, other, has) if at < self._places[other] else (other, has, name, value)) in self.open
             for other, has in chosen.items()
         )
 

@@ -48,9 +48,11 @@ class Draw:
         found = self.found
 
         def number(value: float) -> float | None:
+            """A number that JSON has; None for what is none."""
             return value if isfinite(value) and not found.raised else None
 
         def tensor(name: str, error: float) -> dict[str, Any]:
+            """The worst tensor, as JSON."""
             return {"name": name or None, "error": number(error)}
 
         row = {
@@ -93,6 +95,7 @@ class Fuzzer:
         """The smallest case that fails as `draw` did, and how it fails. The draw itself where it does not fail again."""
 
         def fails(case: Case) -> bool:
+            """Whether `case` fails in the same way."""
             found = self.bench.try_(Trial.of(case, draw.precision))
             return not found.ok and found.raised == draw.found.raised
 

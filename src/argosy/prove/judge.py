@@ -66,6 +66,7 @@ def dropout(share: float, seed: int, step: int, arrays: Mapping[str, Any]) -> An
         return None
 
     def dropped(name: str, row: int, places: Any, vectors: Any) -> Any:
+        """What dropout leaves of `vectors`."""
         sequence, segments, positions = (
             arrays["sequence"][row].numpy(),
             arrays["segments"][row, places].numpy(),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from argosy.errors import Refused
-from argosy.layout.layout import Layout
+from argosy.layout.layout import Layout, divisors, nearest
 from argosy.plan.classes import DIGITS, of_classes
 from argosy.prove.options import HIDDEN, RANKS, SEQUENCE, TOLERANCES
 
@@ -45,7 +45,7 @@ def trials(job: Job, precision: str = "float64") -> Iterator[tuple[dict[str, Any
                 {"rows": rows, "micro": micro, "packed": packed, "update": update},
                 Trial(itself, update, packed, own.world),
             )
-    layout = fewer(own)
+    layout = fewer(own, job.layout.secondary)
     small = shrunk(job, layout, precision)
     name = small.optim.name
     data, least = layout.data, layout.pp if small.layout.virtual > 1 else 1  # micro-batches that a schedule needs
@@ -102,18 +102,31 @@ def layout_of(job: Job) -> Layout:
     return layouts.of(job.layout, Layout.parse(job.layout.shape).world)
 
 
-def fewer(layout: Layout) -> Layout:
-    """`layout` with at most RANKS ranks: the largest degree made smaller, again and again, but none that acts to 1."""
+def fewer(layout: Layout, secondary: int = 0) -> Layout:
+    """`layout` with at most RANKS ranks: the largest degree made smaller, again and again, but none that acts to 1.
+
+    A `secondary` shard lies over a part of dp, so that four is the least there.
+    """
+    least = {"dp_shard": 4 if secondary else 2, "dp_replicate": 2, "pp": 2, "tp": 2, "cp": 2}
     while layout.world > RANKS:
-        degrees = {axis: int(getattr(layout, axis)) for axis in ("dp_shard", "dp_replicate", "pp", "tp", "cp")}
-        axis = max(degrees, key=lambda one: degrees[one])
-        if degrees[axis] == 2:
+        degrees = {axis: int(getattr(layout, axis)) for axis in least if getattr(layout, axis) > least[axis]}
+        if not degrees:
             raise Refused(
                 f'layout.shape = "{layout.text()}" splits in more ways than {RANKS} ranks can show.',
                 do="Check two of its dimensions at a time.",
             )
-        layout = replace(layout, ep=1, **{axis: max(2, degrees[axis] // 2)})  # type: ignore[arg-type]
+        axis = max(degrees, key=lambda one: degrees[one])
+        less = least[axis] if least[axis] > 2 else max(2, degrees[axis] // 2)
+        layout = replace(layout, ep=1, **{axis: less})  # type: ignore[arg-type]
     return layout
+
+
+def second_shard(job: Job, layout: Layout) -> int:
+    """`layout.secondary` of `job`, or where dp became smaller the nearest that it still can have."""
+    secondary = job.layout.secondary
+    fits = [parts for parts in divisors(layout.dp_shard) if 1 < parts < layout.dp_shard]
+    changed = layout.dp_shard != layout_of(job).dp_shard
+    return nearest(secondary, fits) if secondary and fits and changed else secondary
 
 
 def shrunk(job: Job, layout: Layout, precision: str) -> Job:
@@ -127,7 +140,8 @@ def shrunk(job: Job, layout: Layout, precision: str) -> Job:
         "batch": {"sequence": SEQUENCE, "tokens": layout.data * SEQUENCE, "micro": 1},
         "train": {"seed": 5, "steps": 3, "precision": precision, "master": master, "reduce": master, "compile": False},
         "optim": _optim(job),
-        "layout": job.layout.model_dump() | {"shape": layout.text(), "stages": stages_of(job, layout)},
+        "layout": job.layout.model_dump()
+        | {"shape": layout.text(), "stages": stages_of(job, layout), "secondary": second_shard(job, layout)},
         "memory": {"recompute": job.memory.recompute, "loss_chunk": 5},
     }
     return Job.model_validate(values)

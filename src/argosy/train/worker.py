@@ -212,6 +212,7 @@ class Worker:
         chosen: list[tuple[Checkpoint | None, list[str]]] = []
 
         def choose() -> None:
+            """Look for the newest good checkpoint."""
             if own:
                 self.saver.settle()
             chosen.append(search(run.checkpoints, aside=own))
@@ -266,7 +267,7 @@ class Worker:
             Sample(self.sampler(), interval(job.observe.sample_every)),
             Keep(self.saver, job, self.ledger),
             Garbage(job.train.collect_every),
-            gauge(job, self.device, self.layout.world),
+            gauge(job, self.device, self.layout.world, mesh.world),
         ]
         self.applied.whole.train()
         return Trainer(
@@ -306,6 +307,7 @@ class Worker:
         """Writes the samples of a step: on rank 0 alone, with the help of all where weights are sharded."""
         job = self.job
         tokenizer = open_tokenizer(self.run.prepared())
+        together = self.layout.world > self.layout.dp_replicate
         write = samples.Samples(
             self.applied.whole,
             tokenizer,
@@ -316,8 +318,8 @@ class Worker:
             seed=job.train.seed,
             device=self.device.torch,
             scores=self.laid.scores,
+            group=self.laid.mesh.world if together else None,
         )
-        together = self.layout.world > self.layout.dp_replicate
 
         def sample(step: int) -> None:
             # Whole, also when a stop is asked for meanwhile: the weights of this step are gone when the run goes on.
