@@ -40,8 +40,8 @@ def program(name: str) -> str:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's variables without those that steer Argosy, and with `changes`."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("ARGOSY_")}
+    """This process's variables without those that steer Argosy or the number of threads, and with `changes`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ARGOSY_", "OMP_"))}
     return {**kept, **changes}
 
 
