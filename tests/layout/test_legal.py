@@ -33,7 +33,7 @@ WRONG = [
     (asked(Layout(pp=3, tp=8), layers=2), r"tp8 must.*\"pp3 tp6\" --workers 18,"),  # two things are wrong: one after the other
     (asked(Layout(pp=2, virtual=4), schedule="interleaved"), r"4 makes 8 stages of 4 layers.*Nearest: layout.virtual=2,"),
     (asked(Layout(pp=4, virtual=2), schedule="interleaved"), "Nearest: layout.schedule=1f1b without layout.virtual"),
-    # REVIEW: no degree of pp fits as many stages a rank.
+    # No degree of pp fits as many stages a rank.
     (
         asked(Layout(pp=4, virtual=4), schedule="interleaved", layers=3),
         "pp4 x layout.virtual = 4 makes 16 stages of 3 layers.*"
@@ -44,6 +44,7 @@ WRONG = [
     (asked(Layout(pp=2), stages=(1, 2)), r"layout.stages = \[1, 2\] is 3 layers of 4"),
     (asked(Layout(pp=4), stages=(2, 0, 1, 1)), "leaves a stage without layers; only the first and the last"),
     (asked(Layout(pp=4), stages=(1, 1), layers=2), r"names 2 stages.*Nearest: layout.stages=\[0,1,1,0\], or .*\"pp2\""),
+    (asked(Layout(pp=999_999_999), stages=(2, 2)), "names 2 stages; pp999999999 makes"),  # and no list of as many is made
     (asked(Layout(pp=2, virtual=2), schedule="interleaved", rows=16), "pp = 2 micro-batches a step, a rank has 1.*micro=8,"),
     (asked(Layout(pp=2, virtual=2), schedule="interleaved", rows=1, sequences=1), "Nearest: batch.tokens=128 batch.micro=1,"),
     (asked(Layout(pp=2, virtual=2)), 'layout.virtual = 2 gives a rank 2 stages; layout.schedule = "1f1b" runs one'),

@@ -166,7 +166,7 @@ def given_out() -> int | None:
 
 
 def standing(rank: int, ranks: int, board: str, case: dict[str, Any]) -> list[int | None]:
-    """What stands on a rank after each of six steps whose letters have 256 tokens."""
+    """What stands on a rank after each of twelve steps whose letters have 256 tokens."""
     import gc
 
     import torch
@@ -186,7 +186,7 @@ def standing(rank: int, ranks: int, board: str, case: dict[str, Any]) -> list[in
         laid = apply.decoder(job, mesh, torch.device("cpu"))
         text = batch_of(1, rows=case["micros"], sequence=256, packed=False, vocabulary=32)
         micro = [tensors(part, torch.device("cpu")) for part in cut(text, 1, 0, 1)]
-        for _ in range(6):
+        for _ in range(12):
             float(laid.execute(micro, scale=1.0))
             gc.collect()  # which the ranks of the pool leave to whoever calls them
             found.append(given_out())
@@ -203,8 +203,8 @@ def test_no_letter_outlives_its_step(pool: Pool, more: dict[str, Any]) -> None:
     case = {**plain(), "pp": 2, "layers": 2, "micros": 4, **more}
     letter = 256 * 24 * 8  # bytes: tokens, width, float64
     for found in pool.call(f"{HERE}:standing", case, ranks=2):
-        second, *later = found[1:]
-        assert max(abs(one - second) for one in later) < letter / 2, found
+        # The least of several looks: gloo's threads let go of a letter a moment late. One kept in each step would make seven.
+        assert min(found[8:]) - min(found[1:5]) < 2 * letter, found
 
 
 def exchanged(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> list[list[Any]]:

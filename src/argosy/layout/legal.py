@@ -109,10 +109,11 @@ def _list(asked: Asked) -> tuple[str, str] | None:
 
 def _lists(asked: Asked) -> Iterator[Iterable[Remedy]]:
     layers, stages = asked.layers, asked.layout.stages
-    empty = max(0, stages - layers)  # the first stage has the embedding to do, the last one the head
-    parts, first = stages - empty, min(1, empty)
-    even = [layers * (part + 1) // parts - layers * part // parts for part in range(parts)]
-    yield [Remedy({"layout.stages": (*[0] * first, *even, *[0] * (empty - first))})]
+    empty = max(0, stages - layers)
+    if empty <= 2:  # the first stage has the embedding to do, the last one the head; those between need a layer each
+        parts, first = stages - empty, min(1, empty)
+        even = [layers * (part + 1) // parts - layers * part // parts for part in range(parts)]
+        yield [Remedy({"layout.stages": (*[0] * first, *even, *[0] * (empty - first))})]
     yield [Remedy({"layout.stages": None})]
     if stages > layers:
         yield from _fewer(asked)
