@@ -12,10 +12,15 @@ ORDER = (
     "faults.py",
     "cpu_training.py",
     "attention.py",
+    "data.py",
     "exchange.py",
     "recipe.py",
+    "levers.py",
+    "numerics.py",
     "groups.py",
     "pipeline.py",
+    "layouts.py",
+    "memory.py",
 )
 
 if __name__ == "__main__":

@@ -12,18 +12,19 @@ import ctypes
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -114,8 +115,17 @@ def _busy() -> float:
 
 
 def _own() -> float:
-    """CPU seconds of this process and of all its descendants that have ended."""
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """CPU seconds of this process and of all its descendants: of those that live, and of those that were waited for."""
+    seconds = 0.0
+    for process in (psutil.Process(), *_descendants()):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            seconds += times.user + times.system + times.children_user + times.children_system
+    return seconds
+
+
+def _descendants() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
 
 
 def adopt() -> None:
@@ -124,29 +134,33 @@ def adopt() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def reap(seconds: float = 15.0) -> None:
-    """Wait until all descendants of a contestant have ended, and take their CPU seconds into our own count."""
+def reap(standing: Collection[psutil.Process] = (), seconds: float = 15.0) -> None:
+    """Wait until all descendants of a contestant have ended, so that their CPU seconds are counted as our own.
+
+    Those that were `standing` before it, a pool of ranks say, may stay.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if all(one in standing for one in _descendants()):
             return
-        if pid == 0:
-            time.sleep(0.02)
+        time.sleep(0.02)
 
 
 @contextmanager
 def load() -> Iterator[dict[str, float]]:
     """Measures, over the block, "seconds" and "foreign": the share of all cores that went to other programs.
 
-    Descendants count as our own once they have ended and were waited for: the block's end waits for those left over.
+    The block's end waits for descendants that began in it.
     """
     adopt()
+    standing = _descendants()
     found: dict[str, float] = {}
     began, busy, own = time.monotonic(), _busy(), _own()
     yield found
-    reap()
+    reap(standing)
     found["seconds"] = time.monotonic() - began
     other = (_busy() - busy) - (_own() - own)
     found["foreign"] = max(0.0, other / (found["seconds"] * (os.cpu_count() or 1)))

@@ -126,7 +126,7 @@ def main() -> None:
     chance, types = random.Random(options.seed), list[str]()
     table = measure.Table("restart", "seconds")
     table.settings = {
-        "model": "the laptop job's (2.2M parameters, 16 sequences x 256 tokens a step)",
+        "model": "the laptop job's (1.7M parameters, 16 sequences x 256 tokens a step)",
         "moment": f"kill -9 of a random worker at a random moment at least {SETTLED} steps after the last start",
         "torchrun": "--max-restarts, spawned workers, checkpoint on disk every 10 steps, a store of its own per restart",
     }

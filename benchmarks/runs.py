@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 SIZES = {
-    "2M": {"overrides": [], "vocabulary": 2048},
+    "2M": {"overrides": ["model.layers=4"], "vocabulary": 2048},
     "tiny": {"overrides": ["model.layers=2", "model.width=32", "model.block.heads=1"], "vocabulary": 512},
     "14M": {"overrides": ["model.layers=6", "model.width=384"], "vocabulary": 8192},
 }
@@ -40,8 +40,8 @@ def program(name: str) -> str:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's variables without those that steer Argosy, and with `changes`."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("ARGOSY_")}
+    """This process's variables without those that steer Argosy or the number of threads, and with `changes`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ARGOSY_", "OMP_"))}
     return {**kept, **changes}
 
 
@@ -152,11 +152,11 @@ def pid_of(run: Path, rank: int, incarnation: int) -> int:
     return int(record.header(record.files(Run(run).local, rank=rank, incarnation=incarnation)[0][1]).pid)
 
 
-def waited(condition: Callable[[], Any], what: str, seconds: float = 900.0) -> Any:
-    """The first true answer of `condition`, asked twenty times a second."""
+def waited(condition: Callable[[], Any], what: str, seconds: float = 900.0, every: float = 0.05) -> Any:
+    """The first true answer of `condition`, asked `every` so many seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := condition():
             return found
-        time.sleep(0.05)
+        time.sleep(every)
     raise SystemExit(f"waited {seconds:.0f} s in vain for {what}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,9 @@ from argosy.prove.pool import Pool
 # No deadline: a loaded machine is slow, not wrong. The same examples everywhere: a failure in CI is a failure here.
 settings.register_profile("argosy", deadline=None, derandomize=True, max_examples=40, database=None)
 settings.load_profile("argosy")
+
+# Who starts the tests in the background of a script hands on an ignored Ctrl-C, and tests that send one would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -18,24 +18,30 @@ from argosy.__main__ import main, program
 import typer
 
 def walk(command, words):
-    yield words
+    yield words, command
     for name, inner in getattr(command, "commands", {}).items():
         yield from walk(inner, [*words, name])
 
 asked = list(walk(typer.main.get_command(program()), []))
-for words in asked:
+for words, command in asked:
     with contextlib.redirect_stdout(io.StringIO()) as out:
         code = main([*words, "--help"])
     assert code == 0, words
-    assert "Usage" in out.getvalue(), words
+    shown = " ".join(out.getvalue().split())
+    assert "Usage" in shown, words
+    said = (command.help or "").split()
+    assert len(said) > 2 and " ".join(said[:4]) in shown, f"argosy {' '.join(words)} does not say what it does"
+    for one in command.params:
+        said = (getattr(one, "help", None) or "").split()
+        assert said and said[0] in shown, f"argosy {' '.join(words)} does not say what {one.name} is"
 assert len(asked) > 5
 heavy = {"torch", "pyarrow", "tokenizers", "safetensors"} & set(sys.modules)
 assert not heavy, heavy
-print(*(" ".join(words) for words in asked), sep="\\n")
+print(*(" ".join(words) for words, _ in asked), sep="\\n")
 """
 
 
-def test_the_help_of_every_command_needs_no_torch():
+def test_every_command_and_each_of_its_words_is_explained_without_torch():
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert {"train", "runs", "runs rm", "stop", "save"} <= set(done.stdout.splitlines())
@@ -91,6 +97,24 @@ def test_a_reader_that_leaves_is_no_bug():
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+BROKEN = """
+import os, sys
+from argosy.__main__ import main
+from argosy.commands import runs
+reading, writing = os.pipe()
+os.close(reading)
+runs.table = lambda: os.write(writing, b"to a process that is gone")
+sys.exit(main(["runs"]))
+"""
+
+
+def test_a_pipe_that_breaks_elsewhere_is_told(tmp_path):
+    told = {"capture_output": True, "text": True, "check": False, "env": {**os.environ, "TMPDIR": str(tmp_path)}}
+    done = subprocess.run([sys.executable, "-c", BROKEN], **told)
+    assert done.returncode == 1
+    assert "BrokenPipeError" in done.stderr and "a bug of Argosy" in done.stderr
+
+
 def test_a_bug_is_told_in_a_file_without_secrets(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert program._wrong(ValueError('api_key="canary-0123456"'), debug=False) == 1
@@ -103,7 +127,8 @@ def test_a_bug_is_told_in_a_file_without_secrets(capsys, tmp_path, monkeypatch):
 
 def test_closed_standard_streams_are_occupied(tmp_path):
     code = "import os, sys; from argosy.__main__ import main; main(['runs']); os.open(sys.argv[1], os.O_CREAT | os.O_RDWR)\n"
-    code += "assert os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev"
+    code += "assert os.fstat(0).st_rdev == os.stat(os.devnull).st_rdev and sys.stdin.read() == ''\n"
+    code += "from argosy.commands.sample import piped; assert not sys.stdin.isatty() and piped() is None"
     command = ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-c", code, str(tmp_path / "file")]
     assert subprocess.run(command, capture_output=True, check=False, cwd=tmp_path).returncode == 0
 

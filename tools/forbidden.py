@@ -2,8 +2,9 @@
 
 Private torch: names of torch with a leading underscore, and names that changed between the supported versions, are used
 in `device/torch_versions.py` and its own test alone. Pickle: nothing that a file can hold is unpickled, evaluated or
-executed. Torch at import: outside the engine no module imports torch (or an engine room) when it is loaded. What is found is
-printed as file:line: rule: sentence; exit code 1. In tests a line may end with `# allowed: REASON`; in the package nothing may.
+executed. Torch at import: outside the engine no module imports torch (or an engine room) when it is loaded. Size: a file of
+the package that one cannot oversee, or a function, is to be split. What is found is printed as file:line: rule: sentence;
+exit code 1. In tests a line may end with `# allowed: REASON`; in the package nothing may.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ FORBIDDEN_CALLS = {
     "pandas.read_pickle": "it unpickles",
 }
 DYNAMIC = {"eval", "exec"}
+LINES_OF_FILE, LINES_OF_FUNCTION = 400, 60  # from which on something of the package is too long
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ class _File(ast.NodeVisitor):
 
     # Scopes: what stands inside a function or under TYPE_CHECKING is not imported when the module is loaded.
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        lines = (node.end_lineno or node.lineno) - node.lineno + 1
+        if self.package and lines >= LINES_OF_FUNCTION:
+            self.note(node, "size", f"{node.name} has {lines} lines; split it")
         self.depth += 1
         self.generic_visit(node)
         self.depth -= 1
@@ -202,6 +207,8 @@ def check(path: Path, root: Path = ROOT) -> list[Finding]:
     lines = text.splitlines()
     visitor = _File(path, package)
     visitor.visit(ast.parse(text, filename=str(path)))
+    if package and len(lines) >= LINES_OF_FILE:
+        visitor.found.append(Finding(path, len(lines), "size", f"{len(lines)} lines; split the file"))
     if inside.is_relative_to(root / "tests"):
         visitor.found = [one for one in visitor.found if "# allowed: " not in lines[one.line - 1]]
     return sorted(set(visitor.found), key=lambda one: (one.line, one.rule, one.sentence))

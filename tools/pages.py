@@ -35,7 +35,8 @@ def limits() -> str:
 This version trains one decoder architecture (and, through `argosy.fit`, any module in one process) with data, tensor and
 pipeline parallelism in any combination. There is no context or expert parallelism yet, no fine-tuning
 recipes, no formats of weights but safetensors, and no driver for several machines: there a launcher (`torchrun`,
-`srun`, `mpirun`) starts the ranks and starts them again. Text is read from files of this machine; nothing is downloaded.
+`srun`, `mpirun`) starts the ranks and starts them again. Nothing is downloaded but what a job names elsewhere itself: text
+or weights of `hf://`, text in an object store.
 
 Linux on x86-64 and aarch64 is what it is written for. macOS has code of its own that has not been run; on Windows use WSL2.
 
@@ -69,9 +70,10 @@ def described(name: str, command: Any) -> str:
     words = [one for one in command.params if one.param_type_name == "argument" and not getattr(one, "hidden", False)]
     usage = " ".join([name, *(shown(one) for one in words)])
     if getattr(command, "ignore_unknown_options", False) or command.context_settings.get("ignore_unknown_options"):
-        usage = f"{name} [JOB] [KEY=VALUE ...] [OPTIONS]"
+        own = command.options_metavar or ""
+        usage = f"{name} {own}" if "|" in own else f"{name} [JOB] [KEY=VALUE ...] [OPTIONS]"
     lines = [f"## `{usage}`\n", (command.help or "").strip() + "\n"]
-    rows = []
+    rows = [(f"`{shown(one)}`", one.help or "") for one in words]
     for one in command.params:
         if one.param_type_name != "option" or getattr(one, "hidden", False) or "--help" in one.opts:
             continue
@@ -84,7 +86,7 @@ def described(name: str, command: Any) -> str:
         )
         rows.append((f"`{'`, `'.join(one.opts)}{takes}`", (one.help or "") + told))
     if rows:
-        lines.append(table(("option", ""), rows))
+        lines.append(table(("argument or option", ""), rows))
     return "\n".join(lines)
 
 
@@ -203,10 +205,15 @@ def run_folder() -> str:
         ("`seconds`, `tokens_per_second`", "of this step"),
         (
             "`gemm_share`",
-            "the model's FLOP/s over what the model's own matrix products reach alone, timed in the same minute; "
-            "absent in the first step of a start",
+            "the model's FLOP/s over what the model's own matrix products reach alone, timed in the same minute (on a CPU "
+            "by all ranks at once, as in a step); absent in the first step of a start",
         ),
         ("`mfu`", "the same over the device's dense peak; absent where none is known, as for a CPU"),
+        (
+            "`layers`",
+            "every `observe.numerics_every` steps: `gradient_norm` before clipping and `update_ratio` of each block, and at "
+            "the end of embedding, last norm and head together; `activation_rms` and `attention_logit` of each block",
+        ),
         ("`incarnation`", "which start of the workers computed it; a step done again keeps the later line"),
         ("`time`", "seconds since 1970"),
     ]
@@ -220,7 +227,8 @@ Paths inside are relative: a run that was moved or copied goes on. A run folder 
 
 {table(("key", "meaning"), metrics)}
 What is not a finite number is `null`; `"skipped": true` marks a step whose update was left out. `evaluations.jsonl` has `step`,
-`tokens`, `loss`, `bits_per_byte`, `documents`, `held_out_tokens`, `seconds`, `incarnation` and `time`.
+`tokens`, `loss`, `bits_per_byte`, `documents`, `held_out_tokens`, `seconds`, `incarnation` and `time`; `best` and `by`: whether
+it is better than all before it, and the set that says so; `sets`: the figures of each of `evaluate.sets`, by name.
 """
 
 

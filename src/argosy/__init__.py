@@ -12,13 +12,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from argosy.commands.notebook import Run
     from argosy.job.schema import Job
-    from argosy.run.folder import Run
 
 # name -> where it lives
 _PUBLIC = {
     "Job": "argosy.job.schema:Job",
-    "Run": "argosy.run.folder:Run",
+    "Run": "argosy.commands.notebook:Run",
     "Refused": "argosy.errors:Refused",
     "train": "argosy.commands.train:train",
     "fit": "argosy.train.fit:fit",

@@ -6,13 +6,16 @@ Every file of `commands` that has `register(app)` is a command; `HELP` names its
 from __future__ import annotations
 
 import os
+import select
 import sys
 import traceback
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pkgutil import iter_modules
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from argosy import commands
 from argosy.errors import BUG, FULL, INTERRUPTED, MACHINE, Refused
@@ -25,10 +28,21 @@ EPILOG = (
 )
 
 
+class Sections(TyperGroup):
+    """Lists commands by the order of SECTIONS. Typer would list all groups of commands last, and their sections with them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of commands, as the help shows them."""
+        panels = {name: getattr(command, "rich_help_panel", None) for name, command in self.commands.items()}
+        places = {name: SECTIONS.index(panel) if panel in SECTIONS else -1 for name, panel in panels.items()}
+        return sorted(super().list_commands(ctx), key=lambda name: places[name])
+
+
 def program() -> typer.Typer:
     """The whole command line, in the order of SECTIONS."""
     app = typer.Typer(
         name="argosy",
+        cls=Sections,
         help="Train language models, from a laptop to fleets of GPUs.",
         epilog=EPILOG,
         no_args_is_help=True,
@@ -63,9 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
     except typer.Exit as left:
         return left.exit_code
     except SystemExit as left:
-        if isinstance(left.__context__, BrokenPipeError):  # `argosy runs | head`: click leaves with 1
-            return 0
-        raise
+        broken = left.__context__  # click leaves with 1 wherever anything met a reader that is gone
+        if not isinstance(broken, BrokenPipeError):
+            raise
+        return 0 if _unread() else _wrong(broken, "--debug" in words)  # `argosy runs | head` is no error
     except Refused as refused:
         print(f"error: {refused.text}", file=sys.stderr)
         return refused.code
@@ -82,12 +97,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _occupy() -> None:
-    """Put something where a scheduler closed standard input or output: a file of ours would get that number otherwise."""
-    for number in (0, 1, 2):
+    """Put something where a scheduler closed standard input or output: a file of ours would get that number otherwise.
+
+    And give Python's own streams back, which are None then: what asks them anything needs to know nothing of this.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
+
+
+def _unread() -> bool:
+    """Whether nobody reads what this process prints any more."""
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, 0)  # broken ends are told without being asked for
+    return any(told & (select.POLLERR | select.POLLHUP) for _, told in poll.poll(0))
 
 
 def _wrong(error: Exception, debug: bool) -> int:

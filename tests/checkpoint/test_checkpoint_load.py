@@ -78,6 +78,25 @@ def _box(value: torch.Tensor, mesh: Any, placements: Any) -> Any:
     return [first, *[0] * (value.ndim - 1)], [first + len(mine), *value.shape[1:]]
 
 
+def test_a_table_that_has_grown_gets_the_rows_that_there_are(bench: Any) -> None:
+    bench.save(1, {"table": torch.arange(12.0).view(4, 3), "matrix": torch.ones(2, 2)})
+    found = newest(bench.run)
+    assert found is not None
+    larger = torch.full((6, 3), -1.0)
+    load(bench.run, found, {"table": larger}, partial=True, grown=("table",))
+    assert larger.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11], [-1, -1, -1], [-1, -1, -1]]
+    for tensors, grown in (
+        ({"table": torch.zeros(6, 3)}, ()),
+        ({"table": torch.zeros(3, 3)}, ("table",)),
+        ({"table": torch.zeros(6, 4)}, ("table",)),
+        ({"table": torch.zeros(6, 3, dtype=torch.float64)}, ("table",)),
+        ({"matrix": torch.zeros(3, 2)}, ("table",)),
+    ):
+        with pytest.raises(Refused, match="does not fit"):
+            load(bench.run, found, tensors, partial=True, grown=grown)
+    found.close()
+
+
 @pytest.mark.parametrize("writes", LAYOUTS, ids=Layout.text)
 def test_any_layout_loads_into_any_other(
     bench: Any, values: Values, specs_for: Callable[..., Any], parts: Callable[..., Any], writes: Layout
@@ -203,6 +222,9 @@ def test_damaged_bytes_are_found_and_the_checkpoint_set_aside(bench: Any) -> Non
     with file.open("r+b") as damaged:
         damaged.seek(-1, os.SEEK_END)
         damaged.write(b"\7")
+    with pytest.raises(Refused, match=r"tensor w is damaged at byte .* passes it over") as refused:
+        load(bench.run, found, {"w": torch.zeros(100)}, partial=True)
+    assert refused.value.code == MACHINE and (folder / "manifest.json").exists()  # who only looks changes nothing
     with pytest.raises(Refused, match=r"tensor w is damaged at byte .* set aside") as refused:
         load(bench.run, found, {"w": torch.zeros(100)})
     assert refused.value.code == MACHINE

@@ -14,9 +14,12 @@ from argosy.checkpoint.load import load
 from argosy.checkpoint.manifest import MANIFEST, Damaged, Manifest, Sidecar, read, text
 from argosy.checkpoint.store import opened, problems, search
 from argosy.errors import Refused
+from argosy.layout.layout import Layout
 from argosy.run.folder import Run
 
 FIXTURE = Path(__file__).parent / "version-1"
+LATER = Path(__file__).parent / "version-2"
+OTHER = ("tp", "pp", "dp_replicate", "dp_shard", "cp")  # the axes in an order that version 1 does not know
 
 
 class Hostile:
@@ -45,6 +48,22 @@ def test_a_checkpoint_of_version_1_loads_for_ever() -> None:
     assert tensors["n"].item() == 3
 
 
+def test_a_checkpoint_of_version_2_loads_for_ever() -> None:
+    """The same, written by four ranks in an order of their own."""
+    found = opened(LATER / "step-000003")
+    assert found.manifest.version == 2 and list(problems(found)) == []
+    assert found.manifest.grid.layout == Layout(dp_shard=2, tp=2, order=OTHER)
+    tensors = {
+        "model.w": torch.zeros(4, 6),
+        "optim.w.first": torch.zeros(4, 6, dtype=torch.bfloat16),
+        "n": torch.tensor(0),
+    }
+    assert load(Run(LATER), found, tensors)["tokens"] == 96
+    assert torch.equal(tensors["model.w"], torch.arange(24.0).view(4, 6))
+    assert torch.equal(tensors["optim.w.first"], torch.arange(24).to(torch.bfloat16).view(4, 6) / 4)
+    assert tensors["n"].item() == 7
+
+
 def test_it_reads_back_as_it_was_written(bench: Any) -> None:
     folder = bench.save(4, {"w": torch.ones(3), "b": torch.zeros(2, 2, dtype=torch.int64)})
     found = read(folder)
@@ -53,9 +72,24 @@ def test_it_reads_back_as_it_was_written(bench: Any) -> None:
     assert (found.step, found.facts["tokens"], len(found.specs)) == (4, 40, 2)
 
 
-def test_it_grows_with_tensors_and_nodes_only(bench: Any, values: Any, specs_for: Any, parts: Any) -> None:
-    from argosy.layout.layout import Layout
+def test_the_order_of_the_axes_is_named_where_it_is_not_the_one_of_version_1(
+    bench: Any, values: Any, specs_for: Any, parts: Any
+) -> None:
+    """A program that knows version 1 only reads what it can, and says which one can read the rest."""
+    for version, layout in enumerate((Layout(dp_shard=2, tp=2), Layout(dp_shard=2, tp=2, order=OTHER)), 1):
+        specs = specs_for(values, layout)
+        for rank, saver in enumerate(bench.savers(layout, specs, incarnation=version)):
+            saver.begin(version, parts(values, specs, layout, rank), {})
+        assert bench.writer().turn()
+        folder = bench.run.checkpoints / f"step-{version:06d}"
+        written = json.loads((folder / MANIFEST).read_text())
+        assert written["version"] == version
+        assert written["grid"].get("order") == (None if version == 1 else list(OTHER))
+        assert read(folder).grid.layout == layout
+        assert text(read(folder)) == (folder / MANIFEST).read_bytes()
 
+
+def test_it_grows_with_tensors_and_nodes_only(bench: Any, values: Any, specs_for: Any, parts: Any) -> None:
     sizes = []
     for step, layout in enumerate((Layout(dp_shard=2), Layout(dp_shard=9)), 1):
         specs = specs_for(values, layout)

@@ -45,6 +45,20 @@ def test_what_a_removed_run_in_the_same_place_left_is_not_taken_up(bench: Any) -
     }
 
 
+def test_who_cannot_be_told_just_now_loses_nothing(bench: Any) -> None:
+    info = bench.run.path / "run.json"
+    info.write_text('{"version": 1, "id": "first"}')
+    (saver,) = bench.savers(Layout(), specs_of(W), incarnation=3)
+    saver.begin(5, W, {})
+    info.rename(bench.run.path / "kept")
+    info.mkdir()  # reading it is an error of the system, as of a network's disk, or of a process with too many open files
+    with pytest.raises(IsADirectoryError):
+        bench.writer()
+    info.rmdir()
+    (bench.run.path / "kept").rename(info)
+    assert list(bench.writer().slots.ready()) == [(3, 5)]
+
+
 def test_without_shared_memory_everything_lies_in_the_run(bench: Any) -> None:
     made = Slots(bench.run.path, bench.run.local, shm=bench.shm / "missing")
     assert made.folder == bench.run.local / "slots" and sweep(made) == []

@@ -42,7 +42,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bit of the data": (lambda folder: flip(folder, -5), "tensor w is damaged at bytes"),
     "a bit of the header": (lambda folder: flip(folder, 12), "the header is not the one"),
     "a shorter file": (lambda folder: os.truncate(data_of(folder), 100), "has 100 bytes where"),
-    "no data": (lambda folder: data_of(folder).unlink(), "no such file"),
+    "no data": (lambda folder: data_of(folder).unlink(), "is missing"),
     "a folder for a file": (lambda folder: (data_of(folder).unlink(), data_of_dir(folder).mkdir()), "bytes where"),
     "no sidecar": (lambda folder: next(folder.glob("node-*.json")).unlink(), "is missing"),
     "another sidecar": (
@@ -92,6 +92,34 @@ def test_a_damaged_one_is_set_aside_and_not_kept_in_the_place_of_a_good_one(benc
     assert [found.step for found in listed(bench.run.checkpoints)[0]] == [4, 1]
 
 
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_whatever_was_committed_and_is_damaged_is_set_aside(bench: Any, kind: str) -> None:
+    bench.save(1, {"w": torch.arange(51.0)})
+    folder = bench.save(2, W, incarnation=2)
+    DAMAGE[kind][0](folder)
+    good, _ = search(bench.run.checkpoints, aside=True)
+    assert good is not None and good.step == bench.run.newest_step() == 1
+    good.close()
+    assert (folder / f"{MANIFEST}.damaged").exists() is (kind != "no manifest"), "that one may just be being written"
+
+
+AT_A_GLANCE = {"a shorter file", "no data", "a folder for a file", "another step"}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_what_shows_at_a_glance_is_sorted_out_without_reading_the_data(bench: Any, kind: str) -> None:
+    bench.save(1, {"w": torch.arange(51.0)})
+    folder = bench.save(2, W, incarnation=2)
+    DAMAGE[kind][0](folder)
+    reasons = store.sort_out(bench.run.checkpoints)
+    assert len(reasons) == (kind in AT_A_GLANCE) and all(str(folder) in reason for reason in reasons)
+    assert (folder / f"{MANIFEST}.damaged").exists() is (kind in AT_A_GLANCE)
+    os.truncate(data_of(bench.run.checkpoints / "step-000001"), 5)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    assert store.sort_out(bench.run.checkpoints) == [], "where nothing else looks whole, it stays as it is"
+    assert bench.run.newest_step() == 1
+
+
 def test_nothing_is_set_aside_where_nothing_is_good_or_the_disk_does_not_answer(bench: Any) -> None:
     folder = bench.save(1, W)
     flip(folder, -1)
@@ -105,6 +133,11 @@ def test_nothing_is_set_aside_where_nothing_is_good_or_the_disk_does_not_answer(
     found, reasons = search(bench.run.checkpoints, aside=True)
     assert found is not None and found.step == 1 and "cannot be read" in reasons[0]
     assert (later / MANIFEST).exists()
+    data = data_of(later)
+    data.unlink()
+    data.symlink_to(data)  # so is this, and it shows at a glance
+    assert "cannot be read" in search(bench.run.checkpoints, aside=True)[1][0]
+    assert store.sort_out(bench.run.checkpoints) == [] and (later / MANIFEST).exists()
 
 
 def test_the_newest_step_is_that_of_a_later_incarnation(bench: Any) -> None:
@@ -208,6 +241,18 @@ def test_prune_never_takes_the_verified_one(bench: Any) -> None:
     assert steps(bench) == [5, 9]
     prune(bench.run.checkpoints, 1, read(folder))
     assert 5 in steps(bench)
+
+
+def test_prune_keeps_the_best_that_the_newest_tells_of(bench: Any) -> None:
+    for step in (1, 2, 3, 4):
+        bench.save(step, W, keep=9)
+    kept = {"best": {"step": 2, "kept": True}}
+    for told, left in ((kept, [2, 4]), ({"best": {"step": 2, "kept": False}}, [4]), ({}, [4])):
+        verified = read(bench.run.checkpoints / "step-000004").model_copy(update={"facts": told})
+        prune(bench.run.checkpoints, 1, verified)
+        assert steps(bench) == left
+    for strange in (None, 7, {"step": "2", "kept": True}, {"kept": True}):
+        assert store.best_step(verified.model_copy(update={"facts": {"best": strange}})) is None
 
 
 def test_listed_is_newest_first_and_names_the_bad(bench: Any) -> None:

@@ -41,3 +41,14 @@ def test_nodes_without_an_adapter_do_not_reach_each_other() -> None:
     apart = one.model_copy(update={"pool": (one.pool[0].model_copy(update={"nodes": 2}),)})
     with pytest.raises(Refused, match="do not reach each other"):
         link(apart, [0, 8])
+
+
+def test_a_pool_that_nothing_joins_is_named() -> None:
+    two = load("two-nics")
+    third = two.model_copy(update={"pool": (*two.pool, two.pool[0].model_copy(update={"name": "attic"}))})
+    assert link(third, [0, 64]).tier == "between pools"
+    with pytest.raises(Refused, match="pools ib, roce and attic do not reach each other"):
+        link(third, [0, 64, 128])
+    joined = two.between[0].model_copy(update={"pools": ("roce", "attic"), "bandwidth": 1e9})
+    through = third.model_copy(update={"between": (*two.between, joined)})
+    assert link(through, [0, 64, 128]).bandwidth == 1e9 / 8

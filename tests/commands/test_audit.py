@@ -35,6 +35,8 @@ def happened(run: Run) -> str:
     journal.decided(event, decision)
     journal.started(2, 1, 1200)
     journal.note("recovered", step=1201, seconds=1.26)
+    journal.note("waiting", step=1202, seconds=5.0, incarnation=2)
+    journal.note("waited", step=1202, seconds=31.25, incarnation=2)
     journal.note("asked", stop=False, save=True, reason="")
     journal.note("asked", stop=True, save=False, reason="SIGTERM")
     journal.note("asked", stop=False, save=False, reason="")
@@ -53,6 +55,8 @@ def test_every_event_is_a_sentence(run: Run, capsys: pytest.CaptureFixture[str])
         f"decided    {because}",
         "started    incarnation 2: 1 worker, from step 1,200",
         "recovered  at step 1,201, 1.3 s after the fault",
+        "waiting    for the batch of step 1,202, which did not come for 5 s",
+        "waited     31.2 s for the batch of step 1,202",
         "asked      to save (argosy save)",
         "asked      to save and stop (SIGTERM)",
         "asked      what was asked is done",

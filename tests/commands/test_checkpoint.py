@@ -51,7 +51,7 @@ def test_a_damaged_one_is_named_with_exit_code_3(run: Run) -> None:
     assert code == NO and "is damaged at bytes" in text
     file.unlink()
     code, text = said("verify", str(run.path))
-    assert code == NO and "no such file" in text
+    assert code == NO and "is missing" in text
     code, text = said("list", str(run.path))
     assert code == NO and "not usable" in text
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +19,11 @@ from argosy.checkpoint import store
 from argosy.checkpoint.manifest import Grid, Manifest, Sidecar, checksum
 from argosy.checkpoint.plan import node_file
 from argosy.checkpoint.slots import Ready, SavePlan, Slots
-from argosy.cluster.here import Machine, machine
+from argosy.cluster.here import Machine, Trial, machine
 from argosy.commands import conduct
 from argosy.commands.conduct import Start, Wanted
 from argosy.commands.train import interrupted
-from argosy.errors import MACHINE, Refused
+from argosy.errors import MACHINE, TERMINATED, Refused
 from argosy.fleet.clerk import SCHEDULERS, Clerk
 from argosy.fleet.driver import Outcome
 from argosy.job.load import load
@@ -47,15 +50,22 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def begun(*overrides: str, out: io.StringIO | None = None, here: Machine | None = None, **options) -> Run:
+def begun(
+    *overrides: str,
+    out: io.StringIO | None = None,
+    here: Machine | None = None,
+    workers: int = 2,
+    local: int | None = None,
+    **options,
+) -> Run:
     """All that `argosy train` does before it starts workers."""
     words = ["data.source=text", "data.cache=cache", "train.precision=float32", *overrides]
     wanted = Wanted("smoke", words, **options)
     screen = progress.screen("plain", out or io.StringIO())
     with ExitStack() as stack:
         loaded = wanted.loaded()
-        asked, verdict = conduct.judged(wanted, loaded, 2)
-        start = Start(wanted, loaded, verdict, here or machine(), 2, screen)
+        asked, verdict = conduct.judged(wanted, loaded, workers)
+        start = Start(wanted, loaded, verdict, here or machine(), workers, screen, local=local)
         conduct.hold(stack, start, asked)
         conduct.ready(start)
         run = conduct.keep(start)
@@ -111,6 +121,15 @@ def test_threads_are_printed_and_kept(place, told, words):
     run = begun(out=out, here=replace(machine(), cores=8, told=told))
     assert words in " ".join(out.getvalue().split())
     assert run.info()["threads"] == (told or 4)
+
+
+def test_a_node_of_several_shares_its_own_cores_among_its_own_workers(place, monkeypatch):
+    asked, out = [], io.StringIO()
+    monkeypatch.setattr(Trial, "ask", lambda trial, request: asked.append(request) or {"failed": "nobody was asked"})
+    run = begun(out=out, here=replace(machine(), cores=8, told=None), workers=8, local=2)
+    assert [(one["workers"], one["threads"]) for one in asked] == [(2, 4)], "as many as will work beside each other"
+    assert "8 workers of 4 threads: replicate8" in " ".join(out.getvalue().split())
+    assert (run.info()["threads"], run.info()["workers"]) == (4, 8)
 
 
 def test_no_secret_is_kept(place):
@@ -188,15 +207,52 @@ def test_a_run_whose_checkpoints_lost_their_files_is_refused_before_the_start(pl
     Slots(run.path, run.local).clear()
 
 
-def test_a_change_is_dated_by_the_newest_checkpoint_that_is_whole(place):
+@pytest.mark.parametrize("broken", [damage, damage_bits])
+def test_a_change_is_dated_by_the_newest_checkpoint_that_is_whole(place, broken):
     run, out = begun(), io.StringIO()
     save(run, 7)
     save(run, 9)
-    damage_bits(run, 9)
+    broken(run, 9)
     run = begun("batch.tokens=512", change=True, out=out)
     assert run.newest_step() == 7
     assert [run.ledger().at(step, "batch.tokens") for step in (7, 8)] == [1024, 512]
     assert "step 7 is used instead" in " ".join(out.getvalue().split())
+
+
+def test_a_checkpoint_that_lost_its_file_is_not_the_one_it_goes_on_from(place):
+    run, out = begun(), io.StringIO()
+    save(run, 7)
+    save(run, 9)
+    next((run.checkpoints / "step-000009").glob("*.safetensors")).unlink()
+    assert begun(out=out).newest_step() == 7
+    said = " ".join(out.getvalue().split())
+    assert "goes on after step 7 of" in said and "is missing; it is set aside" in said
+
+
+def test_what_is_said_of_a_damaged_checkpoint_does_not_foretell_what_memory_still_holds(place):
+    run, out = begun(), io.StringIO()
+    save(run, 7)
+    save(run, 9)
+    next((run.checkpoints / "step-000009").glob("*.safetensors")).unlink()
+    announce(run, 11)  # the start goes on from this one, once it is written
+    begun(out=out)
+    assert "used instead" not in out.getvalue() and "it is set aside" in " ".join(out.getvalue().split())
+    Slots(run.path, run.local).clear()
+
+
+def test_who_asks_while_checkpoints_are_sorted_out_is_heard(place):
+    run = begun()
+    save(run, 7)
+    save(run, 9)
+    damage_bits(run, 9)
+    words = ["data.source=text", "data.cache=cache", "train.precision=float32", "batch.tokens=512"]
+    wanted, screen = Wanted("smoke", words, change=True), progress.screen("quiet", io.StringIO())
+    screen.note = lambda text: requests.ask(run, "stop")  # it is told while the folder counts as busy already
+    with ExitStack() as stack:
+        loaded = wanted.loaded()
+        asked, verdict = conduct.judged(wanted, loaded, 2)
+        conduct.hold(stack, Start(wanted, loaded, verdict, machine(), 2, screen), asked)
+        assert requests.asked(run) == {"stop"}
 
 
 def test_a_run_that_reads_its_text_in_another_order_does_not_go_on(place):
@@ -534,3 +590,21 @@ def test_padding_is_printed_where_documents_are_kept_whole(place):
     out = io.StringIO()
     begun("batch.packing=best-fit", out=out)
     assert "best-fit packing leaves" in out.getvalue()
+
+
+UNHEARD = """
+import signal
+from argosy.commands.train import interrupted
+with interrupted():
+    signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_terminal_that_is_gone_takes_the_exit_code_of_its_signal_along(monkeypatch):
+    for scheduler in SCHEDULERS:
+        monkeypatch.delenv(scheduler, raising=False)
+    reading, writing = os.pipe()
+    os.close(reading)  # as of a terminal that was closed: whatever is written to it fails
+    left = subprocess.run([sys.executable, "-c", UNHEARD], stderr=writing, check=False)
+    os.close(writing)
+    assert left.returncode == TERMINATED

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from argosy.__main__ import main
-from argosy.cluster import here
+from argosy.cluster import accelerators, here
 from argosy.commands import doctor
 from argosy.errors import Refused
 from argosy.points import POINTS
@@ -65,6 +65,24 @@ def test_a_broken_torch_is_a_line_and_code_3(
     assert main(["doctor"]) == 3
     out = capsys.readouterr().out
     assert "No module named 'torch'" in out and "pip install torch" in out and "does not work yet: torch" in out
+
+
+def test_devices_that_nobody_can_name_are_a_line(
+    probed: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(accelerators, "DEVICES", tmp_path)
+    (tmp_path / "nvidia0").touch()
+    program = tmp_path / "bin/nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'cannot talk to the driver' >&2\nexit 9\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    assert main(["doctor"]) == 3
+    out = capsys.readouterr().out
+    assert "nvidia-smi does not tell what they are: cannot talk to the driver" in out
+    assert "CUDA_VISIBLE_DEVICES= before the command trains on the CPU" in out
+    assert "does not work yet: devices" in out and "matrix products" in out
 
 
 def test_no_compiler_is_a_note(probed: dict[str, Any]) -> None:

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from argosy.cluster import accelerators
 from argosy.commands import job
-from argosy.errors import NO, Refused
+from argosy.data.prepare import prepare
+from argosy.errors import INPUT, NO, Refused
+from argosy.job.load import load
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +73,55 @@ def test_check_says_good_or_refuses() -> None:
             run("check", "smoke", word)
 
 
+def test_check_tries_whether_prepared_text_could_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "text").mkdir()
+    for number in range(30):
+        (tmp_path / "text" / f"{number}.txt").write_text(f"one and {number}\n" * 50, encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        Refused, match=r"file/x: prepared text cannot be kept there\. Found: .*file takes no"
+    ) as refused:
+        run("check", "smoke", f"data.cache={tmp_path / 'file' / 'x'}")
+    assert refused.value.code == INPUT and "--data.cache FOLDER" in refused.value.do
+    words = ["smoke", "data.source=text", f"data.cache={tmp_path / 'new' / 'cache'}"]
+    assert run("check", *words)[0] == 0
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
+
+    def full(dir: Path) -> Any:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    job_of = load("smoke", words[1:])
+    prepare(job_of.job.data, base=job_of.base, cache=tmp_path / "new" / "cache")
+    monkeypatch.setattr("argosy.data.prepare.TemporaryFile", full)
+    assert run("check", *words)[0] == 0, "what is prepared already needs no room"
+    (tmp_path / "text" / "more.txt").write_text("three\n" * 200, encoding="utf-8")
+    with pytest.raises(Refused, match="Read-only file system"):
+        run("check", *words)
+
+
+def test_devices_that_nobody_can_name_are_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(accelerators, "DEVICES", tmp_path)
+    (tmp_path / "nvidia0").touch()
+    program = tmp_path / "bin/nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'cannot talk to the driver' >&2\nexit 9\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    for word in ("show", "check"):
+        code, text = run(word, "smoke")
+        assert code == 0
+        assert "note: there are GPUs here" in text and "Found: cannot talk to the driver." in text
+        assert "This is for the CPU." in text
+
+
 def test_diff_answers_with_its_exit_code() -> None:
     code, text = run("diff", "laptop", "smoke")
     assert code == NO
-    assert " ".join(text.splitlines()[0].split()) == "model.layers left out → 2"
+    said = [" ".join(line.split()) for line in text.splitlines()]
+    assert said[:2] == ["model.layers 3 → 2", "model.width left out → 64"]
+    assert "train.tokens 3500000 → left out" in said
     assert run("diff", "smoke", "smoke") == (0, "The jobs ask for the same.\n")
 
 

@@ -73,6 +73,18 @@ def test_a_run_that_goes_on_times_nothing_and_decides_nothing(run: Run, tmp_path
     assert third.plan.step_seconds > first.plan.step_seconds
 
 
+def test_a_busy_machine_is_noted_by_the_start_that_decides(run: Run, tmp_path: Path) -> None:
+    class Busy(Asked):
+        def ask(self, request: Any) -> dict[str, Any]:
+            return {**super().ask(request), "steady": False}
+
+    first, probed = start(run, Busy(tmp_path / "cache"))
+    assert [note for note in first.notes if "this machine was busy" in note]
+    info(run, probed, "this one")
+    again, _ = start(run, Busy(tmp_path / "cache"), first.settings)  # it goes on: what was decided stays
+    assert not [note for note in again.notes if "busy" in note]
+
+
 def test_the_next_prediction_is_what_the_last_run_took(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,3 +102,17 @@ def test_the_next_prediction_is_what_the_last_run_took(
     timed, _ = start(run, Asked(), (), "train.time=3 min")
     assert (timed.job.train.steps, timed.plan.basis) == (720, "as the last such run here took")
     measure.learn(run, settled, {"failed": "no torch"})  # nothing to keep it beside
+
+
+def test_steps_before_the_last_start_teach_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may have been of another size."""
+    monkeypatch.setenv("ARGOSY_CACHE", str(tmp_path / "cache"))
+    settled, probed = start(run, Asked())
+    info(run, probed, "this one")
+    key, few = seconds.seen(settled.job), measure.ENOUGH - 1
+    old = [{"step": step, "seconds": 9.0, "incarnation": 1} for step in range(1, 101)]
+    new = [{"step": 100 + step, "seconds": 0.5, "incarnation": 2} for step in range(1, few + 2)]
+    for lines in (old + new[:few], old + new):
+        (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        measure.learn(run, settled, probed)
+        assert here.tried(probed["request"]).get("seen", {}) == ({key: 0.5} if len(lines) > 100 + few else {})

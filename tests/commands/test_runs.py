@@ -115,11 +115,68 @@ def test_a_run_in_a_folder_of_something_else_is_not_removed_with_it(root):
     assert not made.path.exists()
 
 
-def test_nothing_starts_in_a_run_that_is_being_removed(root, monkeypatch):
-    made, busy = make(root / "a"), []
-    monkeypatch.setattr(runs.shutil, "rmtree", lambda path, **more: busy.append(Run(root / "a").busy()))
+def test_a_run_that_begins_while_another_of_its_name_is_removed_is_not_touched(root, monkeypatch):
+    """Removing takes as long as the disk takes for all checkpoints: what begins in that time finds nothing of the old run."""
+    old, found = make(root / "a"), []
+    (old.checkpoints / "step-000001").mkdir()
+    really = runs.shutil.rmtree
+
+    def removing(path: Path, **more: object) -> None:
+        if not found and (path / "run.json").is_file():  # not the slots
+            found.append((root / "a").exists())
+            really(path / "log")  # a part is gone
+            (path / "lock").unlink()
+            with make(root / "a").lock(0):
+                pass
+        really(path, **more)
+
+    monkeypatch.setattr(runs.shutil, "rmtree", removing)
+    assert runs.remove("a") == (root / "a").resolve()
+    assert found == [False]
+    assert old.exists and old.log.is_dir() and not list(old.checkpoints.iterdir())
+    assert [entry.name for entry in root.iterdir()] == ["a"]
+
+
+def test_what_a_killed_removal_has_left_goes_with_the_next_and_is_no_run(root):
+    make(root / "a")
+    left = make(root / ".removed-20260102-030405-0123abcd").path
+    mine = make(root / ".removed-notes").path
+    assert sorted(row.path.name for row in runs.table()) == [".removed-notes", "a"]
     runs.remove("a")
-    assert busy[-1] is not None and made.exists
+    assert not left.exists() and mine.exists()
+
+
+def test_a_run_on_a_disk_of_its_own_node_is_removed_there_too(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("ARGOSY_LOCAL", str(tmp_path / "scratch"))
+    made = make(root / "a")
+    local = made.local
+    assert local.is_dir() and local.is_relative_to(tmp_path / "scratch")
+    runs.remove("a")
+    assert not local.exists() and not made.path.exists()
+
+
+def test_who_waits_while_a_run_is_removed_finds_nothing_and_is_told(root, monkeypatch):
+    made, waits, said = make(root / "a"), threading.Event(), []
+    really = runs.shutil.rmtree
+
+    def start() -> None:
+        with pytest.raises(Refused) as refused, made.lock(600, lambda text: waits.set()):
+            pass
+        said.append(refused.value.text)
+
+    waiting = threading.Thread(target=start)
+
+    def removing(path: Path, **more: object) -> None:
+        if not waits.is_set():
+            waiting.start()
+            assert waits.wait(60)
+        really(path, **more)
+
+    monkeypatch.setattr("argosy.checkpoint.slots.shutil.rmtree", removing)  # of the slots: the lock is held
+    runs.remove("a")
+    waiting.join(60)
+    assert len(said) == 1 and "just removed" in said[0]
+    assert not made.path.exists()
 
 
 def test_asking_who_is_not_there(root):

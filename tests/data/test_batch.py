@@ -7,9 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
+from argosy.data import batch as batches
+from argosy.data import shard_file
 from argosy.data.batch import Batch, counted_bytes, filler, global_batch, held_out_batches
-from argosy.data.order import read_at, spans_at
+from argosy.data.order import read_at, rows_at, spans_at
 from argosy.data.shards import Shards
+from argosy.layout.layout import share
 from argosy.run.ledger import Ledger
 
 MakeShards = Callable[..., Shards]
@@ -139,3 +142,64 @@ def test_a_text_smaller_than_a_batch_is_read_several_times_in_one_step(make_shar
     batch = global_batch(1, 1, Ledger.start(data__order=2, batch__sequence=16, batch__tokens=64), tiny)
     assert (batch.segments > 0).all()
     assert batch.segments.max() >= 4
+
+
+def written(make_shards: MakeShards, masked: bool) -> Shards:
+    """Thirty documents, every third place of which is masked where they are `masked`."""
+    shards = make_shards([7, 64, 30, 2, 33, 50, 1, 12, 90, 41] * 3, (3,))
+    if masked:
+        (path,) = shards.folder.glob("*.shard")
+        old = shard_file.ShardFile(path)
+        tokens = old.read("tokens", 0, old.tokens)
+        mask = (np.arange(old.tokens) % 3 != 0).astype(np.uint8)
+        contents = shard_file.Contents(
+            old.boundaries.astype(np.uint64), old.documents.copy(), old.names, tokens.copy(), mask=mask
+        )
+        shard_file.write(path, contents)
+    return Shards(shards.folder)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("packing", ["greedy", "best-fit"])
+def test_a_machine_reads_its_own_sequences_and_no_token_of_the_others(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch, packing: str, masked: bool
+) -> None:
+    shards, part = written(make_shards, masked), Shards.part
+    ledger = Ledger.start(data__order=2, batch__sequence=16, batch__tokens=160, batch__packing=packing)
+    read: set[tuple[int, int]] = set()
+
+    def seen(self: Shards, number: int, begin: int, end: int, section: str = "tokens") -> object:
+        if section == "tokens":
+            read.update((number, at) for at in range(begin, end))
+        return part(self, number, begin, end, section)
+
+    monkeypatch.setattr(Shards, "part", seen)
+    for step in (1, 3, 9):
+        expected = global_batch(step, 5, ledger, shards)
+        rows = rows_at(step, 5, ledger, shards)
+        for mine in ((0, 2), (1,), (3, 2, 3), (0, 1, 2, 3)):
+            own = [row for one in sorted(set(mine)) for row in share(10, 4, one)]
+            read.clear()
+            found = batches.given(step, 5, ledger, shards, (mine, 4), weigh=False)
+            spans = [span for row in own for span in rows[row]]
+            needed = {(span.document, at) for span in spans for at in range(span.begin, span.end + 1)}
+            assert read <= needed, "a token and the one after it, which is its label"
+            assert (found.rows.tolist(), found.whole, found.bytes) == (own, 10, None)
+            assert found.counted == expected.counted
+            for one in set(mine):
+                there = found.part(share(10, 4, one))
+                for name in FIELDS:
+                    assert np.array_equal(getattr(there, name), getattr(expected, name)[list(share(10, 4, one))])
+        weighed = batches.given(step, 5, ledger, shards, ((1,), 4))
+        assert weighed.bytes == counted_bytes(expected, shards.bytes_of)
+        assert weighed.batch.tokens.tolist() == expected.tokens[list(share(10, 4, 1))].tolist()
+        with pytest.raises(ValueError, match="sequences 0 to 2 are another machine's"):
+            weighed.part(range(2))
+
+
+def test_any_documents_can_be_measured_on(shards: Shards) -> None:
+    documents = shards.by_hash(np.arange(shards.documents))
+    assert sorted(documents.tolist()) == list(range(shards.documents))
+    found = list(held_out_batches(shards, 32, 2, 10**6, documents))
+    counted = sum(int(batch.weights.sum()) for batch in found)
+    assert counted == int((shards.lengths - 1).sum()), "every token but the first of each"

@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as some
 
+from argosy.data.cache import RULES
 from argosy.data.document import counts, digest, held_out, printable
 
 HASHES = some.lists(some.integers(0, 2**64 - 1), min_size=2, max_size=50, unique=True).map(
@@ -42,6 +43,14 @@ def test_a_text_of_many_copies_is_trained_on_however_small_its_hash() -> None:
     for many, few in ((3, 2**63), (2**63, 3)):
         hashes = np.array([many] * 114 + [few], np.uint64)
         assert held_out(hashes, 0.02).tolist() == [False] * 114 + [True]
+
+
+def test_the_rule_is_the_one_that_names_prepared_text() -> None:
+    """Where this fails, two machines would train on different documents of one name: raise a number in cache.RULES."""
+    texts = "abcdefgh" + "c" * 3 + "aa" + "h"
+    hashes = np.array([digest(text.encode()) for text in texts], np.uint64)
+    held = ["".join(np.array(list(texts))[held_out(hashes, share)]) for share in (0.02, 0.15, 0.5, 1.0)]
+    assert (RULES, held) == ("argosy 1, held out 2", ["d", "d", "adeghaah", "abdefghaah"])
 
 
 def test_counts_are_told_commonest_first() -> None:

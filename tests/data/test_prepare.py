@@ -4,6 +4,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import psutil
 import pytest
 
 from argosy.data import make as making
-from argosy.data import prepare as preparation
 from argosy.data.encode import Plan
 from argosy.data.pool import _Pool
 from argosy.data.prepare import Prepared, prepare
@@ -113,30 +113,6 @@ def test_several_processes_make_the_same_files_as_one(notes: Path, tmp_path: Pat
     assert one.folder.name == two.folder.name
 
 
-def test_the_second_time_no_text_is_read(notes: Path, tmp_path: Path) -> None:
-    heard: list[str] = []
-    first = made(notes, tmp_path / "cache", progress=lambda what, done, total: heard.append(what))
-    assert set(heard) == {"reading", "tokens"}
-    heard.clear()
-    assert made(notes, tmp_path / "cache", progress=lambda what, done, total: heard.append(what)) == first
-    assert heard == []
-    (notes / "note-00.txt").touch()  # a new time, the same text: read again, made never
-    assert made(notes, tmp_path / "cache", progress=lambda what, done, total: heard.append(what)) == first
-    assert set(heard) == {"reading"}
-
-
-def test_another_text_tokenizer_or_share_is_another_folder(notes: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    folders = {
-        made(notes, cache).folder,
-        made(notes, cache, tokenizer=BPE).folder,
-        made(notes, cache, held_out=0.3).folder,
-    }
-    (notes / "note-00.txt").write_text("other words\n")
-    folders.add(made(notes, cache).folder)
-    assert len(folders) == 4
-
-
 def test_held_out_documents_stay_held_out_when_text_is_added(notes: Path, tmp_path: Path) -> None:
     def held(prepared: Prepared) -> set[str]:
         shards = Shards(prepared.folder)
@@ -167,9 +143,20 @@ def test_an_empty_share_still_holds_one_document_out(notes: Path, tmp_path: Path
     assert made(notes, tmp_path / "cache", held_out=1.0).facts.documents == 1
 
 
+def at_work(folder: Path) -> bool:
+    """Whether a helper of anybody still makes parts below `folder`: it ends by itself when its parent is killed."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            if "argosy.data.encode" in words and words[-1].startswith(str(folder)):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.usefixtures("small_parts")
-def test_a_killed_preparation_goes_on_where_it_was(notes: Path, tmp_path: Path) -> None:
-    """The process kills itself after its third part; the next one makes only the parts that are missing."""
+def test_a_killed_preparation_goes_on_where_it_was(notes: Path, tmp_path: Path, workers: int) -> None:
+    """The process kills itself (SIGKILL) after its third part; the next one makes only the parts that are missing."""
     whole = made(notes, tmp_path / "whole")
     cache = tmp_path / "cache"
     program = """
@@ -178,14 +165,17 @@ def test_a_killed_preparation_goes_on_where_it_was(notes: Path, tmp_path: Path) 
             parts.append(what)
             if parts.count("tokens") == 4:
                 os.kill(os.getpid(), 9)
-        prepare(DataSection(source=sys.argv[1]), base=Path("/"), cache=Path(sys.argv[2]), progress=progress)
+        section = DataSection(source=sys.argv[1])
+        prepare(section, base=Path("/"), cache=Path(sys.argv[2]), progress=progress, workers=int(sys.argv[3]))
     """
-    assert run_python(program, notes, cache).returncode == -9
+    assert run_python(program, notes, cache, workers).returncode == -9
     (partial,) = (cache / "prepared").glob("*.partial")
+    while at_work(cache):
+        time.sleep(0.02)
     before = {path.name: path.stat().st_ino for path in partial.glob("*.shard")}
-    assert len(before) == 3
-    (partial / "part-00005.shard.writing").write_bytes(b"half")
-    again = made(notes, cache)
+    assert len(before) == 3 if workers == 1 else len(before) >= 3
+    (partial / "part-00009.shard.writing").write_bytes(b"half")
+    again = made(notes, cache, workers=workers)
     assert {name: (again.folder / name).stat().st_ino for name in before} == before
     assert content(again) == content(whole)
     assert not partial.exists()
@@ -252,7 +242,13 @@ def test_a_full_disk_is_named_and_what_was_there_is_kept(notes: Path, tmp_path: 
     assert (done.returncode, done.stderr) == (MACHINE, "")
     assert "the disk is full" in done.stdout
     (partial,) = (cache / "prepared").glob("*.partial")
-    assert {path.name for path in partial.iterdir()} == {"plan.json", "documents.bin", "sizes.bin", "tokenizer.json"}
+    left = {path.name for path in partial.iterdir()}
+    assert left - {"part-00004.shard"} == {
+        "plan.json",
+        "documents.bin",
+        "sizes.bin",
+        "tokenizer.json",
+    }  # the last part is small: it may fit
     assert str(cache / "prepared") in done.stdout
     assert content(earlier) == before
     assert text_of(made(notes, cache)) == {path.name: path.read_text() for path in notes.iterdir()}
@@ -290,26 +286,6 @@ def test_two_processes_at_once_make_one_folder(notes: Path, tmp_path: Path) -> N
     assert text_of(Prepared.open(Path(told[0][0]))) == {path.name: path.read_text() for path in notes.iterdir()}
 
 
-def test_a_held_lock_is_waited_for_and_told(notes: Path, tmp_path: Path) -> None:
-    """While another process holds the lock this one says so; it goes on when that process ends."""
-    folder = made(notes, tmp_path / "cache").folder
-    (notes / "note-00.txt").touch()
-    program = "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); sys.stdin.read()"
-    words = [sys.executable, "-c", program, str(folder.with_suffix(".lock"))]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None and holder.stdin is not None
-        holder.stdout.readline()
-        heard: list[str] = []
-
-        def progress(what: str, done: int, total: int) -> None:
-            heard.append(what)
-            if what.startswith("waiting") and holder.stdin is not None:
-                holder.stdin.close()
-
-        assert made(notes, tmp_path / "cache", progress=progress).folder == folder
-    assert heard[-1] == "waiting for another process that prepares the same text"
-
-
 def test_a_file_that_changes_between_the_two_readings_is_refused(notes: Path, tmp_path: Path) -> None:
     def progress(what: str, done: int, total: int) -> None:
         if what == "tokens" and not done:
@@ -336,21 +312,6 @@ def test_packed_files_and_passed_over_ones(notes: Path, tmp_path: Path) -> None:
     assert prepared.files == 81
 
 
-def test_a_cache_that_cannot_be_written_is_refused(notes: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(Refused, match=r"prepared text cannot be kept there.*--data.cache FOLDER"):
-        made(notes, tmp_path / "file" / "cache")
-
-
-def test_a_new_cache_is_for_its_owner_alone_and_a_shared_one_stays_shared(notes: Path, tmp_path: Path) -> None:
-    made(notes, tmp_path / "new/cache")
-    assert (tmp_path / "new/cache").stat().st_mode & 0o777 == 0o700
-    (tmp_path / "shared").mkdir()
-    (tmp_path / "shared").chmod(0o755)
-    made(notes, tmp_path / "shared")
-    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o755
-
-
 def test_a_broken_tokenizer_is_refused_before_the_text_is_read(notes: Path, tmp_path: Path) -> None:
     heard: list[str] = []
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -362,30 +323,6 @@ def test_a_broken_tokenizer_is_refused_before_the_text_is_read(notes: Path, tmp_
             progress=lambda what, done, total: heard.append(what),
         )
     assert heard == []
-
-
-def test_a_folder_that_lost_its_facts_is_made_anew(notes: Path, tmp_path: Path) -> None:
-    prepared = made(notes, tmp_path / "cache")
-    (prepared.folder / "prepared.json").write_text("{")
-    with pytest.raises(Refused, match="damaged"):
-        Prepared.open(prepared.folder)
-    (prepared.folder / "prepared.json").unlink()
-    assert made(notes, tmp_path / "cache") == prepared
-
-
-def test_a_run_finds_its_text_where_the_cache_moved_to(notes: Path, tmp_path: Path) -> None:
-    prepared = made(notes, tmp_path / "cache")
-    (tmp_path / "cache").rename(tmp_path / "moved")
-    moved = tmp_path / "moved/prepared" / prepared.folder.name
-    assert preparation.locate(prepared.folder, tmp_path / "moved") == moved
-    with pytest.raises(Refused, match="the prepared text of this run is gone"):
-        preparation.locate(prepared.folder, tmp_path / "elsewhere")
-
-
-def test_the_cache_is_where_job_or_environment_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ARGOSY_CACHE", str(tmp_path / "said"))
-    assert preparation.cache_folder(DataSection(), tmp_path) == tmp_path / "said"
-    assert preparation.cache_folder(DataSection(cache="here"), tmp_path) == tmp_path / "here"
 
 
 def test_parts_depend_on_the_text_alone_and_keep_packed_files_whole(

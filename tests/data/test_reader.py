@@ -1,4 +1,3 @@
-import fcntl
 import json
 import os
 import shutil
@@ -8,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 
@@ -17,8 +16,9 @@ import psutil
 import pytest
 
 from argosy.data import reader
-from argosy.data.batch import Batch, global_batch
-from argosy.data.reader import AHEAD, LocalBatches, Reader, RingBatches
+from argosy.data import ring as rings
+from argosy.data.batch import Given, HeldOut, given, global_batch, held_out_batches
+from argosy.data.reader import LocalBatches, Reader, RingBatches
 from argosy.data.shards import Shards
 from argosy.errors import MACHINE, Refused
 from argosy.job import leaves
@@ -53,9 +53,13 @@ def run(tmp_path: Path, shards: Shards) -> Iterator[Run]:
     reader.remove(made)
 
 
-def same(batch: Batch, step: int, shards: Shards, seed: int = 5) -> bool:
+def same(found: Given, step: int, shards: Shards, seed: int = 5) -> bool:
     expected = global_batch(step, seed, LEDGER, shards)
-    return all(np.array_equal(getattr(batch, name), getattr(expected, name)) for name in FIELDS)
+    return all(np.array_equal(getattr(found.batch, name), getattr(expected, name)) for name in FIELDS)
+
+
+def start_of(nodes: int = 1, world: int = 1) -> Incarnation:
+    return Incarnation(1, world, f"dp{world}", 1, nodes=nodes)
 
 
 def until(condition: Callable[[], bool]) -> bool:
@@ -74,26 +78,6 @@ def start(run: Run, parent: int | None = None, **environment: str) -> "subproces
     return subprocess.Popen([sys.executable, "-P", "-m", "argosy.run.child", *words], env={**os.environ, **environment})
 
 
-@contextmanager
-def serving(ring: Path, shards: Shards) -> Iterator[Reader]:
-    """A reader in a thread of this process."""
-    made, end = Reader(ring, lambda step: global_batch(step, 5, LEDGER, shards)), Event()
-
-    def serve() -> None:
-        while not end.is_set():
-            if not made.turn():
-                made.wait(0.05)
-
-    thread = Thread(target=serve)
-    thread.start()
-    try:
-        yield made
-    finally:
-        end.set()
-        thread.join()
-        made.close()
-
-
 def test_local_batches_are_the_global_ones_in_any_order(shards: Shards) -> None:
     batches = LocalBatches(5, LEDGER, shards, 3)
     for step in (3, 4, 5, 6, 7, 20, 2):
@@ -110,100 +94,21 @@ def test_local_batches_tell_what_went_wrong(shards: Shards) -> None:
         LocalBatches(5, LEDGER, Shards(shards.folder), 1).get(1)
 
 
-def test_batches_are_made_ahead_and_removed_behind(tmp_path: Path, shards: Shards) -> None:
-    ring = tmp_path / "ring"
-    batches = RingBatches([tmp_path / "nowhere", ring], lambda: None)
-    with serving(ring, shards):
-        for step in (4, 5, 6, 7, 40):
-            assert same(batches.get(step), step, shards)
-            names = {reader.batch_name(other) for other in range(step, step + AHEAD + 1)}
-            assert until(lambda names=names: {path.name for path in ring.glob("batch-*")} == names)  # type: ignore[misc]
-    batches.close()
-
-
-def test_nothing_is_removed_that_a_living_worker_wants(tmp_path: Path, shards: Shards) -> None:
-    """Another worker, a process of its own, wants step 1 while this one goes on; then it dies and holds nothing up."""
-    ring = tmp_path / "ring"
-    fast = RingBatches([ring], lambda: None)
-    with serving(ring, shards), subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        assert same(fast.get(1), 1, shards)
-        (ring / ".new").write_bytes(np.int64(1).tobytes())
-        held = os.open(ring / ".new", os.O_RDWR)
-        fcntl.flock(held, fcntl.LOCK_SH)  # as a worker does; here the test holds it, and only the process's end tells
-        (ring / ".new").rename(ring / f"wanted-{other.pid}")
-        for step in range(1, AHEAD + 2):
-            assert same(fast.get(step), step, shards)
-        assert until(lambda: (ring / reader.batch_name(1)).exists())
-        other.kill()  # and is not waited for: a process that is only a number any more counts as gone
-        for step in range(AHEAD + 2, 30):
-            assert same(fast.get(step), step, shards)
-        assert until(lambda: not (ring / f"wanted-{other.pid}").exists())
-        os.close(held)
-    fast.close()
-
-
-def test_a_number_that_another_process_has_by_now_holds_nothing_up(tmp_path: Path, shards: Shards) -> None:
-    """A worker died while no reader ran; its number belongs to a process that lives and wants nothing."""
-    ring = tmp_path / "ring"
-    ring.mkdir()
-    stale = ring / f"wanted-{os.getppid()}"
-    stale.write_bytes(np.int64(1).tobytes())
-    batches = RingBatches([ring], lambda: None)
-    with serving(ring, shards):
-        assert same(batches.get(30), 30, shards)
-        assert not stale.exists()
-    batches.close()
-
-
 def test_the_ring_is_this_users_alone(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "MEMORY", tmp_path)
-    memory, disk = reader.places(run, 0)
+    monkeypatch.setattr(rings, "MEMORY", tmp_path)
+    memory, disk = reader.places(run, start_of())
     assert f"-{os.getuid()}-" in memory.name
     assert reader._choose([memory, disk], LEDGER) == memory
-    Reader(memory, lambda step: global_batch(step, 5, LEDGER, Shards(run.prepared()))).close()
+    Reader(memory, lambda step: given(step, 5, LEDGER, Shards(run.prepared()))).close()
     assert stat.S_IMODE(memory.stat().st_mode) == 0o700
     shutil.rmtree(memory)
     memory.symlink_to(tmp_path / "elsewhere", target_is_directory=True)  # somebody was faster
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/bell").touch()
     assert reader._choose([memory, disk], LEDGER) == disk
-    assert not RingBatches([memory, disk], lambda: None)._want(1)
+    assert not RingBatches([memory, disk], lambda: None)._ask((1, rings.NOTHING, 0))
     assert not list((tmp_path / "elsewhere").glob("wanted-*"))
-
-
-def test_a_worker_that_comes_late_gets_what_was_removed(tmp_path: Path, shards: Shards) -> None:
-    ring = tmp_path / "ring"
-    batches = RingBatches([ring], lambda: None)
-    with serving(ring, shards):
-        assert same(batches.get(50), 50, shards)
-        assert same(batches.get(3), 3, shards)
-    batches.close()
-
-
-def test_views_outlive_the_file(tmp_path: Path, shards: Shards) -> None:
-    path = tmp_path / reader.batch_name(7)
-    reader.write_batch(path, 7, global_batch(7, 5, LEDGER, shards))
-    batch = reader.read_batch(path, 7)
-    path.unlink()
-    assert batch is not None
-    assert same(batch, 7, shards)
-    assert reader.read_batch(path, 7) is None
-
-
-def test_what_a_killed_reader_left_is_taken_up_and_half_files_go(tmp_path: Path, shards: Shards) -> None:
-    ring = tmp_path / "ring"
-    ring.mkdir()
-    reader.write_batch(ring / reader.batch_name(2), 2, global_batch(2, 5, LEDGER, shards))
-    kept = (ring / reader.batch_name(2)).stat().st_ino
-    (ring / ("." + reader.batch_name(3))).write_bytes(b"half")
-    batches = RingBatches([ring], lambda: None)
-    with serving(ring, shards):
-        assert not list(ring.glob(".batch-*"))
-        assert same(batches.get(1), 1, shards)
-        assert until(lambda: len(list(ring.glob("batch-*"))) == AHEAD + 1)
-        assert (ring / reader.batch_name(2)).stat().st_ino == kept
-        assert same(batches.get(3), 3, shards)
-    batches.close()
 
 
 def test_a_reader_killed_at_any_point_is_replaced_and_no_batch_is_lost(run: Run, shards: Shards) -> None:
@@ -234,14 +139,14 @@ def test_a_reader_killed_at_any_point_is_replaced_and_no_batch_is_lost(run: Run,
     process.wait(PATIENCE)
     assert seen == [True] * 60
     reader.remove(run)
-    assert not any(place.exists() for place in reader.places(run, 0))
+    assert not any(place.exists() for place in reader.places(run, start_of()))
 
 
 def test_the_reader_needs_no_torch(run: Run, shards: Shards) -> None:
     program = (
         "import os, sys, threading; from argosy.data import reader; from argosy.run.folder import Run\n"
         "threading.Thread(target=reader.main, args=(sys.argv[1], 1), daemon=True).start()\n"
-        "batch = reader.batches(Run(sys.argv[1]), 1).get(4)\n"
+        "batch = reader.batches(Run(sys.argv[1]), 1).get(4).batch\n"
         "print(batch.tokens.sum(), 'torch' in sys.modules, 'pandas' in sys.modules, flush=True)\n"
         "os._exit(0)\n"
     )
@@ -265,12 +170,12 @@ def test_the_reader_ends_with_its_parent_and_takes_the_ring_along(run: Run) -> N
     child = psutil.Process(int(parent.stdout.readline()))
     batches = reader.batches(run, 1)
     batches.get(1)
-    assert any(place.exists() for place in reader.places(run, 0))
+    assert any(place.exists() for place in reader.places(run, start_of()))
     parent.kill()
     parent.wait(PATIENCE)
     with suppress(psutil.NoSuchProcess):
         assert until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
-    assert until(lambda: not any(place.exists() for place in reader.places(run, 0)))
+    assert until(lambda: not any(place.exists() for place in reader.places(run, start_of())))
     batches.close()
     parent.stdout.close()
 
@@ -292,7 +197,7 @@ def test_a_bug_of_the_reader_is_told_to_the_workers(run: Run) -> None:
     (run.local / "ended-reader-0.json").write_text(json.dumps({**row, "sentence": "of yesterday"}))
     os.utime(run.local / "ended-reader-0.json", (0, 0))
     (run.local / "ended-reader-1.json").write_text(json.dumps(row))
-    with pytest.raises(RuntimeError, match=r"the reader process failed: KeyError: 'x'; see .*reader.txt"):
+    with pytest.raises(RuntimeError, match=r"the reader process failed: KeyError: 'x'; its log is in .*log"):
         reader.batches(run, 1).get(1)
 
 
@@ -307,11 +212,11 @@ def test_without_reader_and_parent_a_worker_gives_up(run: Run, monkeypatch: pyte
 
 
 def test_rings_of_other_batches_are_removed_those_of_other_runs_not(run: Run, tmp_path: Path) -> None:
-    mine = reader.places(run, 0)
-    node = reader.places(run, 1)[1]
+    mine = reader.places(run, start_of())
+    node = reader.places(run, start_of(2, 2), 1)[1]
     LEDGER.changed(9, "batch.tokens", 256, "x").write(run.path / "ledger.jsonl")
     other = [place.with_name(mine[0].name.replace("ring-", "ring-0", 1)) for place in mine]
-    changed = reader.places(run, 0)
+    changed = reader.places(run, start_of())
     assert len({place.name for place in (*mine, *changed, *other, node)}) == 4
     for ring in (*mine, *changed, *other, node):
         ring.mkdir(parents=True)
@@ -326,7 +231,7 @@ def test_a_living_reader_follows_a_changed_ledger(run: Run, shards: Shards) -> N
     assert same(reader.batches(run, 1).get(1), 1, shards)
     changed = LEDGER.changed(2, "batch.tokens", 256, "x")
     changed.write(run.path / "ledger.jsonl")
-    batch = reader.batches(run, 1).get(2)
+    batch = reader.batches(run, 1).get(2).batch
     assert np.array_equal(batch.tokens, global_batch(2, 5, changed, shards).tokens)
     assert len(batch) == 16
     process.kill()
@@ -341,3 +246,110 @@ def test_the_ring_is_on_disk_where_memory_has_no_room(tmp_path: Path) -> None:
     assert reader._choose([memory, disk], LEDGER.changed(9, "batch.tokens", 10**15, "x")) == disk
     disk.mkdir()
     assert reader._choose([memory, disk], LEDGER) == disk
+
+
+def test_local_batches_measure_too_and_tell_what_is_long_in_coming(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rings, "SLOW", 0.05)
+    missed, heard, part = Event(), [], Shards.part
+
+    def slow(self: Shards, *words: object) -> object:
+        assert missed.wait(PATIENCE)
+        return part(self, *words)  # type: ignore[arg-type]
+
+    def told(seconds: float, there: bool) -> None:
+        heard.append(there)
+        missed.set()
+
+    monkeypatch.setattr(Shards, "part", slow)
+    batches = LocalBatches(5, LEDGER, shards, 1, lambda: [HeldOut(shards, 16, 100)], told)
+    assert batches.get(1).counted
+    assert heard == [False, True]
+    expected = list(held_out_batches(shards, 16, 2, 100))
+    found = list(batches.held_out(0, 2))
+    assert [batch.tokens.tolist() for batch in found] == [batch.tokens.tolist() for batch in expected] != []
+    batches.close()
+
+
+def test_a_reader_that_hangs_in_a_slow_store_is_waited_for_and_told(
+    run: Run, shards: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands still before its fourth batch, and goes on when somebody has said that the batch is missing."""
+    monkeypatch.setattr(rings, "SLOW", 0.05)
+    process, heard = start(run, ARGOSY_POINT="reader.batch.before:4:stop"), []
+
+    def told(seconds: float, there: bool) -> None:
+        if len(heard) == 0:
+            assert until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+            process.send_signal(signal.SIGCONT)
+        heard.append((there, seconds))
+
+    batches = reader.batches(run, 1)
+    assert same(batches.get(1), 1, shards)  # a process that starts may itself take long
+    assert until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+    batches.heard = told
+    for step in range(2, 12):
+        assert same(batches.get(step), step, shards)
+    batches.close()
+    process.kill()
+    process.wait(PATIENCE)
+    assert [there for there, _ in heard[:2]] == [False, True]
+
+
+def test_each_machine_reads_the_sequences_of_its_own_ranks(tmp_path: Path, run: Run, shards: Shards) -> None:
+    """Two readers of a launch over two machines, here beside each other: what both give is the global batch."""
+    found = []
+    Incarnation(1, 4, "dp4", 1, nodes=2).write(run)
+    for rank in (0, 2):
+        own = reader.OwnReader(run, 1, rank)
+        batches = reader.batches(run, 1, rank + 1)
+        found.append(batches.get(2))
+        assert [batch.tokens.shape for batch in batches.held_out(0, 2)], "what is measured is read whole everywhere"
+        batches.close()
+        own.close()
+    assert not any(place.exists() for rank in (0, 1) for place in reader.places(run, start_of(2, 4), rank))
+    expected = global_batch(2, 5, LEDGER, shards)
+    assert [given.rows.tolist() for given in found] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert np.concatenate([given.batch.tokens for given in found]).tolist() == expected.tokens.tolist()
+    assert [given.counted for given in found] == [expected.counted] * 2
+    assert found[0].bytes is not None and found[1].bytes is None, "the first rank writes the bytes down, nobody else"
+
+
+def test_the_shares_of_a_machine_follow_the_layout() -> None:
+    """Ranks along tensor and pipeline axes read the same sequences; only those along data axes read their own."""
+    start = Incarnation(1, 8, "tp2 dp4", 1, nodes=2)
+    assert [reader.shares(start, node) for node in (0, 1)] == [((0, 1), 4), ((2, 3), 4)]
+    start = Incarnation(1, 8, "pp2 dp4", 1, nodes=2)
+    assert [reader.shares(start, node) for node in (0, 1)] == [((0, 1, 2, 3), 4)] * 2
+    assert reader.shares(Incarnation(1, 8, "dp8", 1), 0) is None
+
+
+def test_a_rank_that_is_its_own_parent_replaces_a_reader_that_dies_or_stands_still(run: Run, shards: Shards) -> None:
+    """Under a launcher nobody else does."""
+    Incarnation(1, 1, "dp1", 1).write(run)
+    own = reader.OwnReader(run, 1)
+    batches = reader.batches(run, 1)
+    for number, how in ((1, signal.SIGKILL), (20, signal.SIGSTOP), (40, signal.SIGKILL)):
+        assert same(batches.get(number), number, shards)
+        before = own.pid
+        os.kill(before, how)
+        assert until(lambda before=before: own.pid != before)  # type: ignore[misc]
+        assert same(batches.get(number + 10), number + 10, shards)
+    last = own.pid
+    batches.close()
+    own.close()
+    assert not psutil.pid_exists(last)
+    assert not any(place.exists() for place in reader.places(run, start_of()))
+
+
+def test_a_rank_that_is_its_own_parent_does_not_restart_what_tells_why_it_failed(run: Run, shards: Shards) -> None:
+    path = shards.folder / "part-00000.shard"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    Incarnation(1, 1, "dp1", 1).write(run)
+    own = reader.OwnReader(run, 1)
+    with pytest.raises(Refused, match=r"part-00000\.shard, byte 512: this shard is damaged"):
+        reader.batches(run, 1).get(1)
+    own.close()

@@ -107,6 +107,16 @@ def test_one_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes, say
     assert refused.value.code == INPUT
 
 
+def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+    """Here because it went: a right that is missing would be none to root."""
+    (tmp_path / "mine.txt").write_text("one line\n")
+    found = find("mine.txt", tmp_path)
+    (tmp_path / "mine.txt").unlink()
+    with pytest.raises(Refused, match=r'data.source = "mine.txt": this file cannot be read: No such file') as refused:
+        scan(found, 0.02, lambda *_: None)
+    assert refused.value.code == INPUT
+
+
 @pytest.mark.parametrize(
     "name, content", [("x.txt.gz", b"no gzip at all"), ("x.txt.zst", b"no zstd at all"), ("y.gz", b"")]
 )

@@ -65,16 +65,18 @@ asked = memory.keep_freed()
 faults()
 kept = faults()
 memory.keep_freed(wanted=False)
-print(asked, kept, faults())
+print(asked, kept, faults(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 """
 
 
 def test_freed_memory_is_kept_until_it_is_given_back() -> None:
     """Counted in page faults, in a process of its own: taking as much again meets few where it was kept."""
     answer = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, check=True)
-    asked, kept, given_back = answer.stdout.split()
+    asked, kept, given_back, whole = answer.stdout.split()
     if asked == "False":
         pytest.skip("this malloc is not glibc's, and cannot be asked to keep what is freed")
+    if int(whole) == 0:
+        pytest.skip("this kernel counts no page faults: nothing tells whether memory was kept")
     assert 3 * int(kept) < int(given_back)  # one of the eight may still find another place
 
 

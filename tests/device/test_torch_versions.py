@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch._inductor import cpu_vec_isa
 
 from argosy.device import torch_versions
@@ -53,3 +54,14 @@ def test_what_failed_is_tried_again(looked: list[str], tmp_path: Path) -> None:
     torch_versions.remember_instructions()  # once is enough
     assert not isa._probe_load(str(tmp_path / "bad.so"))
     assert len(looked) == 5
+
+
+def test_memory_is_tracked_over_any_number_of_calls() -> None:
+    """Torch's tracker alone refuses a second call of the outermost module."""
+    with torch_versions.memory_tracker() as tracker:
+        model = torch.nn.Sequential(torch.nn.Linear(100, 50, bias=False), torch.nn.ReLU())
+        for _ in range(3):
+            model(torch.ones(8, 100)).sum().backward()
+        now, most = (tracker.get_tracker_snapshot(kind)[torch.device("cpu")] for kind in ("current", "peak"))
+    assert now["Total"] == 2 * 4 * 100 * 50  # weights and their gradients
+    assert now["Total"] < most["Total"] <= now["Total"] + 4 * (2 * 100 * 50 + 8 * (100 + 3 * 50))

@@ -81,6 +81,7 @@ def own_run(path: Path, model: dict[str, Any], tokenizer: str = "") -> Run:
     from argosy.model.decoder import Decoder
     from argosy.model.weights import initialise
     from argosy.run import folder
+    from argosy.run.ledger import Ledger
 
     shape = {"layers": 2, "width": 16, "vocabulary": 300, "positions": "rotary", "rope_theta": 100.0, "tied": False,
              "block": {"heads": 2, "hidden": 40}, **model}  # fmt: skip
@@ -94,6 +95,7 @@ def own_run(path: Path, model: dict[str, Any], tokenizer: str = "") -> Run:
     settings = [Setting(key, None, leaves.plain(value), "default") for key, value in leaves.leaves(job).items()]
     folder.settle(run, job, {}, settings, Path(), "")
     (path / "tokenizer.json").write_text(tokenizer or BYTES, encoding="utf-8")
+    Ledger.start(batch__sequence=32, batch__tokens=64, train__seed=1).write(path / "ledger.jsonl")
     decoder = Decoder(known).to_empty(device="cpu")
     initialise(decoder, 3)
     held = {name: parameter.detach() for name, parameter in decoder.named_parameters()}

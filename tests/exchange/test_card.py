@@ -33,6 +33,22 @@ def test_a_card_tells_data_licences_tokens_figures_and_commit(tmp_path: Path) ->
     assert "bits per byte: 2.2500" in early and "2.1250" not in early
 
 
+def test_a_mix_is_told_source_by_source_and_steps_of_several_sizes_are_added_up(tmp_path: Path) -> None:
+    run = own_run(tmp_path / "run", {})
+    rows = [
+        {"source": "prose", "license": "MIT", "tokens": 4_000, "weight": 3.0},
+        {"source": "code", "license": "Apache-2.0", "tokens": 9_000, "weight": 1.0},
+    ]
+    run.update_info(data={"source": "prose, code", "license": "prose: MIT; code: Apache-2.0", "mix": rows})
+    run.ledger().changed(3, "batch.tokens", 128, "--change").write(run.path / "ledger.jsonl")
+    text = card(run, title="t", family="llama", kind="float32", step=4)
+    assert "| `prose` | `MIT` | 4,000 | 75.0% |" in text and "| `code` | `Apache-2.0` | 9,000 | 25.0% |" in text
+    assert "license:" not in text.split("---")[1], "two licences are not one"
+    assert "384 tokens in 4 steps, the last of 128, sequences of 32" in text
+    run.update_info(data={"mix": [{**row, "license": "MIT"} for row in rows]})
+    assert 'license: "MIT"' in card(run, title="t", family="llama", kind="float32", step=2)
+
+
 def test_what_is_not_known_is_left_out_and_hostile_words_stay_words(tmp_path: Path) -> None:
     run = own_run(tmp_path / "run", {})
     run.update_info(data={"license": 'x"\n---\ntags: [evil]', "source": "a\n## b`"})

@@ -107,6 +107,14 @@ def test_a_model_of_ours_goes_out_as_the_first_family_that_can_say_it(tmp_path: 
     capped = own_run(tmp_path / "capped", {"softcap": 30.0})
     with pytest.raises(Refused, match=r"no family .* llama cannot say model.softcap = 30"):
         send(capped, tmp_path / "c")
+    other = {"layers": 2, "width": 16, "positions": "learned", "context": 32, "rope_theta": None, "tied": True}
+    block = {"heads": 2, "hidden": 40, "norm": "layer", "norm_bias": True, "activation": "gelu", "qkv_bias": True}
+    block |= {"attention_bias": True, "mlp_bias": True}
+    for more in ({"head_size": 6}, {"kv_heads": 1}):
+        odd = own_run(tmp_path / f"odd-{next(iter(more))}", {**other, "block": {**block, **more}})
+        with pytest.raises(Refused, match=rf"the family gpt2 cannot say model.block.{next(iter(more))} = "):
+            send(odd, tmp_path / "c", family="gpt2")
+    assert send(own_run(tmp_path / "usual", {**other, "block": block}), tmp_path / "g", family="gpt2").files == 1
     with pytest.raises(Refused, match=r"the family olmo2 cannot say model.block.norm_placement = pre"):
         send(plain, tmp_path / "c", family="olmo2")
     assert not (tmp_path / "c").exists()
@@ -120,7 +128,7 @@ def test_the_tokenizer_of_bytes_goes_out_as_one_that_everybody_reads(tmp_path: P
     text = "Käse\n\t<|no mark|> 日本 \x00."
     assert found.encode(text) == list(text.encode("utf-8"))
     assert found.decode(found.encode(text), clean_up_tokenization_spaces=False) == text
-    assert found.eos_token_id == 256
+    assert found.eos_token_id == 256 and set(found(text)) == {"input_ids", "attention_mask"}
 
 
 def test_names_without_their_prefix_are_found(copied: Folders, tmp_path: Path) -> None:

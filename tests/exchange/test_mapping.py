@@ -122,6 +122,21 @@ def test_families_of_ones_own_are_found_in_the_folder_that_is_named(
         families()
 
 
+@pytest.mark.parametrize(
+    "content, expected",
+    [(b"\xff\xfe\x00", "no UTF-8 text"), (b"a = " + b"[" * 50_000, "no TOML"), (b"#" * (2 << 20), "too large")],
+    ids=["bytes", "deep", "large"],
+)
+def test_a_file_of_rules_that_is_none_is_refused_in_one_sentence(
+    content: bytes, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evil.toml").write_bytes(content)
+    monkeypatch.setenv(FAMILIES, str(tmp_path))
+    with pytest.raises(Refused, match=expected) as caught:
+        families()
+    assert caught.value.where == str(tmp_path / "evil.toml") and caught.value.code == 2
+
+
 def test_a_tensor_without_a_rule_is_named_with_the_nearest_one() -> None:
     rules = read(FILE.format(more=""), "test")
     with pytest.raises(Refused, match=r"no rule of the family knit is for blocks.0.gate.weight.*nearest: blocks"):

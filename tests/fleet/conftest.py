@@ -84,8 +84,19 @@ def lead(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     server = WarmServer(LIGHT)
 
-    def led(script: dict[str, str], *overrides: str, world: int = 2, run: Run | None = None, **options) -> Led:
+    def led(
+        script: dict[str, str],
+        *overrides: str,
+        world: int = 2,
+        run: Run | None = None,
+        server: WarmServer = server,
+        newest: int = 0,
+        **options,
+    ) -> Led:
         run = run or make(tmp_path / "run", script, *overrides)
+        if newest:  # a checkpoint that lies there before
+            (run.checkpoints / f"step-{newest:06d}").mkdir()
+            (run.checkpoints / f"step-{newest:06d}/manifest.json").touch()
         screen = Heard()
         with run.lock(60) as lock:
             requests.clear(run)  # as every start does as soon as it holds the run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from argosy.fleet.clerk import Clerk
+from argosy.fleet.journal import read
 from argosy.run import requests
 from argosy.run.folder import append_line
 from argosy.run.recorder import Recorder
@@ -71,6 +72,28 @@ def recorded(run, steps):
         recorder.scalar("loss", step, 1.0)
         recorder.step(step, step * 10**9, (step + 1) * 10**9)
     recorder.finish()
+
+
+def test_a_batch_that_is_long_in_coming_is_an_event_at_once_and_when_it_came(made):
+    run, screen = made
+    clerk = Clerk(run, screen)
+    clerk.begin(1)
+    recorder = Recorder(run, 0, 1)
+    recorder.mark("starving", 3, 5.25)
+    clerk.tick()
+    assert len(screen.notes) == 1, "told while it is still being waited for"
+    assert screen.notes[0].startswith(
+        "step 3 waits for its batch, for 5 s now: whatever holds the prepared text is slow"
+    )
+    recorder.mark("fed", 3, 31.25)
+    recorder.finish()
+    clerk.close()
+    assert screen.notes[1:] == ["the batch for step 3 came after 31.2 s"]
+    told = [row for row in read(run.path / "journal.jsonl") if row["what"] in ("waiting", "waited")]
+    assert [(row["what"], row["step"], row["seconds"], row["incarnation"]) for row in told] == [
+        ("waiting", 3, 5.25, 1),
+        ("waited", 3, 31.25, 1),
+    ]
 
 
 @pytest.fixture

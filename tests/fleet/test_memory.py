@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from argosy.fleet.memory import counter, kill_count, kills
+from argosy.fleet.memory import counter, kill_count, kills, whose
 
 ID = "8c1f2f5be9a3"
 TWO = "35 24 0:30 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -106,6 +106,47 @@ def test_the_kernels_number_is_read(tmp_path: Path) -> None:
     other.write_text("nr_free_pages 7\noom_kill 11\n")
     assert [kill_count(file) for file in (two, one, other)] == [2, 5, 11]
     assert kill_count(tmp_path / "missing") == 0
+
+
+# name: files with what they hold, the one whose count rose, what is said of it
+OWNERS = {
+    "version 2, a limit of its own": (
+        {"a/memory.events": "", "a/memory.max": "2147483648\n"},
+        "a/memory.events",
+        "the memory of its control group (at most 2.0 GiB, {top}/a/memory.max)",
+    ),
+    "version 2, the limit is further up": (
+        {"a/memory.max": "536870912\n", "a/cgroup.procs": "", "a/b/memory.max": "max\n", "a/b/memory.events": ""},
+        "a/b/memory.events",
+        "the memory of its control group (at most 512 MiB, {top}/a/memory.max)",
+    ),
+    "version 2, no limit anywhere": (
+        {"a/b/memory.events": "", "a/b/memory.max": "max\n", "a/memory.max": "max\n", "a/cgroup.procs": ""},
+        "a/b/memory.events",
+        "the machine's memory",
+    ),
+    "version 1, a limit": (
+        {"a/memory.oom_control": "", "a/memory.limit_in_bytes": "1073741824\n"},
+        "a/memory.oom_control",
+        "the memory of its control group (at most 1.0 GiB, {top}/a/memory.limit_in_bytes)",
+    ),
+    "version 1, its word for no limit": (
+        {"a/memory.oom_control": "", "a/memory.limit_in_bytes": "9223372036854771712\n"},
+        "a/memory.oom_control",
+        "the machine's memory",
+    ),
+    "no groups: the count of the machine": ({"vmstat": "oom_kill 3\n"}, "vmstat", "the machine's memory"),
+}
+
+
+@pytest.mark.parametrize("name", OWNERS)
+def test_whose_memory_ran_out_is_told(name: str, tmp_path: Path) -> None:
+    files, rose, said = OWNERS[name]
+    for file, text in files.items():
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert whose(tmp_path / rose) == said.format(top=tmp_path)
 
 
 def test_a_process_that_is_gone_counts_nowhere() -> None:

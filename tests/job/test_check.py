@@ -17,6 +17,8 @@ DEAD_TOGETHER = [
     (["data.mix=[{source='a'}]", "data.field=text"], "data.field does nothing with data.mix"),
     (["optim.name=adamw", "optim.momentum=0.9"], "optim.momentum does nothing with optim.name"),
     (["optim.name=adamw", "optim.newton_schulz=4"], "optim.newton_schulz does nothing with optim.name"),
+    (["optim.name=lamb", "optim.momentum=0.9"], "optim.momentum does nothing with optim.name"),
+    (["model.base_width=64"], 'model.base_width does nothing with model.scaling = "none"'),
     (["optim.schedule=cosine", "optim.decay=0.3"], "optim.decay does nothing with optim.schedule"),
     (["optim.schedule=constant", "optim.final=0.3"], "optim.final does nothing with optim.schedule"),
     (["model.positions=learned", "model.rope_theta=1e4"], "model.rope_theta does nothing with model.positions"),
@@ -27,6 +29,13 @@ DEAD_TOGETHER = [
     (["observe.sample_every=never", "observe.sample_tokens=9"], "observe.sample_tokens does nothing"),
     (["observe.sample_every=never", "observe.temperature=1.0"], "observe.temperature does nothing"),
     (["evaluate.every=never", "evaluate.tokens=9999"], "evaluate.tokens does nothing with evaluate.every"),
+    (
+        ["evaluate.every=never", "evaluate.sets=[{name='a', source='b'}]"],
+        "evaluate.sets does nothing with evaluate.every",
+    ),
+    (["evaluate.every=never", "evaluate.by=held-out"], "evaluate.by does nothing with evaluate.every"),
+    (["evaluate.every=never", "evaluate.keep_best=true"], "evaluate.keep_best does nothing with evaluate.every"),
+    (["evaluate.every=never", "evaluate.patience=2"], "evaluate.patience does nothing with evaluate.every"),
 ]
 CONTRADICTING = [
     (["batch.tokens=1000"], "no multiple of batch.sequence = 256. Nearest: batch.tokens=768"),
@@ -34,12 +43,17 @@ CONTRADICTING = [
     (["batch.micro=17"], "more than the 16 sequences"),
     (["train.tokens=100"], "less than one step"),
     (["model.block.heads=5"], "Nearest: model.block.heads=4"),
+    (['memory.recompute=["mlp", "block"]'], "so mlp does nothing. Nearest: memory.recompute=block"),
     (["model.block.kv_heads=4"], "does not divide model.block.heads = 6. Nearest: model.block.kv_heads=3"),
     (["model.block.head_size=33"], "even head size"),
-    (["model.pattern=[{}, {}, {}]"], "3 blocks, which do not divide model.layers = 4"),
-    (["model.pattern=[{ heads = 5 }, {}]"], "does not divide into model.block.heads = 5"),
+    (["model.layers=4", "model.pattern=[{}, {}, {}]"], "3 blocks, which do not divide model.layers = 4"),
+    (["model.layers=4", "model.pattern=[{ heads = 5 }, {}]"], "does not divide into model.block.heads = 5"),
     (["train.master=bfloat16", "train.precision=float32"], "holds less than"),
+    (["train.precision_of.head=float64"], "head = float64 has more digits than the weights, which are kept in float32"),
     (["optim.warmup=20M"], "is longer than the run"),
+    (["evaluate.by=code"], "evaluate.by = code is no held-out set"),
+    (["evaluate.sets=[{name='a', source='x'}, {name='a', source='y'}]"], "evaluate.sets names a twice"),
+    (["evaluate.sets=[{name='held-out', source='x'}]"], "held-out is the name of the run's own documents"),
 ]
 
 
@@ -60,6 +74,7 @@ def test_dead_and_contradicting_keys_are_refused_naming_both(words: list[str], e
         (['model.rope_scaling={kind="llama3", factor=2.0, original=8, low=4.0}'], "low must be less than high"),
         (['model.rope_scaling={kind="linear", factor=0.5}'], "at least 1"),
         (["model.block.parallel=true", "model.block.norm_placement=post"], "the parallel block has one norm"),
+        (["model.scaling=mup", "model.tied=true"], "trains the head at another rate than the embedding"),
         (
             ["model.positions=learned", 'model.rope_scaling={kind="linear", factor=2.0}'],
             "model.rope_scaling does nothing with",
@@ -132,7 +147,7 @@ def test_no_leaf_takes_an_absurd_value_and_the_refusal_is_in_our_words(key: str)
         (["--train.compile", "yes"], "--train.compile yes: write true or false."),
         (["optim.warmup=3%"], "'3%' is no count; write it whole, or with K, M, B or T"),
         (["--MODEL.LAYERS", "3"], "Did you mean model.layers?"),
-        (["model.=3"], "model is a table, not a value. Found: 3. Its keys: model.preset, model.init"),
+        (["model.=3"], "model is a table, not a value. Found: 3. Its keys: model.class, model.preset, model.init"),
         (["optim.lrr=1", "batch.sequence=x"], "Did you mean optim.lr?\ncommand line: batch.sequence"),
     ],
 )

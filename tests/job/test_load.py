@@ -229,9 +229,8 @@ def test_overrides_that_belong_into_a_file() -> None:
 
 
 def test_a_loaded_job_as_text_is_the_same_job(tmp_path: Path) -> None:
-    one = load(
-        "laptop", ["optim.clip=none", "model.pattern=[{ window = 64 }, {}]", "data.source=x y", "train.time=3 min"]
-    )
+    shape = ["model.layers=4", "model.pattern=[{ window = 64 }, {}]"]
+    one = load("laptop", [*shape, "optim.clip=none", "data.source=x y", "train.time=3 min"])
     two = load(write(tmp_path, one.text, "again.toml"))
     assert two.job == one.job
     assert one.text.startswith("#:schema")

@@ -14,7 +14,7 @@ def test_a_preset_fills_the_model(name: str) -> None:
     assert model.preset == name
     assert set(presets.shape(name)) <= set(fields())
     left_out = {key for key, value in model if value is None}
-    plain = {"rope_scaling", "softcap", "z_loss"}  # left out, there are none
+    plain = {"class", "rope_scaling", "softcap", "z_loss", "scaling", "base_width"}  # left out, there are none
     assert left_out <= {"vocabulary", "context" if model.positions == "rotary" else "rope_theta", *plain}
     assert len(layers(model)) == model.layers
 

@@ -220,3 +220,16 @@ def test_a_terminal_that_is_gone_stops_nothing(mode: Mode, tmp_path: Path) -> No
         screen.fault("nobody sees this")
         screen.close()
     assert (tmp_path / "log.txt").read_text().count("note: ") == 2  # and closing `out` has raised nothing
+
+
+def test_named_sets_and_which_of_them_says_what_is_best() -> None:
+    out = io.StringIO()
+    screen = progress.screen("plain", out)
+    sets = {"code": {"loss": 2.0, "bits_per_byte": 0.75}, "odd": {"loss": None, "bits_per_byte": None}}
+    screen.held_out(row(5, loss=3.0, sets=sets, best=True, by="code"))
+    screen.held_out(row(6, loss=2.0, sets=sets, best=False, by="code"))
+    screen.held_out(row(7, loss=1.0, bits_per_byte=None, best=True, by="held-out"))
+    first, second, third = out.getvalue().splitlines()
+    assert "1.500 bits/byte, code 0.750, odd not finite" in first and first.endswith("best so far by code")
+    assert "best so far" not in second
+    assert third.endswith("held out 1.000 nats/token   best so far")

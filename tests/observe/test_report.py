@@ -152,6 +152,16 @@ def test_the_command_that_repeats_it_says_all_that_was_found_here(page: Page) ->
     assert "torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu &&" in page.text
 
 
+def test_the_command_also_says_what_could_not_be_measured_this_time(tmp_path: Path) -> None:
+    run = made(tmp_path / "r", fault=False)
+    table = json.loads((run.path / "settings.json").read_text())
+    for row in table["settings"]:
+        row["origin"] = "default"  # the machine was too busy; the next start may find it quiet, and decide otherwise
+    (run.path / "settings.json").write_text(json.dumps(table))
+    said = re.search(r"argosy train r/job.toml --workers 2 (.*) --run again", report.page(run))
+    assert said and said[1] == "--train.precision float32 --train.compile false --batch.micro 8"
+
+
 def test_the_page_needs_nothing_else(page: Page) -> None:
     """No script, picture, style, font or frame from elsewhere; links are downloads within the page."""
     assert not {"link", "iframe", "object", "embed", "img", "base", "form"} & {tag for tag, _ in page.tags}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from argosy.errors import Refused
 from argosy.job.schema import OptimSection
 from argosy.optim.build import Optimizer, build
+from argosy.prove.pool import Pool
 
+HERE = str(Path(__file__))
 SHAPES = {
     "embedding.weight": (11, 6),
     "positions.weight": (9, 6),
@@ -144,3 +147,66 @@ def test_a_missing_gradient_of_muon_is_an_error() -> None:
     made["blocks.0.mlp.up.weight"].grad = None
     with pytest.raises(RuntimeError, match=r"blocks\.0\.mlp\.up\.weight has no gradient"):
         optimizer.step(1.0)
+
+
+def test_a_parameter_whose_memory_moves_is_still_the_one_that_is_updated() -> None:
+    """A layout may pad shards when it first uses them."""
+    still, moving = parameters(), parameters()
+    optimizers = [build(made.items(), section(name="adamw")) for made in (still, moving)]
+    for step in range(3):
+        for made, optimizer in zip((still, moving), optimizers, strict=True):
+            give_gradients(made, step)
+            optimizer.step(1.0)
+        for parameter in moving.values():
+            parameter.data = parameter.data.clone()
+    assert all(torch.equal(moving[name], still[name]) for name in SHAPES)
+
+
+def on_two_meshes(rank: int, ranks: int, board: str, payload: Any) -> dict[str, Any]:
+    """AdamW over parameters of two meshes, some of whose shards are empty, beside that of one process."""
+    import torch.distributed as dist
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
+
+    dist.init_process_group("gloo", init_method=f"file://{board}", rank=rank, world_size=ranks)
+    line, square = init_device_mesh("cpu", (ranks,)), init_device_mesh("cpu", (2, ranks // 2))
+    ways = {
+        "embedding.weight": (line, [Shard(0)]),
+        "blocks.0.attention.query.weight": (square, [Replicate(), Shard(0)]),
+        "blocks.0.mlp.up.weight": (square, [Shard(0), Shard(1)]),
+        "head.weight": (line, [Shard(1)]),  # 6 columns over 4 ranks: the last one has none
+    }
+
+    def laid(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return distribute_tensor(tensor, *ways[name]) if name in ways else tensor.clone()
+
+    alone = parameters()
+    sharded = {name: torch.nn.Parameter(laid(name, parameter.detach())) for name, parameter in alone.items()}
+    ours, theirs = (build(made.items(), section(name="adamw")) for made in (sharded, alone))
+    for step in range(3):
+        give_gradients(alone, step)
+        for name, parameter in sharded.items():
+            gradient = alone[name].grad
+            assert gradient is not None
+            parameter.grad = laid(name, gradient)
+        ours.step(0.5, 0.7)
+        theirs.step(0.5, 0.7)
+
+    def off(one: torch.Tensor, other: torch.Tensor) -> float:
+        return float(((one.full_tensor() if isinstance(one, DTensor) else one) - other).detach().abs().max())
+
+    assert ours.inner is not None
+    taken = [tensor for group in ours.inner.param_groups for tensor in group["params"]]
+    found = {
+        "weights": max(off(sharded[name], alone[name]) for name in SHAPES),
+        "state": max(off(ours.named_state()[name], tensor) for name, tensor in theirs.named_state().items()),
+        "sharded": [isinstance(tensor, DTensor) for tensor in taken].count(True),
+        "kept": [tensor.grad is not None for tensor in taken].count(True),
+    }
+    dist.destroy_process_group()
+    return found
+
+
+def test_ranks_update_their_own_shards_and_nothing_is_said_of_sharded_tensors(pool: Pool) -> None:
+    for found in pool.call(f"{HERE}:on_two_meshes", ranks=4):
+        assert max(found["weights"], found["state"]) < 1e-12, found
+        assert found["sharded"] == found["kept"] == 0

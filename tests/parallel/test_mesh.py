@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from argosy.layout.layout import Layout
-from argosy.parallel.mesh import GROUPS, groups_of
+from argosy.layout.layout import GROUPS, Layout
+from argosy.parallel.mesh import groups_of
 from argosy.prove.pool import Pool
 
 HERE = str(Path(__file__))
@@ -58,9 +59,54 @@ def test_every_rank_is_in_its_groups_and_in_no_other(pool: Pool, shape: str) -> 
         assert found["again"]
 
 
+def again(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> list[list[float]]:
+    """In meshes one after the other: of whole numbers shared out over tp, those of all ranks of the group, gathered."""
+    import torch
+    from torch.distributed.tensor import DTensor, Shard
+
+    from argosy.device.shards import whole
+    from argosy.parallel.mesh import Meeting, joined
+
+    found = []
+    for number, shape in enumerate(asked["shapes"]):
+        layout = Layout.parse(shape)
+        if rank >= layout.world:
+            continue
+        meeting = Meeting(f"again/{number}", Path(f"{board}-{number}"))
+        with joined(layout, rank, meeting, forgets=asked["forgets"]) as mesh:
+            grid = mesh.tensor()
+            assert grid is not None
+            own = DTensor.from_local(torch.full((3,), float(rank)), grid, (Shard(0),), run_check=False)
+            made = torch.lerp(own, own, 0.5)  # an operator on what is shared out: torch remembers what comes of it
+            found.append(whole(made).tolist())
+    return found
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_a_mesh_is_not_taken_for_an_earlier_one_of_the_same_ranks(pool: Pool, forgets: bool) -> None:
+    """Ranks 0 and 1 are the whole world, then a group in a larger one whose name is another; and a group, then the world."""
+    shapes = ["tp2", "pp2 tp2", "pp2 tp2", "replicate2 tp2", "tp2"]
+    first, second, third, last = pool.call(f"{HERE}:again", {"shapes": shapes, "forgets": forgets}, ranks=4)
+    assert first == second == [[0.0] * 3 + [1.0] * 3] * 5
+    assert third == last == [[2.0] * 3 + [3.0] * 3] * 3
+
+
+def benchmark() -> Any:
+    """The benchmark's module: it has the closed form of store operations, and a store that counts."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("groups", BENCHMARK)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["groups"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 def bound(layout: Layout, rank: int) -> int:
-    """Most store operations of `rank`: for each of its groups one address set, and each member's waited for and read."""
-    return sum(2 * len(ranks) + 1 for ranks in groups_of(layout, rank))
+    """Most store operations of `rank`."""
+    most: int = benchmark().operations([len(ranks) for ranks in groups_of(layout, rank)])
+    return most
 
 
 @pytest.mark.parametrize("shape", ["pp2 dp2 tp2", "dp4 tp2", "replicate2 pp2"])
@@ -70,6 +116,49 @@ def test_a_rank_asks_the_store_for_its_own_groups_only(pool: Pool, shape: str) -
     for rank, row in enumerate(rows):
         assert 0 < row["operations"] <= bound(layout, rank)
         assert row["barriers"] == 0
+
+
+def later(rank: int, ranks: int, board: str, shape: str) -> dict[str, int]:
+    """Store operations of what is made when the groups of all axes are there: device meshes, a second shard, both ends."""
+    import torch.distributed as dist
+
+    from argosy.parallel.mesh import LOOPBACK, Mesh, joined_over, publish, wait_for
+
+    layout, place = Layout.parse(shape, ranks), Path(board)
+    if rank == 0:
+        inner = dist.TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
+        publish(place, str(inner.port))
+    else:
+        inner = dist.TCPStore(LOOPBACK, int(wait_for(place)), is_master=False, wait_for_workers=False)
+    store, counted = benchmark().counting(dist.PrefixStore("groups", inner))
+    mesh = Mesh(layout, rank)
+    joined_over(mesh, store, "gloo")
+    ends = sorted({layout.holder(rank, 0), layout.holder(rank, layout.stages - 1)})
+    found = {}
+    for name, make in (
+        ("meshes", lambda: [mesh.root(), mesh.grid(), mesh.tensor()]),
+        ("secondary", lambda: mesh.secondary(2)),
+        ("ends", lambda: mesh.among(ends) if rank in ends else None),
+    ):
+        before = counted["operations"]
+        make()
+        found[name] = counted["operations"] - before
+    found["barriers"] = counted["barriers"]
+    dist.barrier()  # rank 0 keeps the store until all are through
+    mesh.close()
+    return found
+
+
+@pytest.mark.parametrize("shape", ["replicate2 dp4", "pp4 tp2"])
+def test_what_is_made_later_asks_the_store_for_its_members_only(pool: Pool, shape: str) -> None:
+    two = benchmark().operations([2])
+    for rank, found in enumerate(pool.call(f"{HERE}:later", shape, ranks=8)):
+        assert found["meshes"] == found["barriers"] == 0
+        if shape == "pp4 tp2":
+            assert found["secondary"] == 0
+            assert (0 < found["ends"] <= two) if rank in (0, 1, 6, 7) else found["ends"] == 0
+        else:
+            assert 0 < found["secondary"] <= 2 * two and found["ends"] == 0
 
 
 def test_at_12288_ranks_the_bound_grows_with_the_groups_not_with_their_number() -> None:

@@ -2,165 +2,169 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from argosy.prove.pool import Failed, Pool
+from argosy.job.schema import Job
+from argosy.prove.options import Case, job_of, plain, ranks_of
+from argosy.prove.parity import Bench, Trial
+from argosy.prove.pool import Pool
 
-CASES = str(Path(__file__).with_name("tensor_cases.py"))
 HERE = str(Path(__file__))
-
-TWO: list[dict[str, Any]] = [
-    {"shape": "tp2"},
-    {"shape": "tp2", "parallel": True, "biases": True, "norm": "layer", "activation": "gelu", "dropout": 0.2},
-    {"shape": "tp2", "qk_norm": "full", "kv_heads": 1, "positions": "learned", "norm": "layer", "biases": True, "window": 4},
-    {"shape": "tp2", "qk_norm": "full", "kv_heads": 2, "tied": False, "dropout": 0.2},
-    {"shape": "tp2", "heads": 6, "kv_heads": 3, "head_size": 4, "qk_norm": "head", "activation": "gelu_tanh"},
-    {"shape": "tp2", "split_sequence": False, "qk_norm": "full", "biases": True, "positions": "learned"},
-    {"shape": "tp2", "placement": "peri", "softcap": 2.0, "z_loss": 0.05, "norm": "layer", "biases": True, "dropout": 0.2},
-    {"shape": "tp2", "placement": "post", "split_sequence": False, "qk_norm": "full", "z_loss": 0.05, "tied": False},
-]  # fmt: skip
-FOUR: list[dict[str, Any]] = [
-    {"shape": "tp4", "kv_heads": 2, "qk_norm": "full", "biases": True, "vocabulary": 5, "hidden": 5, "sequence": 5},
-    {"shape": "dp2 tp2", "zero": 1, "parallel": True, "split_sequence": False, "biases": True},
-    {"shape": "dp2 tp2", "zero": 2, "kv_heads": 1, "dropout": 0.1, "tied": False, "micro": 1},
-    {"shape": "dp2 tp2", "zero": 3, "qk_norm": "head", "biases": True},
-    {"shape": "replicate2 tp2", "positions": "learned", "norm": "layer", "biases": True},
+# Odd sizes everywhere: 29 or 5 entries, 37 or 5 hidden units, sequences of 13 or 5 tokens, so that some ranks hold nothing.
+ODD: Case = {
+    **plain(), "hidden": 37, "vocabulary": 29, "length": 13, "layers": 2, "micros": 2, "micro": 2, "uneven": True,
+    "packed": True, "tp": 2, "sequence": True, "tied": True, "clip": 0.05,
+}  # fmt: skip
+TWO: list[Case] = [
+    {},
+    {"parallel": True, "biases": True, "norm": "layer", "activation": "gelu", "dropout": 0.2, "update": "adamw"},
+    {"qk_norm": "full", "heads": "4/1", "positions": "learned", "norm": "layer", "biases": True, "window": "all"},
+    {"qk_norm": "full", "heads": "4/2", "tied": False, "dropout": 0.2, "update": "muon"},
+    {"heads": "6/3", "head_size": 4, "qk_norm": "head", "activation": "gelu_tanh", "loss_chunk": 16},
+    {"sequence": False, "qk_norm": "full", "biases": True, "positions": "learned"},
     {
-        "shape": "dp2 tp2",
-        "zero": 3,
-        "placement": "post",
-        "softcap": 3.0,
+        "placement": "peri",
+        "softcap": 2.0,
         "z_loss": 0.05,
-        "qk_norm": "full",
-        "kv_heads": 2,
+        "norm": "layer",
+        "biases": True,
+        "dropout": 0.2,
+        "update": "adamw",
     },
+    {"placement": "post", "sequence": False, "qk_norm": "full", "z_loss": 0.05, "tied": False, "scaling": "llama3"},
+]
+FOUR: list[Case] = [
+    {"tp": 4, "heads": "4/2", "qk_norm": "full", "biases": True, "vocabulary": 5, "hidden": 5, "length": 5},
+    {"tp": 4, "tied": False, "norm": "layer", "biases": True, "update": "adamw"},
+    {"shard": 2, "zero": 1, "parallel": True, "sequence": False, "biases": True},
+    {"shard": 2, "zero": 2, "heads": "4/1", "dropout": 0.2, "tied": False, "micro": 1},
+    {"shard": 2, "zero": 3, "qk_norm": "head", "biases": True, "update": "muon"},
+    {"replicate": 2, "heads": "4/1", "positions": "learned", "norm": "layer", "biases": True, "update": "muon"},
+    {"shard": 2, "zero": 3, "placement": "post", "softcap": 2.0, "z_loss": 0.05, "qk_norm": "full", "heads": "4/2"},
 ]
 
 
-@pytest.mark.parametrize("cases, ranks", [(TWO, 2), (FOUR, 4)], ids=["2 ranks", "4 ranks"])
-def test_loss_and_every_gradient_equal_the_reference(pool: Pool, cases: list[dict[str, Any]], ranks: int) -> None:
-    """Odd sizes everywhere: 29 or 5 tokens, 37 or 5 hidden units, sequences of 13 or 5, so that some ranks hold nothing."""
-    for answers in pool.call(f"{CASES}:differences", cases, ranks=ranks):
-        for case, found in zip(cases, answers, strict=True):
-            assert max(found["loss"], found["gradient"], found["norm"]) < 1e-10, (case, found)
-            assert found["order"][0] == f"tensor over {ranks if case['shape'] == f'tp{ranks}' else 2}"
+def odd(more: Case) -> Job:
+    """The job of ODD with what is said put over it."""
+    case = {**ODD, **more}
+    job = job_of(case)
+    block = job.model.block.model_copy(update={"hidden": case["hidden"]})
+    return job.model_copy(update={"model": job.model.model_copy(update={"block": block})})
 
 
-def test_three_clipped_steps_change_the_weights_as_on_one_process(pool: Pool) -> None:
+def trial(more: Case) -> Trial:
+    case = {**ODD, **more}
+    return Trial(odd(more), case["update"], case["packed"], ranks_of(case))
+
+
+@pytest.fixture
+def bench(pool: Pool) -> Iterator[Bench]:
+    made = Bench(pool)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("cases", [TWO, FOUR], ids=["2 ranks", "4 ranks"])
+def test_three_clipped_steps_are_those_of_the_reference(bench: Bench, cases: list[Case]) -> None:
     """Muon makes whole matrices orthogonal wherever their parts lie; the norm counts every weight once, tied ones too."""
-    cases: list[dict[str, Any]] = [
-        {"shape": "dp2 tp2", "optim": "muon", "clip": 0.1, "zero": 3, "rows": 4, "biases": True},
-        {"shape": "replicate2 tp2", "optim": "muon", "clip": 0.1, "kv_heads": 1, "positions": "learned"},
-        {"shape": "tp4", "optim": "adamw", "clip": 0.1, "tied": False, "norm": "layer", "biases": True},
-    ]
-    for answers in pool.call(f"{CASES}:trained", cases, ranks=4):
-        for case, found in zip(cases, answers, strict=True):
-            assert found["clipped"] == 3
-            assert max(found["loss"], found["norm"], found["weights"]) < 1e-10, (case, found)
+    for more in cases:
+        found = bench.try_(trial(more))
+        assert found.ok, (more, found.wrong)
+        assert found.order[0] == f"tensor over {more.get('tp', 2)}"
 
 
-def counted(rank: int, ranks: int, board: str, asked: list[dict[str, Any]]) -> list[list[dict[str, int]]]:
-    """Collectives of one block's forward and backward pass, by name, for each case."""
+def counted(rank: int, ranks: int, board: str, asked: list[Any]) -> list[list[dict[str, int]]]:
+    """Collectives of one block's forward and backward pass, by name, for each job."""
     import torch
 
-    from argosy.layout.layout import Layout
+    from argosy.device.torch_versions import hearing
+    from argosy.parallel import apply
     from argosy.parallel.mesh import Meeting, joined
+    from argosy.plan import layouts
 
-    tools, found = _tools(), []
-    for number, more in enumerate(asked):
-        case = {**tools.PLAIN, **more}
-        layout = Layout.parse(case["shape"], ranks)
+    kinds = ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce", "all_to_all_single")
+    found = []
+    for number, told in enumerate(asked):
+        job = Job.model_validate(told)
+        layout, counts = layouts.of(job.layout, ranks), []
         with joined(layout, rank, Meeting(f"count/{number}", Path(f"{board}-{number}"))) as mesh:
-            decoder = tools.laid_out(case, layout, mesh).module
-            batch = tools.batch_of(case)
-            tokens, positions, segments = (
-                torch.tensor(array) for array in (batch.tokens, batch.positions, batch.segments)
-            )
+            decoder = apply.decoder(job, mesh, torch.device("cpu")).module
+            tokens = torch.arange(2 * job.batch.sequence).view(2, -1) % 5
+            positions = torch.arange(job.batch.sequence).expand(2, -1).contiguous()
             x = decoder.embed(tokens, positions).detach().requires_grad_()
-            rotation = decoder._rotation(0, positions)
-            with tools.watched() as forward:
-                y = decoder.blocks[0](x, segments, rotation, None)
-            with tools.watched() as backward:
-                y.sum().backward()
-        kinds = ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce", "all_to_all_single")
-        counts = [{kind: mode.names.count(kind) for kind in kinds} for mode in (forward, backward)]
-        found.append([{kind: count for kind, count in each.items() if count} for each in counts])
+            y = x
+            for forward in (True, False):
+                names: list[str] = []
+                with hearing(lambda name, given, made, names=names: names.append(name.rpartition(".")[2])):  # type: ignore[misc]
+                    if forward:
+                        y = decoder.blocks[0](x, torch.ones_like(tokens), decoder._rotation(0, positions), None)
+                    else:
+                        y.sum().backward()
+                counts.append({kind: names.count(kind) for kind in kinds if kind in names})
+        found.append(counts)
     return found
-
-
-def _tools() -> Any:
-    """This folder's tensor_cases, which a rank of the pool has no package for."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("tensor_cases", CASES)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_parallel_block_shares_one_gather_and_one_scatter(pool: Pool) -> None:
     gather, scatter, reduce = "all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce"
-    cases: list[dict[str, Any]] = [
-        {},
-        {"parallel": True},
-        {"split_sequence": False},
-        {"parallel": True, "split_sequence": False},
-    ]
-    plain, parallel, without, parallel_without = pool.call(f"{HERE}:counted", cases, ranks=2)[0]
+    cases: list[Case] = [{}, {"parallel": True}, {"sequence": False}, {"parallel": True, "sequence": False}]
+    asked = [odd(case).model_dump(mode="json") for case in cases]
+    plain, parallel, without, parallel_without = pool.call(f"{HERE}:counted", asked, ranks=2)[0]
     assert plain == [{gather: 2, scatter: 2}] * 2
     assert parallel == [{gather: 1, scatter: 1}] * 2
     assert without == [{reduce: 2}] * 2
     assert parallel_without == [{reduce: 1}] * 2
 
 
-def sent(rank: int, ranks: int, board: str, asked: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Bytes that this rank sent in one step for activations and logits, and what the closed form says, for each case."""
-    from math import prod
+def sent(rank: int, ranks: int, board: str, asked: list[Any]) -> list[dict[str, float]]:
+    """Bytes sent in one step for activations and logits, parameters held, and the closed forms of both, for each job."""
+    import torch
 
-    from argosy.layout.layout import Layout
+    from argosy.device.shards import local
+    from argosy.parallel import apply
     from argosy.parallel.mesh import Meeting, joined
-    from argosy.plan import flops, moved
+    from argosy.plan import flops, layouts, moved
+    from argosy.prove.sample import batch_of
+    from argosy.prove.traffic import heard
+    from argosy.train.feed import cut, tensors
 
-    tools, found = _tools(), []
-    for number, more in enumerate(asked):
-        case = {**tools.PLAIN, **more}
-        layout = Layout.parse(case["shape"], ranks)
+    found, device = [], torch.device("cpu")
+    for number, told in enumerate(asked):
+        job = Job.model_validate(told)
+        layout, rows = layouts.of(job.layout, ranks), job.batch.tokens // job.batch.sequence
+        batch = batch_of(1, rows=rows, sequence=job.batch.sequence, packed=False, vocabulary=job.model.vocabulary or 0)
         with joined(layout, rank, Meeting(f"sent/{number}", Path(f"{board}-{number}"))) as mesh:
-            with tools.watched() as seen:
-                laid, _ = tools.computed(case, layout, rank, mesh)
-            own = sum(
-                p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in laid.applied.named().values()
-            )
-        share, bytes_sent = 8 * (layout.tp - 1) / layout.tp, {"activations": 0.0, "logits": 0.0}
-        for name, shape in seen.log:
-            # What a rank of n sends of the whole tensor; a reduce-scatter gives a part of it, an all-reduce is two of them.
-            times = {"reduce_scatter_tensor": layout.tp, "all_gather_into_tensor": 1, "all_reduce": 2}.get(name)
-            if times is not None:
-                bytes_sent["activations"] += share * times * prod(shape)
-            elif name == "_allgather_base_":
-                bytes_sent["logits"] += share * prod(shape)
-        job = tools.job_of(case)
+            laid = apply.decoder(job, mesh, device)
+            with heard() as moves:
+                laid.execute([tensors(part, device) for part in cut(batch, 1, 0, int(job.batch.micro))], scale=1.0)
+            own = sum(local(parameter).numel() for parameter in laid.applied.named().values())
         said = moved.tensor(job, layout)
+        repeated = flops.repeated_parameters(
+            job.model, range(len(laid.module.shapes)), first=True, last=True, tp=layout.tp, sequence=job.layout.sequence
+        )
         found.append({
-            **bytes_sent, "said activations": said.activations, "said logits": said.logits, "parameters": own,
+            "bytes": sum(move.sent for move in moves), "parameters": own,
+            "said bytes": said.total + 8 * repeated * 2 * (layout.tp - 1) / layout.tp,
             "said parameters": flops.parameters(job.model, layout.tp),
         })  # fmt: skip
     return found
 
 
 def test_bytes_sent_and_held_equal_the_closed_forms(pool: Pool) -> None:
-    even = {"sequence": 12, "rows": 3, "micro": 2}
-    cases: list[dict[str, Any]] = [
+    even: Case = {"length": 12, "hidden": 40, "vocabulary": 32, "uneven": False}
+    cases: list[Case] = [
         even,
-        {**even, "split_sequence": False, "biases": True, "norm": "layer", "positions": "learned"},
-        {**even, "parallel": True, "tied": False, "qk_norm": "head", "kv_heads": 1, "biases": True},
+        {**even, "sequence": False, "biases": True, "norm": "layer", "positions": "learned"},
+        {**even, "parallel": True, "tied": False, "qk_norm": "head", "heads": "4/1", "biases": True},
+        {**even, "placement": "peri", "norm": "layer", "biases": True},
     ]
-    for case, found in zip(cases, pool.call(f"{HERE}:sent", cases, ranks=2)[0], strict=True):
-        for what in ("activations", "logits", "parameters"):
+    asked = [odd(case).model_dump(mode="json") for case in cases]
+    for case, found in zip(cases, pool.call(f"{HERE}:sent", asked, ranks=2)[0], strict=True):
+        for what in ("bytes", "parameters"):
             assert found[what] == found[f"said {what}"] > 0, (case, found)
 
 
@@ -170,9 +174,16 @@ def largest(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> int:
     from torch import nn
     from torch.distributed.tensor import Shard, distribute_tensor
 
+    from argosy.device.torch_versions import hearing
     from argosy.layout.layout import Layout
     from argosy.model.loss import loss_sum
     from argosy.parallel.mesh import Meeting, joined
+
+    shapes: list[tuple[int, ...]] = []
+
+    def made(name: str, given: Any, found: Any) -> None:
+        several = found if isinstance(found, (tuple, list)) else (found,)
+        shapes.extend(tuple(one.shape) for one in several if isinstance(one, torch.Tensor))
 
     with joined(Layout(tp=ranks), rank, Meeting("loss/1", Path(board))) as mesh:
         grid = mesh.tensor()
@@ -182,10 +193,10 @@ def largest(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> int:
         )
         hidden = torch.randn(asked["tokens"], 8, requires_grad=True)
         labels = torch.arange(asked["tokens"]) % asked["vocabulary"]
-        with _tools().watched() as seen:
+        with hearing(made):
             loss_sum(hidden, weight, labels, torch.ones(asked["tokens"]), asked["chunk"]).backward()
         own = weight.to_local().shape[0]
-    rows = [shape for shape in seen.shapes if len(shape) == 2 and shape[1] in (own, asked["vocabulary"])]
+    rows = [shape for shape in shapes if len(shape) == 2 and shape[1] in (own, asked["vocabulary"])]
     return max(shape[0] * shape[1] for shape in rows)
 
 
@@ -195,23 +206,6 @@ def test_logits_are_never_whole_in_memory(pool: Pool) -> None:
         assert most == 12 * (51 if rank == 0 else 50)
 
 
-def test_heads_that_do_not_divide_are_refused(pool: Pool) -> None:
-    with pytest.raises(Failed, match="3 query heads do not divide by tp 2"):
-        pool.call(f"{CASES}:differences", [{"shape": "tp2", "heads": 3, "kv_heads": 3, "head_size": 8}], ranks=2)
-
-
-@pytest.mark.long
-def test_each_dimension_compiles_once_a_block_shape(pool: Pool) -> None:
-    """Compiled blocks under tp, in float32: right, and four blocks share one graph."""
-    common = {"compile": True, "precision": "float32", "layers": 4, "rows": 4}
-    cases = [
-        {**common, "shape": "tp2", "parallel": True, "dropout": 0.1},
-        {**common, "shape": "tp2", "split_sequence": False},
-    ]
-    answers = pool.call(f"{CASES}:differences", cases, ranks=2, limit=900)
-    for found in answers[0]:
-        assert max(found["loss"], found["gradient"], found["norm"]) < 2e-5, found
-        assert found["frames"] <= 6
-    with_data = [{**common, "shape": "dp2 tp2", "zero": 3, "qk_norm": "full"}]
-    for (found,) in pool.call(f"{CASES}:differences", with_data, ranks=4, limit=900):
-        assert max(found["loss"], found["gradient"], found["norm"]) < 2e-5, found
+def test_heads_that_do_not_divide_are_refused(bench: Bench) -> None:
+    found = bench.try_(trial({"heads": "3/3", "head_size": 8}))
+    assert found.raised and "3 query heads do not divide by tp 2" in found.wrong, found.wrong

@@ -34,8 +34,9 @@ def settled() -> Settle:
         strict: bool = False,
         job: str = "laptop",
         read: tuple[int, int] = (0, 0),
+        local: int | None = None,
     ) -> Settled:
         loaded = load(job, overrides, strict=strict)
-        return settle(loaded, machine or a_machine(), probed, facts, workers, kept, read=read)
+        return settle(loaded, machine or a_machine(), probed, facts, workers, kept, read=read, local=local)
 
     return make

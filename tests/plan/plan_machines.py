@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from argosy.cluster.here import DeviceKind, Machine
+from argosy.cluster.accelerators import DeviceKind
+from argosy.cluster.here import Machine
 from argosy.job.setting import Setting
 from argosy.plan.prepared import PreparedFacts
 from argosy.plan.settle import Settled

@@ -33,3 +33,26 @@ def test_warmup_is_a_tenth_of_a_short_run_and_less_of_a_long_one() -> None:
     assert derive.warmup(laptop, 100_000 * 4096).value == 2000 * 4096
     assert derive.warmup(laptop, 1_000_000 * 4096).value == 10_000 * 4096
     assert derive.warmup(laptop, 4096).value == 0
+
+
+def test_lambs_rate_is_adamws_step_as_a_share_of_the_first_weights() -> None:
+    tokens = 10**6
+    adamw, lamb = derive.lr(job("optim.name=adamw"), tokens), derive.lr(job("optim.name=lamb"), tokens)
+    first = (2 / (5 * 192)) ** 0.5  # of the laptop job's matrices
+    assert lamb.value / adamw.value == pytest.approx(0.2 / first, rel=0.06)  # type: ignore[operator]
+    assert "for LAMB" in lamb.why
+
+
+def test_under_mup_the_rate_is_that_of_the_base_width() -> None:
+    """Four times as wide is sixteen times the compute, which would lower the rate by itself; muP lowers it already."""
+    wide = ("model.width=768", "model.block.heads=24", "model.tied=false", "optim.name=adamw")
+    plain, scaled = (
+        derive.lr(job(*wide), 10**6),
+        derive.lr(job(*wide, "model.scaling=mup", "model.base_width=192"), 10**6),
+    )
+    base = derive.lr(job("model.tied=false", "optim.name=adamw"), 10**6)
+    assert scaled.value == pytest.approx(base.value, rel=0.1)
+    assert plain.value < 0.8 * scaled.value  # type: ignore[operator]
+    assert "at width 192" in scaled.why
+    assert derive.growth(job(*wide, "model.scaling=mup").model) == 4
+    assert derive.growth(job(*wide).model) == 1

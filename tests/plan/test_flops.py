@@ -74,6 +74,8 @@ def test_every_switch_changes_the_count_by_its_tensors() -> None:
     assert more(activation="gelu") == -4 * 192 * 512
     assert more(parallel=True) == -4 * 192
     assert more(norm="layer", norm_bias=True) == 9 * 192
+    assert more(norm_placement="post") == 0
+    assert more(norm_placement="peri") == 4 * 2 * 192
     assert flops.parameters(base.model_copy(update={"tied": False})) - flops.parameters(base) == 100 * 192
     learned = base.model_copy(update={"positions": "learned", "context": 64})
     assert flops.parameters(learned) - flops.parameters(base) == 64 * 192

@@ -4,16 +4,8 @@ from typing import Any
 
 import pytest
 
-from argosy.job.load import load
-from argosy.plan import seconds
-
-
-def test_shapes_are_the_model_s_own() -> None:
-    assert seconds.shapes(load("laptop").job) == [(4096, 192, 576), (4096, 192, 512), (4096, 512, 192)]
-    grouped = load(
-        "laptop", ["model.block.kv_heads=2", "model.block.hidden=100", "batch.tokens=1M", "batch.sequence=1000"]
-    ).job
-    assert seconds.shapes(grouped) == [(4096, 192, 320), (4096, 192, 100), (4096, 100, 192)]
+from argosy.layout.layout import Layout
+from argosy.plan import flops, moved, seconds
 
 
 def test_rates() -> None:
@@ -39,3 +31,26 @@ def test_what_is_no_matrix_product_takes_its_bandwidth(settled: Any) -> None:
     assert (found.plan.step_seconds - products) / (faster.plan.step_seconds - products) == pytest.approx(2)
     eager = settled("train.compile=false", probed=probed)
     assert eager.plan.step_seconds > found.plan.step_seconds
+
+
+def test_a_pipeline_waits_and_tensor_parallelism_sends_activations(settled: Any) -> None:
+    job = settled("batch.micro=1", "layout.shape=pp2", "model.layers=4").job
+    pipeline, sharing = Layout(pp=2), Layout(tp=2)
+    assert seconds.waiting(job, pipeline, 16) == pytest.approx(1 / 17)
+    assert seconds.waiting(settled("layout.shape=pp2", "model.layers=4").job, pipeline, 16) == pytest.approx(1 / 9)
+    assert seconds.waiting(job, sharing, 16) == 0
+    assert seconds.exchanged(job, pipeline, 16) == 0  # no replicas, no tensor ranks
+    assert seconds.exchanged(job, sharing, 16) == moved.passes(job) / 2 * 16 * 256 * 192 * 4
+    replicas = 4 * flops.parameters(job.model) * 2 / 2
+    assert seconds.exchanged(job, Layout(dp_replicate=2), 8) == replicas
+
+
+def test_a_step_that_was_seen_is_that_of_one_layout(settled: Any) -> None:
+    names = {
+        seconds.seen(settled("model.layers=4", *words).job)
+        for words in (
+            ["layout.shape=pp2"], ["layout.shape=pp2", "layout.schedule=gpipe"], ["memory.recompute=block"], [],
+            ["layout.shape=dp2", "layout.zero=3"], ["layout.shape=dp2", "layout.zero=1"],
+        )
+    }  # fmt: skip
+    assert len(names) == 6

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,23 @@ from argosy.errors import Refused
 from argosy.job.leaves import fields, plain
 from argosy.job.load import load
 from argosy.job.schema import Job
+from argosy.plan import bytes as memory
+from argosy.plan import layouts
 from argosy.plan.settle import Settled, settle
 
-NOT_IN_FORCE = {"extends", "model.context", "data.cache", "train.time", "checkpoint.bandwidth"}
+NOT_IN_FORCE = {
+    "extends",
+    "model.class",
+    "model.base_width",
+    "model.context",
+    "data.field",
+    "data.cache",
+    "batch.ramp",
+    "train.time",
+    "train.loss",
+    "checkpoint.bandwidth",
+    "evaluate.patience",
+}
 
 
 def test_every_value_is_concrete_and_says_where_it_comes_from(settled: Any) -> None:
@@ -36,7 +51,7 @@ def test_it_is_pure(settled: Any) -> None:
 
 
 def test_what_is_in_force_settles_to_itself(settled: Any) -> None:
-    found = settled("model.pattern=[{ window = 64 }, {}]")
+    found = settled("model.layers=4", "model.pattern=[{ window = 64 }, {}]")
     assert [block.window for block in found.job.model.pattern] == [64, 0]
     assert all(value is not None for block in found.job.model.pattern for _, value in block)
 
@@ -204,6 +219,30 @@ def test_not_enough_memory_names_overrides_that_suffice(settled: Any) -> None:
         settled(*base, *([] if alone else line.split()), machine=small, workers=1 if alone else 2)
 
 
+def test_overrides_that_help_go_with_the_layout_that_was_written(settled: Any) -> None:
+    """A shape takes the keys along that would then do nothing, and one worker the shape: none of them is refused for that."""
+    base = ["layout.shape=pp2", "layout.schedule=gpipe", "model.layers=24", "batch.sequence=1024"]
+    base += ["batch.tokens=16384", "batch.micro=4"]  # gpipe keeps four of them at once
+    job = settled(*base, machine=a_machine(memory=64 << 30)).job
+    limit = memory.peak(job, layouts.of(job.layout, 2), 4).total * 3 // 4
+    with pytest.raises(Refused, match="not enough memory") as caught:
+        settled(*base, machine=a_machine(memory=memory.beside(job) + 2 * limit))
+    written = [
+        re.match(r" +(.*?) +[0-9.,]+ [A-Za-z]+( \(not enough alone\))?$", line) for line in caught.value.do.splitlines()
+    ]
+    ways = [found[1] for found in written if found is not None]
+    assert {
+        '--workers 1 layout.shape="dp1" without layout.schedule',
+        'layout.shape="dp2" layout.zero=3 without layout.schedule',
+    } <= set(ways)
+    for way in ways:
+        said, _, out = way.partition(" without ")
+        typed, workers = said.removeprefix("--workers 1").split(), 1 if said.startswith("--workers 1") else 2
+        gone = [*out.split(" and "), *(word.split("=")[0] for word in typed)]
+        left = [word for word in base if word.split("=")[0] not in gone]
+        settled(*left, *typed, "memory.limit=99 GB", workers=workers, strict=True)
+
+
 def test_a_written_limit_counts(settled: Any) -> None:
     with pytest.raises(Refused, match="may take") as caught:
         settled("memory.limit=300 MB")
@@ -211,9 +250,21 @@ def test_a_written_limit_counts(settled: Any) -> None:
     assert settled("memory.limit=3 GB").job.memory.limit == 3 * 10**9
 
 
+def test_only_the_workers_of_this_machine_share_its_memory(settled: Any) -> None:
+    need = settled("batch.micro=4", workers=4).plan.memory_bytes
+    limit = [f"memory.limit={2 * need}", "batch.micro=4"]
+    with pytest.raises(Refused, match="4 workers share it") as caught:
+        settled(*limit, workers=4)
+    assert "--workers 1" in caught.value.do
+    assert settled(*limit, workers=4, local=2).plan.memory_bytes == need  # the other two are on another machine
+    with pytest.raises(Refused, match="3 workers share it") as caught:
+        settled(*limit, workers=4, local=3)
+    assert "--workers 1" not in caught.value.do  # whoever starts them on several machines starts them all
+
+
 def test_not_enough_disk(settled: Any) -> None:
     machine = a_machine()
-    object.__setattr__(machine, "disk", 60_000_000)
+    object.__setattr__(machine, "disk", 50_000_000)
     with pytest.raises(Refused, match="not enough disk: the run needs about") as caught:
         settled(machine=machine)
     assert "checkpoint.keep=1" in caught.value.do
@@ -240,6 +291,6 @@ def test_checkpoints_that_lie_there_need_no_room_again(tmp_path: Path) -> None:
 
 
 def test_settings_are_plain_json(settled: Any) -> None:
-    for one in settled("model.pattern=[{ window = 64 }, {}]").settings:
+    for one in settled("model.layers=4", "model.pattern=[{ window = 64 }, {}]").settings:
         assert plain(one.used) == one.used
         assert plain(one.asked) == one.asked

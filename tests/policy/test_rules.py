@@ -40,7 +40,16 @@ def left(code: int, kind: str = "", trade: str = "worker", rank: int | None = 0)
         ((left(4, "out_of_memory"),), (GiveUp(4, "out_of_memory"),), "it said so"),
         ((left(4, "out_of_disk", "snapshot", None),), (GiveUp(4, "out_of_disk"),), "the snapshot process left"),
         ((left(2, "refused", "reader", None),), (GiveUp(2, "refused"),), "the reader process left"),
-        ((replace(KILLED, starved=True),), (GiveUp(4, "out_of_memory"),), "memory ran out and the kernel chose it"),
+        (
+            (replace(KILLED, starved="the memory of its group"),),
+            (GiveUp(4, "out_of_memory"),),
+            "(signal 9, SIGKILL) at step 7: the memory of its group ran out and the kernel chose it",
+        ),
+        (
+            (KILLED, End("server", 5, "stopped", signal=SIGSTOP)),
+            (Restart(2),),
+            "newest checkpoint; the warm server was stopped (signal 19) at step 7: it is started again too",
+        ),
         ((PEER, KILLED), (Restart(2),), "worker 1 was killed"),
         ((PEER, left(1, "bug", rank=1)), (GiveUp(1, "bug"),), "worker 1 left with code 1"),
         ((left(1, "bug"), KILLED), (Restart(2),), "worker 1 was killed"),

@@ -65,7 +65,13 @@ def gradient_all_reduce_is_missing(rank: int, ranks: int, job: Any) -> Iterator[
     """Replicas keep their own gradients."""
     from argosy.parallel.data import Replicated
 
-    yield put(Replicated, "_sum", lambda self, flat, group: None)
+    real = Replicated._sum
+
+    def own(self: Any, flat: Any, group: Any) -> None:
+        if group is not self.group:  # shares of tensor ranks are another sum
+            real(self, flat, group)
+
+    yield put(Replicated, "_sum", own)
 
 
 @bug
@@ -81,8 +87,7 @@ def divisor_of_one_sharded_module_is_wrong(rank: int, ranks: int, job: Any) -> I
 
 @bug
 def stage_is_loaded_in_the_wrong_place(rank: int, ranks: int, job: Any) -> Iterator[Any]:
-    """A later pipeline rank fills a block with the first weights of another one."""
-    from argosy.device.shards import local
+    """A later pipeline rank fills each of its blocks with the first weights of the one before."""
     from argosy.parallel import apply
 
     if layout_of(job, ranks).at(rank)["pp"] == 0:
@@ -92,11 +97,19 @@ def stage_is_loaded_in_the_wrong_place(rank: int, ranks: int, job: Any) -> Itera
     def wrong(decoder: Any, seed: int) -> None:
         import torch
 
+        from argosy.device.shards import box, local
+        from argosy.model.weights import normals, spread
+        from argosy.random import key
+
         real(decoder, seed)
         with torch.no_grad():
             for name, parameter in decoder.named_parameters():
-                if name.endswith("attention.query.weight"):
-                    local(parameter).copy_(local(parameter).flip(0))
+                deviation, words = spread(decoder, name), name.split(".")
+                if words[0] != "blocks" or deviation is None or not local(parameter).numel():
+                    continue
+                other = ".".join(["blocks", str(int(words[1]) - 1), *words[2:]])
+                held = [range(*ends) for ends in zip(*box(parameter), strict=True)]
+                local(parameter).copy_(normals(key(seed, "weights", other), held, parameter.shape) * deviation)
 
     yield put(apply, "initialise", wrong)
 
@@ -146,8 +159,8 @@ def norm_weight_counts_twice_in_clipping(rank: int, ranks: int, job: Any) -> Ite
 
 
 @bug
-def tied_weight_counts_once_for_each_rank(rank: int, ranks: int, job: Any) -> Iterator[Any]:
-    """Copies are not counted: every rank adds all it holds to the norm."""
+def copies_are_not_counted(rank: int, ranks: int, job: Any) -> Iterator[Any]:
+    """Every rank adds all it holds to the norm, though others hold the same."""
     from argosy.parallel import norm
 
     yield put(norm, "copies", lambda tensor, world: 1)
@@ -297,6 +310,23 @@ def muon_makes_shards_orthogonal(rank: int, ranks: int, job: Any) -> Iterator[An
 
 
 @bug
+def lamb_measures_its_own_shards(rank: int, ranks: int, job: Any) -> Iterator[Any]:
+    """Trust ratios are those of what a rank holds, not of whole tensors."""
+    from argosy.optim.lamb import Lamb
+
+    real = Lamb.trust
+
+    def alone(self: Any, updates: Any) -> Any:
+        group, self.group = self.group, None
+        try:
+            return real(self, updates)
+        finally:
+            self.group = group
+
+    yield put(Lamb, "trust", alone)
+
+
+@bug
 def window_is_one_token_short_on_one_rank(rank: int, ranks: int, job: Any) -> Iterator[Any]:
     """Rank 1 attends to one token less than the window."""
     from argosy.model import decoder
@@ -342,3 +372,12 @@ def one_rank_does_not_update(rank: int, ranks: int, job: Any) -> Iterator[Any]:
             real(self, vote)
 
     yield put(State, "update", lazy)
+
+
+@bug
+def copies_of_an_early_stage_are_not_added_up(rank: int, ranks: int, job: Any) -> Iterator[Any]:
+    """Copies of shards are added up in the step's last backward pass alone: stages whose own came before lose their sum."""
+    from argosy.parallel import data
+
+    yield put(data.Sharded, "ends", lambda self, units: None)
+    yield put(data, "partial_sums", lambda module: False)  # nor does anybody look whether one is left

@@ -20,7 +20,13 @@ from argosy.prove.scale import fewer, trials
         ["layout.shape=pp4 dp2", "layout.stages=[1,1,1,1]"],
         ["layout.shape=tp8 pp8 dp192", "model.preset=gpt3-175b"],
         ["layout.shape=replicate2", "model.preset=gpt2-124m", "optim.clip=none", "optim.name=adamw"],
-        ["layout.shape=tp2", "model.pattern=[{window = 64}, {}]", "model.block.kv_heads=2", "memory.recompute=block"],
+        [
+            "layout.shape=tp2",
+            "model.layers=4",
+            "model.pattern=[{window = 64}, {}]",
+            "model.block.kv_heads=2",
+            "memory.recompute=block",
+        ],
         ["layout.shape=dp3", "model.block.dropout=0.1", "model.tied=true", "model.block.parallel=true"],
     ],
     ids=lambda overrides: overrides[0].split("=")[1],
@@ -46,7 +52,7 @@ def test_the_layout_and_the_kinds_of_layers_stay(overrides: list[str]) -> None:
 
 
 def test_a_pattern_of_layers_stays_a_pattern() -> None:
-    job = load("laptop", ["layout.shape=tp2", "model.pattern=[{window = 64}, {}]"]).job
+    job = load("laptop", ["layout.shape=tp2", "model.layers=4", "model.pattern=[{window = 64}, {}]"]).job
     _, trial = next(iter(trials(job)))
     assert [block.window for block in layers(trial.job.model)] == [5, 0] * ((trial.job.model.layers or 0) // 2)
 
@@ -62,6 +68,28 @@ def test_many_ranks_become_few() -> None:
     assert fewer(Layout(dp_shard=3)).degrees == (1, 1, 3, 1, 1)
     with pytest.raises(Refused, match="splits in more ways than 8 ranks can show"):
         fewer(Layout(pp=2, dp_replicate=2, dp_shard=2, tp=2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "secondary", "small"),
+    [
+        ("pp4 dp8", 4, ("pp2 dp4", 2)),
+        ("dp64", 8, ("dp4", 2)),
+        ("replicate2 dp10", 5, ("replicate2 dp4", 2)),
+        ("dp8", 4, ("dp8", 4)),
+        ("pp2 dp6", 3, ("pp2 dp4", 2)),
+    ],
+)
+def test_a_second_shard_stays_one(shape: str, secondary: int, small: tuple[str, int]) -> None:
+    words = [f"layout.shape={shape}", "layout.zero=3", f"layout.secondary={secondary}", "model.layers=4"]
+    _, trial = next(iter(trials(load("laptop", words).job)))
+    assert (trial.job.layout.shape, trial.job.layout.secondary) == small
+
+
+def test_a_second_shard_that_is_wrong_is_refused_and_not_made_right() -> None:
+    words = ["layout.shape=dp8", "layout.zero=3", "layout.secondary=3"]
+    with pytest.raises(Refused, match="must divide dp8 and be less"):
+        list(trials(load("laptop", words).job))
 
 
 def test_a_layout_that_nobody_named_or_that_is_wrong_is_refused() -> None:

@@ -32,7 +32,10 @@ def drawn(seed: int, **values: Any) -> Case:
         ({"tp": 2, "norm": "layer"}, {"tp": 2, "norm": "layer"}),
         ({"window": "all"}, {"window": "all"}),
         ({"zero": 3}, {"shard": 2, "zero": 3}),
-        ({"schedule": "interleaved"}, {"pp": 2, "schedule": "interleaved", "virtual": 2, "layers": 4}),
+        (  # whose micro-batches are as many as its ranks at least
+            {"schedule": "interleaved"},
+            {"pp": 2, "schedule": "interleaved", "virtual": 2, "micros": 2, "layers": 4},
+        ),
         ({"pp": 2, "tied": True}, {"pp": 2, "schedule": "1f1b", "layers": 2, "tied": True}),
         ({"uneven": True, "dropout": 0.2}, {"uneven": True, "dropout": 0.2, "micro": 2}),
     ],

@@ -282,3 +282,49 @@ def test_rows_keep_one_line_per_step(tmp_path: Path) -> None:
     assert kept.steps == [1, 2, 3] and kept.last["loss"] == 0.5
     assert Rows(kept.path).steps == [1, 2, 3]
     assert line_text({"loss": 0.1, "text": "é\n"}) == b'{"loss": 0.10000000000000001, "text": "\\u00e9\\n"}\n'
+
+
+def evaluated(recorder: Recorder, step: int, losses: dict[int, float], best: bool) -> None:
+    """What rank 0 writes about an evaluation of several sets."""
+    recorder.phase("evaluate", step, step * SECOND, step * SECOND + SECOND)
+    for number, loss in losses.items():
+        recorder.scalar("held_out_loss", step, loss, number)
+        recorder.scalar("held_out_documents", step, 3 + number, number)
+        recorder.scalar("held_out_tokens", step, 100, number)
+    recorder.scalar("held_out_best", step, best)
+    recorder.mark("evaluated", step)
+
+
+def test_named_sets_stand_in_one_line_also_when_it_is_made_anew(run: Run) -> None:
+    archive = Archive(run, ["code", "prose"], "prose")
+    archive.begin(1)
+    recorder = train(run, 1, 1, 2, loaded=0)
+    evaluated(recorder, 2, {0: 2.5, 1: 1 / 3, 2: math.nan, 3: 9.0}, True)
+    recorder.finish()
+    assert "held_out" in [line.kind for line in archive.poll()]
+    archive.close()
+    text = (run.path / "evaluations.jsonl").read_bytes()
+    [row] = rows(run.path / "evaluations.jsonl")
+    assert (row["loss"], row["documents"], row["best"], row["by"]) == (2.5, 3, True, "prose")
+    assert row["sets"]["code"] == {"loss": 1 / 3, "bits_per_byte": None, "documents": 4, "held_out_tokens": 100}
+    assert row["sets"]["prose"]["loss"] is None and list(row["sets"]) == ["code", "prose", "set 3"]
+    for _ in range(2):  # from the record as it was written, and once it is Parquet
+        (run.path / "evaluations.jsonl").unlink()
+        (run.path / "metrics.jsonl").unlink()
+        Archive(run, ["code", "prose"], "prose").rotate()
+        assert (run.path / "evaluations.jsonl").read_bytes() == text
+
+
+def test_parquet_of_before_there_were_numbers_is_read(run: Run) -> None:
+    import pyarrow.parquet as files
+
+    train(run, 1, 1, 3, loaded=0).finish()
+    [path] = Archive(run).rotate()
+    before = parquet.entries(run, 1)
+    table = files.read_table(path)
+    files.write_table(table.drop_columns(["extra"]), path)
+    assert (parquet.entries(run, 1) == before).all()
+    train(run, 1, 1, 2, rank=1).finish()  # what another rank left late is added to the old file
+    Archive(run).rotate()
+    assert (parquet.entries(run, 1) == before).all() and len(parquet.entries(run, 1, 1))
+    assert "extra" in files.read_schema(path).names

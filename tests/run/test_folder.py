@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -155,6 +157,34 @@ def test_a_second_start_waits_for_the_first_to_leave(made):
         waiting = _locker(run, "5")
         assert waiting.stdout.readline() == "waiting\n"
     assert waiting.communicate(timeout=60)[0] == "locked\n"
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_who_waits_for_a_run_that_is_removed_holds_what_lies_there_then(made, again):
+    run, _ = made
+    waits, said = threading.Event(), []
+
+    def start():
+        try:
+            with Run(run.path).lock(600, lambda text: waits.set()) as descriptor:
+                said.append(os.path.samestat(os.stat(run.path / "lock"), os.fstat(descriptor)) and run.busy())
+        except Exception as error:
+            said.append(error)
+
+    waiting = threading.Thread(target=start)
+    with run.lock():
+        waiting.start()
+        assert waits.wait(60)
+        shutil.rmtree(run.path)
+        if again:  # another start was quick
+            run.path.mkdir()
+    waiting.join(60)
+    assert len(said) == 1
+    if again:
+        assert said == [os.getpid()], "it held a lock that nobody else can see"
+    else:
+        assert isinstance(said[0], Refused) and "just removed" in said[0].text
+        assert not run.path.exists()
 
 
 def test_an_orphan_that_inherited_the_lock_keeps_the_folder_busy(made):

@@ -49,3 +49,24 @@ def test_a_signal_to_a_worker_is_forwarded_once(run):
     requests.forward(run.local, signal.SIGINT)
     assert requests.forwarded(run) == "SIGINT"
     assert requests.forwarded(run) is None
+
+
+def test_nodes_with_a_local_folder_of_their_own_meet_in_the_run_folder(run, tmp_path, monkeypatch):
+    (tmp_path / "run.json").write_text('{"version": 1, "id": "one"}')
+    monkeypatch.setenv("ARGOSY_LOCAL", str(tmp_path / "scratch"))
+    run.local.mkdir(parents=True)
+    folder = requests.shared(run)
+    assert folder == tmp_path / "local" and folder != run.local
+    requests.forward(folder, signal.SIGTERM)  # by a rank of another node
+    assert requests.forwarded(run) == "SIGTERM"
+    assert requests.forwarded(run) is None
+    told = Request(stop=True, reason="SIGTERM", number=2)
+    requests.tell(run, told)
+    assert requests.told(run) == requests.told(run, folder) == told
+    requests.forward(folder, signal.SIGTERM)
+    requests.clear(run)
+    assert requests.told(run) == requests.told(run, folder) == Request()
+    assert requests.forwarded(run) is None
+    folder.rmdir()  # no other node: nothing is made there
+    requests.tell(run, told)
+    assert requests.told(run) == told and not folder.exists()

@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import typing
+from contextlib import suppress
 
+import psutil
 import pytest
-from tests.system.harness import Command, same
+from tests.system.harness import WAIT, Command, Started, repeated, same
 
 from argosy.errors import DONE
 from argosy.run.folder import Run
@@ -35,6 +40,56 @@ def test_torchrun_gives_the_same_bits(command: Command, undisturbed: Run) -> Non
     started.reach(9)
     assert started.stop() == DONE, started.text
     same(started.run, undisturbed, 9)
+
+
+def test_two_machines_of_a_launch_read_a_part_each_and_replace_their_readers(
+    command: Command, undisturbed: Run
+) -> None:
+    """Both are this one: what a launcher would tell each rank of two machines with one rank each.
+
+    Nothing is saved: the two would write into one memory, which real machines do not share.
+    """
+    with socket.socket() as plug:
+        plug.bind(("127.0.0.1", 0))
+        port = plug.getsockname()[1]
+    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    told["MASTER_PORT"] = str(port)
+    first, second = (
+        command.train(
+            "machines",
+            "checkpoint.every=never",
+            workers=None,
+            # What lives only while a run goes lies on each machine's own disk.
+            environment={
+                **told,
+                "RANK": rank,
+                "GROUP_RANK": rank,
+                "ARGOSY_LOCAL": str(command.folder / f"disk-{rank}"),
+            },
+        )
+        for rank in ("0", "1")
+    )
+    first.reach(3)
+    for machine, how in ((first, signal.SIGKILL), (second, signal.SIGSTOP)):
+        killed = reader_of(machine)
+        os.kill(killed, how)
+        first.until(lambda machine=machine, killed=killed: reader_of(machine) not in (0, killed), "a new reader")
+        first.reach(first.step + 3)
+    for machine in (first, second):
+        machine.process.kill()
+        machine.process.wait(WAIT)
+    for name, count in (("metrics.jsonl", 9), ("evaluations.jsonl", 2)):
+        mine, theirs = repeated(first.run.path / name), repeated(undisturbed.path / name)
+        assert len(mine) >= count and mine[:count] == theirs[:count]
+
+
+def reader_of(machine: Started) -> int:
+    """The reader process that this rank started; 0 while there is none."""
+    for child in psutil.Process(machine.process.pid).children():
+        with suppress(psutil.Error):
+            if "argosy.data.reader:serve" in child.cmdline():
+                return child.pid
+    return 0
 
 
 @pytest.fixture(scope="module")

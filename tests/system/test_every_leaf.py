@@ -53,6 +53,27 @@ sample_tokens = 6
 [evaluate]
 tokens = 256
 """
+OWN = """
+import torch
+
+from argosy.model.decoder import Decoder, norm_of
+from argosy.train.callbacks import Callback
+
+class Normed(Decoder):
+    def __init__(self, model, **more):
+        super().__init__(model, **more)
+        with torch.device("meta"):
+            self.first_norm = norm_of(model.block, model.width)
+
+    def embed(self, tokens, positions):
+        return self.first_norm(super().embed(tokens, positions))
+
+def doubled(model, batch):
+    return 2 * model.loss(batch)
+
+class Watch(Callback):
+    pass
+"""
 pytestmark = pytest.mark.long
 
 LEARNED = ("model.positions=learned",)
@@ -73,6 +94,7 @@ ROWS: dict[str, Row] = {
     "extends": Row('extends="other.toml"', "optimizer"),
     "name": Row("other", "folder"),
     "model.preset": Row("gpt2-124m", "model", ("model.layers=2", "model.width=32", "model.block.heads=2")),
+    "model.class": Row("own.py:Normed", "model"),
     "model.init": Row("parent-run", "first weights"),
     "model.layers": Row("3", "model"),
     "model.width": Row("48", "model"),
@@ -84,6 +106,8 @@ ROWS: dict[str, Row] = {
     "model.softcap": Row("2.0", "loss"),
     "model.z_loss": Row("0.1", "z-loss"),
     "model.tied": Row("false", "model"),
+    "model.scaling": Row("mup", "optimizer", ("model.tied=false",)),
+    "model.base_width": Row("8", "optimizer", ("model.tied=false", "model.scaling=mup")),
     "model.pattern": Row("[{ window = 4 }, {}]", "loss"),
     "model.block.heads": Row("4", "loss"),
     "model.block.kv_heads": Row("1", "model"),
@@ -119,18 +143,24 @@ ROWS: dict[str, Row] = {
     "train.steps": Row("20", "rates"),
     "train.time": Row("90 s", "rates"),
     "train.precision": Row("bfloat16", "loss"),
+    "train.precision_of.norm": Row("bfloat16", "loss"),
+    "train.precision_of.embedding": Row("bfloat16", "loss"),
+    "train.precision_of.head": Row("bfloat16", "loss"),
     "train.master": Row("float64", "model"),
     "train.reduce": Row("bfloat16", "reduction"),
     "train.compile": Row("true", "compile"),
     "train.seed": Row("2", "batches"),
     "train.deterministic": Row("true", "notes"),
     "train.collect_every": Row("7", "callbacks"),
+    "train.loss": Row("own.py:doubled", "loss"),
+    "train.callbacks": Row('["own.py:Watch"]', "callbacks"),
     "optim.name": Row("adamw", "optimizer"),
     "optim.lr": Row("2e-2", "optimizer"),
     "optim.schedule": Row("cosine", "rates"),
     "optim.warmup": Row("1024", "rates"),
     "optim.decay": Row("0.5", "rates"),
     "optim.final": Row("0.3", "rates"),
+    "optim.rewarm": Row("1024", "rates of a branch"),
     "optim.weight_decay": Row("0.2", "optimizer"),
     "optim.clip": Row("0.5", "clip"),
     "optim.beta1": Row("0.8", "optimizer"),
@@ -158,9 +188,14 @@ ROWS: dict[str, Row] = {
     "observe.prompts": Row('["so", "all"]', "samples"),
     "observe.sample_tokens": Row("3", "samples"),
     "observe.temperature": Row("0.0", "samples"),
+    "observe.numerics_every": Row("3", "numerics"),
     "observe.log_every": Row("1 s", "screen"),
     "evaluate.every": Row("5", "callbacks"),
     "evaluate.tokens": Row("64", "evaluation"),
+    "evaluate.sets": Row('[{ name = "other", source = "more" }]', "evaluation"),
+    "evaluate.by": Row("other", "best", ('evaluate.sets=[{ name = "other", source = "more" }]',)),
+    "evaluate.keep_best": Row("true", "best"),
+    "evaluate.patience": Row("3", "best"),
 }
 
 
@@ -198,6 +233,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "parent.toml").write_text("[optim]\nweight_decay = 0.1\n", encoding="utf-8")
     (home / "other.toml").write_text("[optim]\nweight_decay = 0.3\n", encoding="utf-8")
     (home / "base.toml").write_text(BASE, encoding="utf-8")
+    (home / "own.py").write_text(OWN, encoding="utf-8")
     return home
 
 
@@ -234,7 +270,8 @@ def made(start: conduct.Start, path: Path) -> folder.Run:
     run = folder.create(path, asked=start.loaded.job, text=start.loaded.text, origin={})
     run.local.mkdir(parents=True, exist_ok=True)
     ledger.write(run, job, start.verdict, start.prepared)
-    folder.settle(run, start.loaded.job, start.loaded.written, start.settled.settings, start.prepared.folder, "")
+    settings, sets = start.settled.settings, start.sets
+    folder.settle(run, start.loaded.job, start.loaded.written, settings, start.prepared.folder, "", sets)
     return run
 
 
@@ -255,6 +292,8 @@ def engine(run: folder.Run) -> dict[str, Any]:
     import torch
 
     from argosy.data.batch import Batch, global_batch
+    from argosy.data.held import sets
+    from argosy.data.reader import LocalBatches
     from argosy.data.shards import Shards
     from argosy.parallel.mesh import joined
     from argosy.run.recorder import Recorder
@@ -274,6 +313,7 @@ def engine(run: folder.Run) -> dict[str, Any]:
         one.saver = one.keeper(mesh)
         one.load(mesh)
         trainer = one.trainer(mesh)
+        one.feed.batches = LocalBatches(seed, entries, shards, 1, lambda: sets(run, shards))  # no reader serves us
         part = cut(batches[0], 1, 0, int(one.job.batch.micro))
         found: dict[str, Any] = {
             "model": [(name, tuple(value.shape), value.dtype) for name, value in one.applied.named().items()],
@@ -281,6 +321,8 @@ def engine(run: folder.Run) -> dict[str, Any]:
             if one.job.model.init == "random"
             else {name: digest(value.detach().numpy()) for name, value in one.applied.named().items()},
             "rates": [one.state.rate(step) for step in range(1, one.steps + 1)],
+            "rates of a branch": rates_of_a_branch(one),
+            "numerics": [step for step in range(1, 13) if measured(one, step)],
             "clip": one.state.clip,
             "compile": one.compiled,
             "order": list(one.applied.order),
@@ -299,8 +341,9 @@ def engine(run: folder.Run) -> dict[str, Any]:
         if not one.compiled:
             one.number.fill_(1)
             found["loss"] = one.laid.execute([tensors(part[0], torch.device("cpu"))], scale=1.0, backward=False).item()
-            measured = next(each for each in trainer.callbacks if isinstance(each, callbacks.Evaluate)).measure()
-            found["evaluation"] = measured[2:]
+            evaluate = next(each for each in trainer.callbacks if isinstance(each, callbacks.Evaluate))
+            found["best"] = (evaluate.by, evaluate.keep, evaluate.patience)
+            found["evaluation"] = [(held.documents, held.counted) for held in evaluate.measure()]
             next(each for each in trainer.callbacks if isinstance(each, callbacks.Sample)).write(1)
             rows = (run.path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
             found["samples"] = [row.split('"incarnation"')[0] for row in rows]
@@ -310,11 +353,32 @@ def engine(run: folder.Run) -> dict[str, Any]:
     return found
 
 
+def measured(one: Any, step: int) -> bool:
+    """Whether figures of every layer are taken of `step`."""
+    one.numerics.begin(step, [])
+    taken = bool(one.numerics.step)
+    one.numerics.stop()
+    return taken
+
+
+def rates_of_a_branch(one: Any) -> list[float]:
+    """The rates of a run that left its parent after the third step."""
+    from argosy.run.ledger import Ledger
+    from argosy.train.rates import leaving, scheduled
+
+    left = Ledger((*one.ledger.entries, leaving(one.job.optim, one.ledger, one.steps, 3, "runs/parent")))
+    return [scheduled(one.job.optim, left, one.steps)(step) for step in range(4, one.steps + 1)]
+
+
 def optimizer(built: Any) -> Any:
     """What the update is made with."""
     groups = [{key: value for key, value in group.items() if key != "params"} for group in built.inner.param_groups]
-    muon = built.muon and (built.muon.momentum, built.muon.iterations, built.muon.weight_decay, str(built.muon.kind))
-    return built.lr, built.describe(), [sorted(group.items(), key=str) for group in map(str_values, groups)], muon
+    matrices = built.matrices and {
+        name: str(value)
+        for name, value in vars(built.matrices).items()
+        if name in ("momentum", "iterations", "weight_decay", "kind", "beta1", "beta2", "epsilon", "decay", "rates")
+    }
+    return built.lr, built.describe(), [sorted(group.items(), key=str) for group in map(str_values, groups)], matrices
 
 
 def str_values(table: Mapping[str, Any]) -> dict[str, str]:

@@ -78,8 +78,12 @@ def test_the_command_killed_leaves_nothing_and_goes_on(command: Command, undistu
 def test_what_stands_beside_the_workers_is_started_again(command: Command, undisturbed: Run) -> None:
     started = command.train("beside")
     started.reach(2)
-    for role in ("reader", "snapshot", "server"):
-        killed = started.kill(role)
+    chance = random.Random(20261122)
+    for role in ("reader", "snapshot", "server", "reader, stopped", "reader"):
+        role, _, stopped = role.partition(",")
+        how = signal.SIGSTOP if stopped else signal.SIGKILL
+        time.sleep(chance.uniform(0, 0.3))  # somewhere within a step
+        killed = started.kill(role, how)
         started.until(lambda role=role, killed=killed: started.pids().get(role, killed) != killed, f"a new {role}")
         started.reach(started.step + 3)
     assert started.stop() == DONE, started.text

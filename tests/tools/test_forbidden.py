@@ -52,6 +52,9 @@ RUN = "src/argosy/run/sample.py"
         ("src/argosy/checkpoint/snapshot.py", "import torch\n", "torch"),
         ("src/argosy/checkpoint/store.py", "from safetensors.torch import save_file\n", "torch"),
         ("src/argosy/checkpoint/store.py", "from argosy.checkpoint.load import load\n", "torch"),
+        (RUN, "x = 1\n" * 400, "size"),
+        (RUN, "class A:\n    def f(self):\n" + "        x = 1\n" * 59, "size"),
+        (RUN, "def f():\n    def inner():\n" + "        x = 1\n" * 59 + "    return inner\n", "size"),
     ],
 )
 def test_a_breach_is_found(tmp_path: Path, where: str, text: str, rule: str) -> None:
@@ -73,6 +76,9 @@ def test_a_breach_is_found(tmp_path: Path, where: str, text: str, rule: str) -> 
         ("src/argosy/commands/sample.py", "from argosy.checkpoint import manifest\n"),
         ("src/argosy/prove/reference.py", "import torch\nfrom torch import nn\n"),
         ("tests/run/test_sample.py", "import pickle  # allowed: plants a hostile file\n"),
+        (RUN, "x = 1\n" * 399),
+        (RUN, "def f():\n" + "    x = 1\n" * 58),
+        ("tests/run/test_sample.py", "x = 1\n" * 400),
     ],
 )
 def test_what_is_right_is_left_alone(tmp_path: Path, where: str, text: str) -> None:

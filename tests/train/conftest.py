@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from argosy.cluster.here import machine
+from argosy.commands import held
 from argosy.data.order import ORDER
 from argosy.data.prepare import prepare
 from argosy.data.reader import remove
@@ -87,7 +88,8 @@ def make_run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
             train__seed=job.train.seed,
         )
         ledger.write(path / "ledger.jsonl")
-        folder.settle(run, loaded.job, loaded.written, settled.settings, prepared.folder, "")
+        sets = held.sets(loaded, prepared, lambda what, done, total: None, cache)
+        folder.settle(run, loaded.job, loaded.written, settled.settings, prepared.folder, "", sets)
         return run
 
     return made
@@ -128,13 +130,13 @@ class Workers:
     def __init__(self, pool: Pool):
         self.pool = pool
 
-    def __call__(self, run: Run, layout: str, ranks: int) -> list[int]:
+    def __call__(self, run: Run, layout: str, ranks: int, entry: str = f"{Path(__file__)}:worked") -> list[Any]:
         number = Incarnation.next(run)
         Incarnation(number, ranks, layout, 1, parent=os.getpid()).write(run)
         run.update_info(incarnation=number)
         with helpers(run, number):
             asked = {"run": str(run.path), "incarnation": number}
-            return self.pool.call(f"{Path(__file__)}:worked", asked, ranks=ranks)
+            return self.pool.call(entry, asked, ranks=ranks)
 
 
 @pytest.fixture

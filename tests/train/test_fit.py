@@ -226,6 +226,42 @@ def test_a_signal_ends_it_with_a_checkpoint_and_the_same_call_goes_on(tmp_path: 
     assert Run(tmp_path / "run").info()["state"] == "finished"
 
 
+@pytest.mark.parametrize(
+    ("names", "at_once", "leaves"),
+    [
+        (["SIGINT", "SIGINT"], 600.0, False),  # one press, heard from the terminal and from who started us
+        (["SIGINT", "SIGINT"], 1e-6, True),
+        (["SIGTERM", "SIGINT", "SIGINT"], 1e-6, True),
+    ],
+)
+def test_a_second_ctrl_c_leaves_at_once_whatever_came_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], at_once: float, leaves: bool
+) -> None:
+    import signal
+    import time
+
+    import torch
+
+    from argosy.run import signals
+    from argosy.train.callbacks import Callback
+
+    class Press(Callback):
+        def step(self, trainer: Any, vote: Any) -> None:
+            if trainer.state.step == 3:
+                for name in names:
+                    signal.raise_signal(getattr(signal, name))
+                    time.sleep(0.001)
+
+    monkeypatch.setattr(signals, "AT_ONCE", at_once)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        left = small(tmp_path, [torch.ones(2, 1)], steps=9, callbacks=[Press()]).run.newest_step() != 4
+    except KeyboardInterrupt:  # caught here: it would end all tests
+        left = True
+    assert left == leaves
+    assert signal.getsignal(signal.SIGINT) == before
+
+
 def journal(run: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.path / "journal.jsonl").read_text().splitlines()]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -315,11 +315,58 @@ def test_a_late_host_reads_nothing_in_the_step(recorder: Recorder) -> None:
 
 
 def test_matrix_products_are_timed_beside_the_training(recorder: Recorder, tmp_path: Path) -> None:
-    from argosy.train.gauge import Gauge
+    """For a hundredth of the time at most, however long they take."""
+    from argosy.train.gauge import APART, Gauge
 
-    now = iter([100.0, 101.0, 130.5, 131.0, 132.0, 133.0, 134.0])  # asked before and after each measurement
-    rates = iter([5.0, 7.0])
+    # Asked after each step whether it is time, and before and after each measurement.
+    now = iter([100.0, 100.125, 130.0, 130.25, 130.25, 131.25, 131.0 + APART, 131.25 + APART, 300.0, 301.0])
+    rates = iter([5.0, 7.0, 9.0])
     gauge = Gauge(lambda: next(rates), 2, {"flops_per_token": 9.0}, clock=lambda: next(now))
     assert trainer(recorder, 5, gauge).run() == "finished"
-    assert scalars(tmp_path, "gemm_rate") == {1: 10.0, 3: 14.0}  # of both ranks
+    assert scalars(tmp_path, "gemm_rate") == {1: 10.0, 3: 14.0, 5: 18.0}  # of both ranks
     assert scalars(tmp_path, "flops_per_token") == {0: 9.0}
+
+
+def test_all_ranks_of_a_cpu_measure_after_the_same_steps(recorder: Recorder, tmp_path: Path) -> None:
+    from argosy.train.gauge import Gauge
+
+    said: list[Sequence[float]] = []
+    measured: dict[int, list[int]] = {0: [], 1: []}
+
+    def lived(rank: int, told: Callable[[Sequence[float]], Sequence[float]]) -> None:
+        """Twelve steps of ten seconds each."""
+        gauge = Gauge(lambda: 5.0, 2, {}, seconds=100.0, told=told)
+        made = trainer(recorder, 12, gauge)
+        made.rank, gauge.clock = rank, lambda: 10.0 * made.state.step
+
+        def measure() -> float:
+            measured[rank].append(made.state.step)
+            return 5.0
+
+        gauge.measure = measure
+        assert made.run() == "finished"
+
+    def first(numbers: Sequence[float]) -> Sequence[float]:
+        said.append(numbers)
+        return numbers
+
+    lived(0, first)
+    assert measured[0] == [1, 11]
+    assert scalars(tmp_path, "gemm_rate") == {1: 10.0, 11: 10.0}
+    assert [due for due, _ in said] == [1, 0, 0, 0, 0, 0, 1, 0]  # after the steps 1, 2, 3, 7, 9, 10, 11 and 12
+    heard = iter(list(said))
+    lived(1, lambda numbers: next(heard))
+    assert measured[1] == measured[0]
+    assert next(heard, None) is None  # it asked as often
+
+
+def test_one_rank_measures_while_the_others_wait(recorder: Recorder, tmp_path: Path) -> None:
+    from argosy.train.gauge import Gauge
+
+    def measure() -> float:
+        raise AssertionError("rank 0 alone measures")
+
+    other = trainer(recorder, 2, Gauge(measure, 2, {"flops_per_token": 9.0}))
+    other.rank = 1
+    assert other.run() == "finished"
+    assert scalars(tmp_path, "gemm_rate") == scalars(tmp_path, "flops_per_token") == {}

@@ -242,6 +242,39 @@ def test_what_a_killed_start_announced_is_written_before_the_next_one_chooses(
     assert {row["incarnation"] for row in rows(run, "metrics.jsonl")} == {1}, "no step was done twice"
 
 
+def ordered(rank: int, ranks: int, board: str, asked: dict[str, Any]) -> list[str]:
+    """Be a worker; tells in which order it waited for rank 0's choice of a checkpoint and met the others in a collective."""
+    from argosy.parallel.mesh import Mesh
+    from argosy.train import worker
+
+    told: list[str] = []
+    first, broadcast = Mesh.first, worker.dist.broadcast
+
+    def waits(self: Mesh, *arguments: Any) -> None:
+        first(self, *arguments)
+        told.append("waited")
+
+    def meets(*arguments: Any, **options: Any) -> Any:
+        told.append("met")
+        return broadcast(*arguments, **options)
+
+    Mesh.first, worker.dist.broadcast = waits, meets  # type: ignore[method-assign,assignment]
+    try:
+        worker.main(asked["run"], rank, asked["incarnation"])
+    finally:
+        Mesh.first, worker.dist.broadcast = first, broadcast  # type: ignore[method-assign]
+    return told
+
+
+def test_no_rank_sits_in_a_collective_while_an_earlier_checkpoint_is_written(
+    make_run: Any, workers: Any, tmp_path: Path
+) -> None:
+    """A collective gives up after half an hour; how long rank 0 waits for the disk, and then reads, nobody knows."""
+    run = make_run(tmp_path / "run", 2, **{"train.steps": 1, "layout.shape": "replicate2"})
+    for told in workers(run, "replicate2", 2, f"{__file__}:ordered"):
+        assert told.index("waited") < told.index("met"), told
+
+
 def test_the_loss_is_computed_in_few_equal_chunks() -> None:
     from argosy.parallel.apply import chunk
 
@@ -253,7 +286,7 @@ def test_the_rate_is_keyed_by_tokens_also_where_the_batch_changed() -> None:
     from argosy.job.schema import OptimSection
     from argosy.optim.schedule import rate
     from argosy.run.ledger import Ledger
-    from argosy.train.worker import scheduled
+    from argosy.train.rates import scheduled
 
     section = OptimSection(schedule="cosine", warmup=10_000, final=0.1)
     plain = Ledger.start(batch__sequence=64, batch__tokens=4096)
@@ -329,7 +362,7 @@ def test_the_trained_model_is_measured_and_sampled(undisturbed: Run, text: Path,
     assert "".join(shown) == written
     assert argosy.sample(undisturbed.path, "the sea", tokens=12) == written
     model = Trained.open(undisturbed)
-    hottest, coldest = (continued(model, "the", 12, heat, 1, print) for heat in (5.0, 0.0))
+    hottest, coldest = (continued(model, ["the"], 12, heat, seed=1)[0].text for heat in (5.0, 0.0))
     assert hottest != coldest
     with pytest.raises(Refused, match="this is no UTF-8 text"):
         (tmp_path / "binary").write_bytes(b"\xff\xfe")
@@ -340,6 +373,42 @@ def test_the_trained_model_is_measured_and_sampled(undisturbed: Run, text: Path,
     (tmp_path / "empty").touch()
     with pytest.raises(Refused, match="nothing to predict"):
         argosy.evaluate(undisturbed.path, tmp_path / "empty")
+
+
+def test_a_batch_of_prompts_chats_and_stop_texts(undisturbed: Run, capsys: Any) -> None:
+    """Side by side as each alone, with kept keys as without; a prompt given twice draws twice."""
+    import argosy
+    from argosy.commands.sample import Shell
+    from argosy.evaluate.prompts import prompt
+    from argosy.evaluate.trained import Trained
+
+    chat = [{"role": "user", "content": "the sea"}]
+    texts: list[Any] = ["the sea", "", chat, "ships", "the sea"]
+    found = argosy.sample(undisturbed.path, texts, tokens=40, temperature=1.0, top_p=0.9)
+    alone = [argosy.sample(undisturbed.path, text, tokens=40, temperature=1.0, top_p=0.9) for text in texts]
+    assert found[:4] == alone[:4] and found[4] != found[0] == alone[4]
+    model = Trained.open(undisturbed)
+    prompts = [prompt(text, model.tokenizer, model.template) for text in texts]
+    plain = model.continued(prompts, tokens=40, temperature=1.0, top_p=0.9, cached=False)
+    assert [one.text for one in plain] == found
+    assert argosy.sample(
+        undisturbed.path, "x" * 100, tokens=4, temperature=0
+    )  # longer than what the model reads at once
+    first = next(letter for letter in alone[0] if alone[0].count(letter) > 1)
+    cut = argosy.sample(undisturbed.path, "the sea", tokens=40, temperature=1.0, top_p=0.9, stop=[first, "never said"])
+    assert alone[0].startswith(cut) and alone[0][len(cut)] == first and first not in cut
+    options = {"tokens": 40, "temperature": 1.0, "top_p": 0.9, "stop": [first], "seed": 0}
+    capsys.readouterr()
+    Shell(model, options, chat=False, json=True).all(texts)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["prompt"] for row in rows] == texts and rows[0]["text"] == cut
+    assert rows[0]["ended"] == "stop" and {row["ended"] for row in rows} <= {"stop", "end", "tokens"}
+    assert all(0 < row["tokens"] <= 40 for row in rows if row["ended"] == "stop")
+    Shell(model, {**options, "stop": ()}, chat=False, json=False).all(["the sea"])
+    assert capsys.readouterr().out == f"the sea{alone[0]}\n"
+    for wrong in ({"tokens": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": -1.0}, {"temperature": float("nan")}):
+        with pytest.raises(Refused, match="tokens must be at least 1"):
+            argosy.sample(undisturbed.path, "x", **wrong)
 
 
 @pytest.mark.long

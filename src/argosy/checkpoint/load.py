@@ -36,21 +36,26 @@ def load(
     *,
     partial: bool = False,
     elsewhere: Container[str] = (),
+    grown: Container[str] = (),
 ) -> dict[str, Any]:
     """Fill `tensors` in place from `checkpoint`; gives its facts. The layout that wrote it does not matter.
 
-    partial: the checkpoint may hold more than is asked for. elsewhere: names that ranks with other stages ask for. Refused
-    where tensors do not fit; where bytes are damaged the checkpoint is set aside, so that the next start takes the one before
-    it, and Refused has code 4.
+    partial: the checkpoint may hold more than is asked for, by somebody who does not go on with its run. elsewhere: names that
+    ranks with other stages ask for. grown: names that may have more rows than the checkpoint has of them; those rows stay as
+    they are. Refused where tensors do not fit; where bytes are damaged the checkpoint is set aside, so that the next start
+    takes the one before it, and Refused has code 4.
     """
     specs = {spec.name: spec for spec in checkpoint.manifest.specs}
-    _fits(checkpoint, specs, tensors, partial, elsewhere)
+    _fits(checkpoint, specs, tensors, partial, elsewhere, grown)
     wanted = {name: box(tensor) for name, tensor in tensors.items()}
     try:
         for node in range(len(checkpoint.manifest.files)):
             _read_node(checkpoint, node, specs, tensors, wanted)
     except Damaged as reason:
-        aside = set_aside(checkpoint)
+        if partial:  # who only looks changes nothing
+            do = "The same command passes it over."
+            raise Refused(f"{reason}.", do=do, code=MACHINE) from None
+        aside = set_aside(checkpoint.folder)
         raise Refused(
             f"{reason}.",
             do=f"It was set aside as {aside.name}; the same command goes on from the one before.",
@@ -76,6 +81,7 @@ def _fits(
     tensors: Mapping[str, Tensor],
     partial: bool,
     elsewhere: Container[str],
+    grown: Container[str],
 ) -> None:
     where = str(checkpoint.folder)
     missing = [name for name in tensors if name not in specs]
@@ -85,8 +91,9 @@ def _fits(
             named = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise Refused(f"this checkpoint is of another model or optimizer: it {what} {named}.", where=where)
     for name, tensor in tensors.items():
-        spec = specs[name]
-        if spec.shape != tuple(tensor.shape) or spec.dtype != TYPES.get(tensor.dtype):
+        spec, shape = specs[name], tuple(tensor.shape)
+        larger = name in grown and len(shape) == len(spec.shape) and shape[1:] == spec.shape[1:] and shape > spec.shape
+        if (spec.shape != shape and not larger) or spec.dtype != TYPES.get(tensor.dtype):
             raise Refused(
                 f"tensor {name} does not fit: the job makes {TYPES.get(tensor.dtype)} {list(tensor.shape)}.",
                 where=where,

@@ -26,7 +26,7 @@ from argosy.errors import Refused
 from argosy.layout.layout import AXES, Layout
 from argosy.layout.placement import Split
 
-VERSION = 1
+VERSION = 2  # the newest that is read; a manifest has the lowest one that can say what it says, see `Grid.version`
 MANIFEST = "manifest.json"
 UNREADABLE = "cannot be read"  # in a sentence about a file that may be good: the next try may succeed
 LIMIT = 256 << 20  # bytes of a manifest or sidecar that are read at most
@@ -36,6 +36,10 @@ DataName = r"node-[0-9]{4,6}-inc-[0-9]{4,9}\.safetensors"
 
 class Damaged(Exception):
     """A checkpoint that cannot be used, with the place and the reason in one sentence."""
+
+
+class Unfinished(Damaged):
+    """A folder without a manifest: nobody has committed what lies there, or not yet."""
 
 
 class _Strict(BaseModel):
@@ -61,6 +65,11 @@ class Grid(_Strict):
     degrees: dict[str, int]
     nodes: tuple[int, ...] = Field(min_length=1)
     order: tuple[str, ...] = AXES
+
+    @property
+    def version(self) -> int:
+        """The lowest version of the format that knows such a layout: 1 knew one order of the axes, and does not name it."""
+        return 1 if self.order == AXES else 2
 
     @property
     def layout(self) -> Layout:
@@ -118,6 +127,8 @@ def spec_from(values: Sequence[Any]) -> TensorSpec:
 def text(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`: one line a tensor, so that people can read it and tools can compare it."""
     values = manifest.model_dump()
+    if manifest.grid.version == 1:
+        del values["grid"]["order"]
     rows = values.pop("tensors")
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
     head = json.dumps(values, indent=1)[:-2]
@@ -154,7 +165,7 @@ def read_json(path: Path) -> Any:
         with path.open("rb") as file:
             data = file.read(LIMIT + 1)
     except FileNotFoundError:
-        raise Damaged(f"{path} is missing: the checkpoint was not finished") from None
+        raise Unfinished(f"{path} is missing: the checkpoint was not finished") from None
     except OSError as error:
         raise Damaged(f"{path} {UNREADABLE}: {error.strerror}") from None
     if len(data) > LIMIT:
@@ -202,7 +213,7 @@ class Sidecar:
 
     def text(self) -> bytes:
         """The bytes of the sidecar's file."""
-        values = {"version": VERSION, "step": self.step, "incarnation": self.incarnation, "bytes": self.size}
+        values = {"version": 1, "step": self.step, "incarnation": self.incarnation, "bytes": self.size}
         return (json.dumps({**values, "header": self.header, "pieces": self.pieces}) + "\n").encode()
 
     @staticmethod

@@ -298,10 +298,13 @@ def _reserved(path: Path, size: int) -> mmap.mmap:
 
 
 def _id(run_path: Path) -> str:
-    """What tells a run from another in the same place; nothing where it has no run.json (tests)."""
+    """What tells a run from another in the same place; nothing where it has no run.json (tests), or one without.
+
+    OSError where the file cannot be read just now: taken for another's, this run's own slots would be thrown away.
+    """
     try:
         return str(json.loads((run_path / "run.json").read_text(encoding="utf-8"))["id"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return ""
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from argosy.checkpoint import store
 from argosy.checkpoint.manifest import MANIFEST, Damaged, DataFile, Grid, Manifest, Sidecar, checksum, row
-from argosy.checkpoint.manifest import VERSION as FORMAT
 from argosy.checkpoint.plan import NodeFile, node_file, ranks_of
 from argosy.checkpoint.slots import FINISH, Ready, SavePlan, Slots, places
 from argosy.checkpoint.sweep import sweep
@@ -122,14 +121,15 @@ class Writer:
                 return None
             files.append(other)
         facts = generation[min(generation)].facts
+        grid = Grid.of(plan.layout, plan.nodes)
         manifest = Manifest(
-            version=FORMAT,
+            version=grid.version,
             step=step,
             incarnation=plan.incarnation,
             argosy=plan.argosy,
             torch=plan.torch,
             created=time.time(),
-            grid=Grid.of(plan.layout, plan.nodes),
+            grid=grid,
             tensors=tuple(tuple(row(spec)) for spec in plan.specs),
             facts=facts,
             files=tuple(files),

@@ -15,7 +15,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from argosy.checkpoint.manifest import MANIFEST, UNREADABLE, Damaged, DataFile, Manifest, Sidecar, checksum, read, text
+from argosy.checkpoint.manifest import (
+    MANIFEST,
+    UNREADABLE,
+    Damaged,
+    DataFile,
+    Manifest,
+    Sidecar,
+    Unfinished,
+    checksum,
+    read,
+    text,
+)
 from argosy.checkpoint.plan import NodeFile, node_file
 from argosy.errors import MACHINE, Refused
 from argosy.points import point
@@ -87,21 +98,29 @@ def opened(folder: Path) -> Checkpoint:
     for file in found.manifest.files:  # before anybody plans by what a manifest claims
         try:
             size = (folder / file.name).stat().st_size
+        except FileNotFoundError:
+            raise Damaged(f"{folder / file.name} is missing") from None
         except OSError as error:
-            raise Damaged(f"{folder / file.name}: {(error.strerror or str(error)).lower()}") from None
+            raise Damaged(f"{folder / file.name} {UNREADABLE}: {error.strerror}") from None
         if size != file.bytes:
             raise Damaged(f"{folder / file.name} has {size} bytes where {file.bytes} were written")
     return found
 
 
 def listed(checkpoints: Path) -> tuple[list[Checkpoint], list[str]]:
-    """All checkpoints whose manifest can be read, newest first, and a sentence for each folder that holds none."""
+    """All checkpoints that look whole, newest first, and a sentence for each folder that holds none. No data are read."""
+    good, bad = _told_apart(checkpoints)
+    return good, [str(reason) for _, reason in bad]
+
+
+def _told_apart(checkpoints: Path) -> tuple[list[Checkpoint], list[tuple[Path, Damaged]]]:
+    """The checkpoints that look whole, newest first, and every other folder with what is wrong with it."""
     good, bad = [], []
     for folder in folders(checkpoints):
         try:
             good.append(opened(folder))
         except Damaged as reason:
-            bad.append(str(reason))
+            bad.append((folder, reason))
     return sorted(good, key=lambda found: found.manifest.order, reverse=True), bad
 
 
@@ -117,12 +136,12 @@ def newest(run: Run) -> Checkpoint | None:
 def search(checkpoints: Path, *, aside: bool = False) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and the reasons why newer folders are not used.
 
-    aside: newer ones whose bytes are damaged are set aside, so that none of them is kept in the place of a good one; for
-    whoever goes on with the run. Where nothing good is left, all stay as they are.
+    aside: those that were committed and are damaged are set aside, so that none of them is kept, or named as the newest, in
+    the place of a good one; for whoever goes on with the run. Where nothing good is left, all stay as they are.
     """
-    good, reasons = listed(checkpoints)
+    good, bad = _told_apart(checkpoints)
     chosen: Checkpoint | None = None
-    damaged = []
+    reasons, damaged = [str(reason) for _, reason in bad], _broken(bad)
     for found in good:
         problem = None if chosen is not None else next(problems(found), None)
         if chosen is None and problem is None:
@@ -130,19 +149,38 @@ def search(checkpoints: Path, *, aside: bool = False) -> tuple[Checkpoint | None
         else:
             found.close()
             reasons += [] if problem is None else [problem]
-            damaged += [] if problem is None or UNREADABLE in problem else [found]
+            damaged += [] if problem is None or UNREADABLE in problem else [found.folder]
     if chosen is not None:
         chosen.skipped = tuple(reasons)
-        for found in damaged if aside else []:
-            set_aside(found)
+        for folder in damaged if aside else []:
+            set_aside(folder)
     return chosen, reasons
 
 
-def set_aside(checkpoint: Checkpoint) -> Path:
+def _broken(bad: Sequence[tuple[Path, Damaged]]) -> list[Path]:
+    """The folders among `bad` that hold a committed checkpoint and will never be whole again by themselves."""
+    return [folder for folder, reason in bad if not isinstance(reason, Unfinished) and UNREADABLE not in str(reason)]
+
+
+def sort_out(checkpoints: Path) -> list[str]:
+    """Set aside what shows at a glance that it is damaged (a file short or missing), where something else looks whole.
+
+    Gives the reasons. It reads no data: what is damaged within shows when the newest is searched for.
+    """
+    good, bad = _told_apart(checkpoints)
+    for found in good:
+        found.close()
+    broken = _broken(bad) if good else []
+    for folder in broken:
+        set_aside(folder)
+    return [str(reason) for folder, reason in bad if folder in broken]
+
+
+def set_aside(folder: Path) -> Path:
     """Take a damaged checkpoint out of the list without losing it: its manifest gets another name."""
-    aside = checkpoint.folder / f"{MANIFEST}.damaged"
+    aside = folder / f"{MANIFEST}.damaged"
     with contextlib.suppress(FileNotFoundError):  # another rank may have been first
-        os.replace(checkpoint.folder / MANIFEST, aside)
+        os.replace(folder / MANIFEST, aside)
     return aside
 
 
@@ -256,10 +294,13 @@ def commit(folder: Path, manifest: Manifest) -> None:
 def prune(checkpoints: Path, keep: int, verified: Manifest) -> list[Path]:
     """Remove all but the `keep` newest checkpoints, and unfinished ones before `verified`, which must be whole.
 
-    What a reader has locked stays until the next time. Returns what was removed.
+    The one that `verified` tells to be the best and kept stays as well. What a reader has locked stays until the next time.
+    Returns what was removed.
     """
     good, _ = listed(checkpoints)
     kept = {found.folder for found in good[:keep]} | {checkpoints / folder_name(verified.step)}
+    best = best_step(verified)
+    kept |= set() if best is None else {checkpoints / folder_name(best)}
     complete = {found.folder for found in good}
     for found in good:
         found.close()
@@ -275,6 +316,13 @@ def prune(checkpoints: Path, keep: int, verified: Manifest) -> list[Path]:
             if not unfinished:
                 point("checkpoint.prune.after")
     return removed
+
+
+def best_step(newest: Manifest) -> int | None:
+    """The step of the checkpoint that was kept as the best, by what the `newest` one tells; None where none was."""
+    told = newest.facts.get("best")
+    step = told.get("step") if isinstance(told, dict) and told.get("kept") is True else None
+    return step if isinstance(step, int) else None
 
 
 def remove(folder: Path) -> bool:

@@ -11,7 +11,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -21,19 +22,13 @@ from typing import Any, TypeAlias
 
 import psutil
 
-from argosy.errors import BUG, MACHINE, Refused
+from argosy.cluster import accelerators
+from argosy.cluster.accelerators import DeviceKind
+from argosy.errors import BUG, Refused
 
-DEVICES = Path("/dev")
-TRIAL = 90.0  # seconds that timing may take, loading included: a busy machine needs many times the usual six
-
-
-@dataclass(frozen=True)
-class DeviceKind:
-    """One accelerator of this machine."""
-
-    kind: str  # "cuda"
-    name: str  # "NVIDIA H200"
-    memory_bytes: int
+TRIAL = 20.0  # seconds that a start waits for what is timed, loading included: a quiet machine needs six
+LAST = 1.0  # seconds before the end of that time after which nothing more is begun
+AGAIN = 3600.0  # seconds for which what a busy machine answered is believed, or that it could not answer
 
 
 @dataclass(frozen=True)
@@ -61,10 +56,18 @@ class Machine:
 
 
 def machine() -> Machine:
-    """What is here now."""
+    """What is here now. Refused where nobody can tell which accelerators are."""
+    found, refused = looked()
+    if refused is not None:
+        raise refused
+    return found
+
+
+def looked() -> tuple[Machine, Refused | None]:
+    """What is here now; where nobody can tell which accelerators, all but those, and what is wrong with them."""
     total, available = _memory()
-    devices, missing = _devices()
-    return Machine(
+    devices, missing, refused = _accelerators()
+    found = Machine(
         cores=cores(),
         memory_bytes=total,
         memory_available=available,
@@ -76,6 +79,14 @@ def machine() -> Machine:
         missing=missing,
         told=_told(os.environ),
     )
+    return found, refused
+
+
+def _accelerators() -> tuple[tuple[DeviceKind, ...], tuple[str, ...], Refused | None]:
+    try:
+        return *accelerators.visible(), None
+    except Refused as refused:
+        return (), (), refused
 
 
 def cores() -> int:
@@ -166,44 +177,6 @@ def _inactive(folder: Path) -> int:
     return int(known.get("total_inactive_file", known.get("inactive_file", 0)))
 
 
-def _devices() -> tuple[tuple[DeviceKind, ...], tuple[str, ...]]:
-    """NVIDIA devices that CUDA_VISIBLE_DEVICES leaves, and what it names that is not there."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    wanted = None if visible is None else tuple(word.strip() for word in visible.split(",") if word.strip())
-    if wanted == () or (wanted and wanted[0] == "-1"):
-        return (), ()
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return (), wanted or ()
-    ask = [program, "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        # Without the driver's persistence mode eight devices take longer than twenty seconds to wake.
-        rows = subprocess.run(ask, capture_output=True, text=True, timeout=120, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError) as error:
-        if not isinstance(error, subprocess.TimeoutExpired) and not any(DEVICES.glob("nvidia[0-9]*")):
-            return (), wanted or ()  # a program left over on a machine that has no such device
-        raise Refused(
-            "there are GPUs here, and nvidia-smi does not tell what they are.",
-            found=str(getattr(error, "stderr", "") or error).strip()[:200],
-            do="See what `nvidia-smi` says; CUDA_VISIBLE_DEVICES= before the command trains on the CPU.",
-            code=MACHINE,
-        ) from None
-    return _listed(rows, wanted)
-
-
-def _listed(rows: Iterable[str], wanted: Sequence[str] | None) -> tuple[tuple[DeviceKind, ...], tuple[str, ...]]:
-    """The devices in nvidia-smi's rows "index, uuid, name, MiB", those in `wanted` only; and what of it is not there."""
-    found: list[DeviceKind] = []
-    matched: set[str] = set()
-    for row in rows:
-        index, uuid, name, mebibytes = (word.strip() for word in row.split(",", 3))
-        named = [want for want in wanted or () if want == index or (not want.isdigit() and uuid.startswith(want))]
-        matched.update(named)
-        if wanted is None or named:
-            found.append(DeviceKind("cuda", name, int(mebibytes) << 20 if mebibytes.isdigit() else 0))
-    return tuple(found), tuple(want for want in wanted or () if want not in matched)
-
-
 def _compiler() -> str | None:
     """The C++ compiler that torch.compile would call on a CPU."""
     names = [os.environ.get("CXX", ""), "g++", "c++", "clang++"]
@@ -246,8 +219,8 @@ def probed(cache: Path | None = None, shapes: Shapes = ()) -> dict[str, Any]:
 def probe(cache: Path | None = None, shapes: Shapes = (), *, fresh: bool = False) -> dict[str, Any]:
     """What `python -m argosy.device.probe` measures here, kept per machine, cores, torch and shapes. gemm in GFLOP/s.
 
-    {"gemm": {"float32": 140.0, "bfloat16": 32.0}, "torch": "2.13.0+cpu", "devices": [...]}. `shapes` are the model's own
-    matrix products (`plan/seconds.py` lists them); none = typical ones. Refused, as a bug, when the probe itself fails.
+    {"gemm": {"float32": 140.0, "bfloat16": 32.0}, "torch": "2.13.0+cpu", "devices": [...]}. `shapes`: of the matrix
+    products; none = typical ones. Refused, as a bug, when the probe itself fails.
     """
     path = _probe_file(cache, shapes)
     if not fresh and (kept := probed(cache, shapes)):
@@ -280,7 +253,10 @@ def tried(request: Mapping[str, Any], cache: Path | None = None) -> dict[str, An
 
 
 class Trial:
-    """Times pieces of a job's model: `python -m argosy.train.trial`, one child. `begin` lets it load ahead of the question."""
+    """Times pieces of a job's model: `python -m argosy.train.bound_trial`, one child, which ends with this process.
+
+    `begin` lets it load ahead of the question.
+    """
 
     def __init__(self, cache: Path | None = None, limit: float = TRIAL):
         self.cache, self.limit = cache, limit
@@ -293,27 +269,44 @@ class Trial:
             self._start()
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to `request`: kept, or timed now and kept. {"failed": why} where it cannot be had; never Refused."""
+        """The answer to `request`: kept, or timed now and kept; never Refused, and never later than after `limit` seconds.
+
+        "steady" is false where the machine was too busy: then it is the best that could be had, and is kept for an hour only.
+        {"failed": why} where nothing could be had.
+        """
         kept = tried(request, self.cache)
-        if "pieces" in kept:
+        if stands(kept):
             self.close()
             return kept
-        try:
-            child = self._child or self._start()
-            said, complaint = child.communicate(json.dumps(dict(request)) + "\n", timeout=self.limit)
-            found: dict[str, Any] = json.loads(said)
-        except subprocess.TimeoutExpired:
-            return {**kept, "failed": f"it took longer than {self.limit:.0f} s"}
-        except OSError as error:
-            return {**kept, "failed": error.strerror or str(error)}
-        except ValueError:
-            return {**kept, "failed": (complaint.strip().splitlines() or ["the program said nothing"])[-1][:200]}
-        finally:
-            self.close()
-        found = {**found, "seen": kept.get("seen", {})}
-        if found["keep"]:  # else it was disturbed, and the next start measures again
+        found = self._timed(request)
+        older = kept if "pieces" not in found else {"seen": kept["seen"]} if "seen" in kept else {}
+        found = {**older, **found}
+        if "steady" in found:
+            found["at"] = time.time()
             _keep(_trial_file(request, self.cache), found)
         return found
+
+    def _timed(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """What the program says last, "failed" where that is nothing."""
+        until = time.monotonic() + self.limit
+        try:
+            child = self._child or self._start()
+            try:
+                asked = f"{json.dumps(dict(request))}\n{until - LAST}\n"
+                said, complaint = child.communicate(asked, timeout=self.limit)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                said, complaint = child.communicate()
+        except OSError as error:
+            return {"failed": error.strerror or str(error)}
+        finally:
+            self.close()
+        if found := _last(said):
+            return found
+        if time.monotonic() >= until - LAST and not complaint.strip():  # it ends by itself where it has no time left
+            late = f"this machine is so busy that it took longer than {self.limit:.0f} s"
+            return {"failed": late, "steady": False}
+        return {"failed": (complaint.strip().splitlines() or ["the program said nothing"])[-1][:200]}
 
     def close(self) -> None:
         """End the child, if there is one."""
@@ -324,10 +317,28 @@ class Trial:
 
     def _start(self) -> subprocess.Popen[str]:
         # -P: a file named like a module in the working folder must not be imported instead of it.
-        command = [sys.executable, "-P", "-m", "argosy.train.trial"]
+        command = [sys.executable, "-P", "-m", "argosy.train.bound_trial", str(os.getpid())]
         pipe = subprocess.PIPE
-        self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        # A group of its own: Ctrl-C is for the starter, which ends it.
+        self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, process_group=0)
         return self._child
+
+
+def stands(kept: Mapping[str, Any]) -> bool:
+    """Whether a kept answer is still believed: what a quiet machine said always, what a busy one said for an hour."""
+    if kept.get("steady", True):
+        return "pieces" in kept
+    return 0 <= time.time() - float(kept.get("at", 0)) < AGAIN  # not where the clock was set back
+
+
+def _last(said: str) -> dict[str, Any]:
+    """The last whole line of JSON in `said`; a program that was ended may have written half of one."""
+    for line in reversed(said.splitlines()):
+        with suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict):
+                return found
+    return {}
 
 
 def learn(request: Mapping[str, Any], key: str, seconds: float, cache: Path | None = None) -> None:
@@ -358,6 +369,6 @@ def _machine_key() -> str:
         torch = version("torch")
     except PackageNotFoundError:
         torch = "none"
-    devices = ",".join(device.name for device in _devices()[0])
+    devices = ",".join(device.name for device in _accelerators()[0])
     words = (platform.node(), _processor(), str(cores()), torch, devices, os.environ.get("OMP_NUM_THREADS", ""))
     return "\0".join(words)

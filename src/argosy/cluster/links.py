@@ -69,12 +69,15 @@ def _fabric(pool: Pool, same_switch: bool) -> Link:
 
 
 def _between(cluster: Cluster, names: set[str]) -> Link:
-    """The slowest of the links that join the pools `names`."""
-    found = []
+    """The slowest of the links that join the pools `names`: each has to reach the others, directly or through one of them."""
+    found, joined = [], {min(names)}
+    for _ in names:  # each round reaches at least one pool more, where there is one to reach
+        joined |= {name for one in cluster.between if joined & set(one.pools) for name in one.pools if name in names}
     for one in cluster.between:
         if set(one.pools) <= names:
             most = max(pool.devices.per_node for pool in cluster.pool if pool.name in one.pools)
             found.append(Link(TIERS[4], one.kind, one.bandwidth / most, one.latency))
-    if not found:
-        raise Refused(f"pools {' and '.join(sorted(names))} do not reach each other: no [[between]] names them.")
+    if joined != names:
+        lost = ", ".join(sorted(names - joined))
+        raise Refused(f"pools {lost} and {min(names)} do not reach each other: no [[between]] joins them.")
     return min(found, key=lambda one: one.bandwidth or 0.0)

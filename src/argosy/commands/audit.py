@@ -69,6 +69,14 @@ def _recovered(row: Mapping[str, Any]) -> str:
     return f"at step {int(row['step']):,}, {float(row['seconds']):.1f} s after the fault"
 
 
+def _waiting(row: Mapping[str, Any]) -> str:
+    return f"for the batch of step {int(row['step']):,}, which did not come for {float(row['seconds']):.0f} s"
+
+
+def _waited(row: Mapping[str, Any]) -> str:
+    return f"{float(row['seconds']):.1f} s for the batch of step {int(row['step']):,}"
+
+
 def _ended(row: Mapping[str, Any]) -> str:
     because = f": {row['because']}" if row["because"] else ""
     return f"{row['state']} at step {int(row['step']):,}, exit code {row['code']}{because}"
@@ -81,6 +89,8 @@ _TOLD = {
     "saved": _saved,
     "decided": _decided,
     "recovered": _recovered,
+    "waiting": _waiting,
+    "waited": _waited,
     "ended": _ended,
 }
 
@@ -88,11 +98,12 @@ _TOLD = {
 def register(app: typer.Typer) -> None:
     """Spell the command for the shell."""
 
-    @app.command("audit", rich_help_panel=HELP, help="Print what happened to a run and why, oldest first.")
+    @app.command("audit", rich_help_panel=HELP)
     def command(
         run: Annotated[str | None, typer.Argument(help="A run's folder or name; left out: the newest.")] = None,
         json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     ) -> None:
+        """Print what happened to a run and why, oldest first."""
         import sys
         from json import dumps
 

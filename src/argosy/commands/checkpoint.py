@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 HELP = "Data and models"
 
 Name = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; left out: the newest.")]
-Step = Annotated[int | None, typer.Option("--step", help="Which one.")]
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+Step = Annotated[int | None, typer.Option("--step", help="The step whose checkpoint is meant.")]
+Json = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,16 @@ class Row:
     created: float = 0.0
     incarnation: int = 0
     problem: str = ""
+    best: bool = False  # kept because no evaluation was better
 
 
 def table(run: Run) -> list[Row]:
     """All checkpoints of `run`, the one that is used next first; then folders that hold none."""
-    from argosy.checkpoint.store import listed
+    from argosy.checkpoint.store import best_step, listed
 
     good, bad = listed(run.checkpoints)
-    rows = [_row(found) for found in good]
+    best = best_step(good[0].manifest) if good else None
+    rows = [replace(_row(found), best=found.step == best) for found in good]
     for found in good:
         found.close()
     return rows + [Row(-1, problem=reason) for reason in bad]
@@ -89,16 +91,19 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="List, show, verify what a run has saved.")
     app.add_typer(group, name="checkpoint", rich_help_panel=HELP)
 
-    @group.command("list", help="All checkpoints; the first is used next. Exit code 3 where none of them is usable.")
+    @group.command("list")
     def list_command(run: Name = None, json_: Json = False) -> None:
+        """All checkpoints; the first is used next. Exit code 3 where none of them is usable."""
         _list(find(run), json_)
 
-    @group.command("show", help="What one holds: the newest, or the one of --step.")
+    @group.command("show")
     def show_command(run: Name = None, step: Step = None, json_: Json = False) -> None:
+        """What one holds: the newest, or the one of --step."""
         _show(chosen(find(run), step), json_)
 
-    @group.command("verify", help="Read and check every byte of all, or of --step. Exit code 3 where one is damaged.")
+    @group.command("verify")
     def verify_command(run: Name = None, step: Step = None) -> None:
+        """Read and check every byte of all, or of --step. Exit code 3 where one is damaged."""
         found = verify(find(run), step)
         for problem in found:
             print(problem)
@@ -120,6 +125,7 @@ def _list(run: Run, as_json: bool) -> None:
     for row in rows if not as_json else ():
         when = datetime.fromtimestamp(row.created).strftime("%Y-%m-%d %H:%M:%S")
         words = f"step {row.step:>9,}   {bytes_text(row.bytes):>9}   {row.tensors:>5} tensors   {row.layout:<14} {when}"
+        words += "   best" * row.best
         print(words if not row.problem else f"not usable: {row.problem}")
     if rows and all(row.problem for row in rows):
         raise typer.Exit(NO)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from argosy.cluster.here import Machine, Trial, machine
-from argosy.commands import inherit, ledger, measure, runs
+from argosy.commands import fork, held, inherit, ledger, measure, runs
 from argosy.data.chat import FILE as CHAT
 from argosy.data.prepare import Prepared, licences, mixture
 from argosy.data.statistics import padding_note
@@ -28,12 +28,13 @@ from argosy.fleet.agent import Agent
 from argosy.fleet.driver import Driver, Outcome
 from argosy.fleet.journal import Journal
 from argosy.fleet.workers import WarmServer, warm
+from argosy.job import parts
 from argosy.job.load import Loaded, job_from, load
 from argosy.job.schema import Job
 from argosy.layout.layout import Layout
 from argosy.observe import progress, words
 from argosy.plan.layouts import workers as workers_of
-from argosy.plan.settle import Settled
+from argosy.plan.settle import Settled, refuse_layout
 from argosy.run import folder, origin, requests, rule
 from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
@@ -47,7 +48,7 @@ class Wanted:
     job: str | Job | Mapping[str, Any] | None = None
     overrides: Sequence[str] = ()
     run: Path | None = None
-    fork: bool = False
+    fork: bool | str = False  # or the parent: "RUN", "RUN@STEP"
     change: bool = False
     workers: int | None = None
     strict: bool = False
@@ -60,7 +61,7 @@ class Wanted:
     def loaded(self) -> Loaded:
         """The job as asked, with its overrides."""
         if self.job is None or isinstance(self.job, str):
-            return load(self.job, self.overrides, strict=self.strict)
+            return load(fork.job_of(self.job, self.fork), self.overrides, strict=self.strict)
         values = self.job.model_dump(exclude_unset=True) if isinstance(self.job, Job) else dict(self.job)
         return job_from(values, self.overrides, strict=self.strict)
 
@@ -79,7 +80,10 @@ class Start:
     probed: Mapping[str, Any] = field(default_factory=dict)
     settled: Settled | None = None
     cached: bool = True
+    local: int | None = None  # workers on this node, where a launcher started some
     first: inherit.First = field(default_factory=inherit.First)
+    sets: list[tuple[str, Path]] = field(default_factory=list)  # name and folder of each named held-out set
+    grown: list[str] = field(default_factory=list)  # what the first weights do not have, and what code has changed
 
 
 def lead(wanted: Wanted, server: WarmServer | None = None) -> tuple[Outcome, Run]:
@@ -88,31 +92,36 @@ def lead(wanted: Wanted, server: WarmServer | None = None) -> tuple[Outcome, Run
 
     place = launched.place()
     if place is not None and place.rank > 0:
-        return launched.follow(place, runs.root())
+        return launched.done(place, wanted) or launched.follow(place, launched.root(wanted.run))
     mode = progress.mode(sys.stdout, quiet=wanted.quiet, json=wanted.json)
     screen = progress.screen(mode, sys.stdout)
     with ExitStack() as stack:
         stack.callback(screen.close)
+        note = None if place is None else stack.enter_context(launched.Note(place, wanted.run))
         here = machine()
         loaded = wanted.loaded()
+        parts.check_all(loaded.job, loaded.written)
         screen.title(words.title(here))
-        world = place.world if place else None
-        count = workers_of(loaded.job, here, wanted.workers, world)
+        count = workers_of(loaded.job, here, wanted.workers, place.world if place else None)
         asked, verdict = judged(wanted, loaded, count)
         if verdict.action == "finished":
             screen.note(f"{verdict.path}: {verdict.because}")
             return Outcome(DONE, "finished", verdict.step, verdict.because), Run(verdict.path)
-        start = Start(wanted, loaded, verdict, here, count, screen)
+        shape = inherit.first(loaded, verdict, weights=False).shape
+        refuse_layout(replace(loaded, shape=shape), bool(here.devices), count)
+        start = Start(wanted, loaded, verdict, here, count, screen, local=place.local_world if place else None)
         lock = hold(stack, start, asked) if verdict.action == "continue" else None
         if server is None:
+            # It loads on the cores on which layers are timed meanwhile. That is accepted: to wait would cost every start
+            # seconds, and what is timed so is taken by its shortest run, and not believed for long where runs differ.
             server = warm(loaded.job) if place is None and count > 0 else WarmServer()
         stack.callback(server.stop)
         ready(start)
         if lock is None:
             lock = hold(stack, start, asked)
         made = keep(start)
-        if place is not None:
-            return launched.first(place, start, made), made
+        if note is not None:
+            return launched.first(note, start, made), made
         if count == 0:
             return launched.alone(start, made), made
         return parent(start, made, lock, server), made
@@ -122,8 +131,12 @@ def judged(wanted: Wanted, loaded: Loaded, workers: int) -> tuple[Asked, Verdict
     """What the run rule says about the folder that is meant. Refused where it refuses."""
     explicit = wanted.run is not None
     place = wanted.run if wanted.run is not None else rule.newest_of(runs.root() / loaded.job.name)
-    asked = Asked(loaded.job, place, explicit, wanted.fork, wanted.change, workers)
-    verdict = rule.judge(asked, rule.look(place), rule.free_name(_stem(place, loaded.job.name)))
+    free, at = rule.free_name(_stem(place, loaded.job.name)), None
+    if isinstance(wanted.fork, str):
+        place, at = fork.parent(wanted.fork)
+        free = fork.place(loaded.job.name, wanted.run)
+    asked = Asked(loaded.job, place, explicit, bool(wanted.fork), wanted.change, workers, at)
+    verdict = rule.judge(asked, rule.look(place), free)
     if verdict.action == "refuse":
         raise verdict.refused
     return asked, verdict
@@ -144,16 +157,17 @@ def hold(stack: ExitStack, start: Start, asked: Asked) -> int:
         if rule.look(path).kind not in ("empty", "missing"):
             raise Refused("another start has just made a run here.", where=str(path), do="Give the same command again.")
         return lock
-    if asked.change and rule.look(path).kind == "unfinished":
+    found = rule.look(path)
+    if found.kind in ("unfinished", "finished"):
+        requests.clear(Run(path))  # not later: from now on it counts as busy, and whoever asks must be heard
         # A change is dated by the newest checkpoint: it must stay that.
-        inherit.sorted_out(Run(path), start.screen.note)
+        inherit.sorted_out(Run(path), start.screen.note, whole=asked.change and found.kind == "unfinished")
     start.verdict = rule.judge(asked, rule.look(path), rule.free_name(path))
     if start.verdict.action == "refuse":
         raise start.verdict.refused
     if start.verdict.path != path or start.verdict.action == "finished":
         raise Refused("the run was finished by another start.", where=str(path), do="Give the same command again.")
     inherit.refuse_lost(Run(path))
-    requests.clear(Run(path))  # not later: from now on it counts as busy, and whoever asks must be heard
     return lock
 
 
@@ -162,7 +176,7 @@ def ready(start: Start) -> None:
     job, screen = start.loaded.job, start.screen
     screen.log_every = job.observe.log_every
     if start.verdict.source is not None:
-        start.verdict = inherit.whole(start.verdict)
+        start.verdict = fork.whole(start.verdict)
     timing = Trial()
     try:
         if start.verdict.action == "create":
@@ -170,7 +184,10 @@ def ready(start: Start) -> None:
         start.first = inherit.first(start.loaded, start.verdict)
         start.loaded = replace(start.loaded, shape=start.first.shape)
         start.prepared, start.cached = inherit.text(start.loaded, start.verdict, screen.preparing, start.first)
+        start.sets = held.sets(start.loaded, start.prepared, screen.preparing)
         _settle(start, timing)
+        start.grown = inherit.resized(start.first, start.settled.job) if start.settled is not None else []
+        start.grown += inherit.recoded(start.verdict, start.loaded.job)
     finally:
         timing.close()
 
@@ -184,15 +201,9 @@ def _settle(start: Start, timing: Trial) -> None:
     if start.verdict.action in ("continue", "fork") and (source.path / "settings.json").is_file():
         # Before the first checkpoint nothing was trained at the derived rate: it may be derived again.
         kept = {row.key: row for row in source.settings() if start.verdict.step or not row.key.startswith("optim.")}
+    read = ledger.read(start.verdict, source, start.loaded.job)
     start.settled, start.probed = measure.settled(
-        start.loaded,
-        start.machine,
-        start.prepared.facts,
-        start.workers,
-        timing,
-        kept,
-        run,
-        ledger.read(start.verdict, source, start.loaded.job),
+        start.loaded, start.machine, start.prepared.facts, start.workers, timing, kept, run, read, start.local
     )
 
 
@@ -203,7 +214,7 @@ def keep(start: Start) -> Run:
     verdict, job, settled, prepared = start.verdict, start.loaded.job, start.settled, start.prepared
     run, text, source = Run(verdict.path), origin.mask(start.loaded.text), origin.origin()
     if verdict.source:
-        inherit.checkpoint(Run(verdict.source), run, verdict.step)
+        fork.checkpoint(Run(verdict.source), run, verdict.step)
     elif verdict.action == "create":
         folder.create(run.path, asked=job, text=text, origin=source)
     elif verdict.renew:
@@ -212,7 +223,7 @@ def keep(start: Start) -> Run:
         )
     origin.keep_patch(run.path)
     ledger.write(run, settled.job, verdict, prepared)
-    folder.settle(run, job, start.loaded.written, settled.settings, prepared.folder, text)
+    folder.settle(run, job, start.loaded.written, settled.settings, prepared.folder, text, start.sets)
     shutil.copyfile(prepared.tokenizer, run.path / TOKENIZER)
     if (prepared.folder / CHAT).is_file():
         shutil.copyfile(prepared.folder / CHAT, run.path / CHAT)
@@ -247,7 +258,15 @@ def header(start: Start) -> None:
         threads=threads(start),
         because="OMP_NUM_THREADS" if start.machine.told else "",
         backend="nccl" if cuda else "gloo",
-        notes=[*start.loaded.notes, *start.verdict.notes, *start.prepared.notes, *start.settled.notes, *padding],
+        decays=fork.decays(Run(start.verdict.path), start.settled.job),
+        notes=[
+            *start.loaded.notes,
+            *start.verdict.notes,
+            *start.prepared.notes,
+            *start.settled.notes,
+            *start.grown,
+            *padding,
+        ],
     )
     start.screen.start(lines)
 
@@ -305,7 +324,7 @@ def incarnation(start: Start, run: Run, owner: int | None, master: str | None = 
 
 def threads(start: Start) -> int:
     """Threads of each worker of this node."""
-    return start.machine.threads(start.workers)
+    return start.machine.threads(start.workers if start.local is None else start.local)
 
 
 def _stem(place: Path, name: str) -> Path:
@@ -351,6 +370,7 @@ def _facts(start: Start) -> dict[str, object]:
         "probed": dict(start.probed),
         "machine": machine_facts,
         "data": data,
+        "parts": parts.facts(job),
         "steps": job.train.steps,
         "tokens": job.train.tokens,
         "workers": start.workers,

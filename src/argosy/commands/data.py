@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from argosy.job.load import Loaded
 
 HELP = "Data and models"
+WORDS: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def prepare(
@@ -38,6 +39,7 @@ def _prepared(loaded: Loaded, workers: int, strict: bool) -> Prepared:
     said = ""
 
     def progress(what: str, done: int, total: int) -> None:
+        """Show how far the preparation is, where somebody looks on."""
         nonlocal said
         line = f"  {what} … {100 * done // max(1, total)}%"
         if line != said and sys.stderr.isatty():
@@ -108,16 +110,16 @@ def register(app: typer.Typer) -> None:
         group, name="data", rich_help_panel=HELP, help="Prepare text; say what is in it; show what a step read."
     )
 
-    @group.command(
-        "prepare",
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-        help="Read, split and encode the text of a job now; train does it by itself. [JOB] [--data.source FOLDER …]",
-    )
+    @group.command("prepare", context_settings=WORDS, options_metavar="[JOB] [OPTIONS] [KEY=VALUE]...")
     def prepare_command(
         context: typer.Context,
         workers: Annotated[int, typer.Option(help="Processes; 0 = one for each core.")] = 0,
         strict: Annotated[bool, typer.Option("--strict", help="Stop at the first record that cannot be used.")] = False,
     ) -> None:
+        """Read, split and encode the text of a job now; train does it by itself.
+
+        One's own text: --data.source FOLDER.
+        """
         from argosy.job.load import split
 
         job, overrides = split(context.args)
@@ -129,29 +131,27 @@ def register(app: typer.Typer) -> None:
             print(f"note: {note}")
         print(prepared.folder)
 
-    @group.command(
-        "stats",
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-        help="What is in the text of a run or a job: tokens, lengths, licences, duplicates. [RUN | JOB] [--data.source …]",
-    )
+    @group.command("stats", context_settings=WORDS, options_metavar="[RUN | JOB] [OPTIONS] [KEY=VALUE]...")
     def stats_command(
         context: typer.Context,
         as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
         workers: Annotated[int, typer.Option(help="Processes; 0 = one for each core.")] = 0,
     ) -> None:
+        """What is in the text of a run or a job: tokens, lengths, licences, duplicates."""
         from argosy.observe.text import shown
 
         print(shown(stats(context.args, as_json=as_json, workers=workers), sys.stdout))
 
-    @group.command("show", help="What did a step read? Every stretch of text of its whole global batch.")
+    @group.command("show")
     def show_command(
         step: Annotated[int, typer.Option(help="The step, counted from 1.")],
-        run: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None,
+        run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; left out: the newest.")] = None,
         as_json: Annotated[
             bool,
             typer.Option("--json", help="[{source, document, begin, end}], begin and end in tokens of the document."),
         ] = False,
     ) -> None:
+        """What did a step read? Every stretch of text of its whole global batch."""
         from argosy.observe.text import shown
 
         print(shown(show(run, step, as_json=as_json), sys.stdout))

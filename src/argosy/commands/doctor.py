@@ -41,10 +41,12 @@ class Check:
 
 def doctor() -> list[Check]:
     """Look at everything a run needs on this machine. Takes seconds: torch is asked by a child process."""
-    from argosy.cluster.here import machine
+    from argosy.cluster.here import looked
 
-    here = machine()
+    here, refused = looked()
     checks = [_python(), _machine(here)]
+    if refused is not None:
+        checks.append(Check("devices", "broken", f"{refused.what.rstrip('.')}: {refused.found}", refused.do))
     probed, told = _probed()
     checks += [told, *(_figures(probed, here) if probed else [])]
     checks += [_processes(), _memory(), _disk(), _cache(), _text(), _programs()]
@@ -216,13 +218,14 @@ def points() -> str:
 def register(app: typer.Typer) -> None:
     """Spell the command for the shell."""
 
-    @app.command("doctor", rich_help_panel=HELP, help="What works on this machine, what does not, and how to mend it.")
+    @app.command("doctor", rich_help_panel=HELP)
     def command(
         json_: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
         points_: Annotated[
             bool, typer.Option("--points", help="List the places where tests may kill a process.")
         ] = False,
     ) -> None:
+        """What works on this machine, what does not, and how to mend it. Exit code 3 where something is broken."""
         if points_:
             print(points())
             return

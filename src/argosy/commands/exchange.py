@@ -68,12 +68,13 @@ def send(
     """
     from argosy.exchange import check as checks
     from argosy.exchange import send as sending
+    from argosy.exchange.weights import TYPES
     from argosy.quantities import bytes_text
 
     source, place = find(run), Path(out)
 
     def compared(staged: Path, sent: sending.Sent) -> None:
-        job, rounded = source.job(), sending.TYPES[sending.WORDS[sent.kind]]
+        job, rounded = source.job(), TYPES[sending.WORDS[sent.kind]]
         ids = checks.tokens_for(job.model, job.batch.sequence)
         _compared(
             lambda: (checks.theirs(staged, ids), checks.ours(source, ids, rounded=rounded)), check, str(place), say

@@ -20,15 +20,16 @@ from argosy.data.mix import digests
 from argosy.data.prepare import Prepared, cache_folder, changed, locate, names, prepare, with_earlier
 from argosy.data.tokenizer import BYTES, FILE
 from argosy.errors import INPUT, Refused
-from argosy.job import leaves, paths
+from argosy.job import leaves, parts, paths
 from argosy.job.load import Loaded
-from argosy.job.schema import DataSection, Trained
+from argosy.job.schema import DataSection, Job, Trained
 from argosy.run.folder import Run
 from argosy.run.rule import Verdict
 
 if TYPE_CHECKING:
     from argosy.exchange.source import Source
 
+APART = ("model.preset", "model.init", "model.class")  # keys of a model that are no part of its shape
 KEPT = "source"  # folder of a run: what came along with its first weights
 
 
@@ -85,7 +86,50 @@ def first(loaded: Loaded, verdict: Verdict | None = None, *, weights: bool = Tru
             where=f"model.init = {init} ({loaded.written.get('model.init', 'job')})",
             do='Name the folder of a run that has saved, a folder with a config.json, hf://org/name, or "random".',
         )
+    _refuse_class(Run(path), loaded)
     return First(run=path, shape=_shape(Run(path)))
+
+
+def _refuse_class(run: Run, loaded: Loaded) -> None:
+    """Refused where the model of `run` is a class of its own and the job names none: the run's is data and never imported."""
+    own = getattr(run.job().model, "class")
+    if own is not None and getattr(loaded.job.model, "class") is None:
+        raise Refused(
+            "the model of this run is a class of its own, which your job must name for itself.",
+            where=f"model.init = {loaded.job.model.init}",
+            found=f"model.class = {own}",
+            do="Name the file in your job if you know and trust it: --model.class FILE.py:NAME.",
+        )
+
+
+def resized(begun: First, job: Job) -> list[str]:
+    """What is to be told where `job` (in force) has more rows than its first weights. Refused where it has fewer."""
+    notes = []
+    for key, what in (("model.vocabulary", "the vocabulary"), ("model.context", "the table of positions")):
+        before, now = begun.shape.get(key), getattr(job.model, key.removeprefix("model."))
+        if begun.begun is not None or not isinstance(before, int) or now is None or before == now:
+            continue
+        if now < before:
+            raise Refused(
+                f"{key} = {now:,} is less than the {before:,} rows of the first weights.",
+                where=f"model.init = {job.model.init}",
+                do=f"Use {key}={before}: rows that no text uses cost little; or begin with model.init=random.",
+            )
+        notes.append(
+            f"{what} grows from {before:,} to {now:,} rows: {now - before:,} are initialised anew, as model.init has none"
+        )
+    return notes
+
+
+def recoded(verdict: Verdict, job: Job) -> list[str]:
+    """What is to be told where code that `job` names is not what it was when the run was last started."""
+    before = Run(verdict.source or verdict.path)
+    if not before.exists or verdict.action == "create":
+        return []
+    earlier = before.info().get("parts")
+    known = {str(row.get("name")): row.get("digest") for row in earlier if isinstance(row, dict)} if earlier else {}
+    changed = [row["name"] for row in parts.facts(job) if row["name"] in known and known[row["name"]] != row["digest"]]
+    return [f"{name} has changed since the run was last started: the new code goes on" for name in changed]
 
 
 def shaped(loaded: Loaded) -> Loaded:
@@ -104,9 +148,7 @@ def _located(refused: Refused, loaded: Loaded) -> Refused:
 def _shape(run: Run) -> dict[str, Any]:
     """The model of `run`, in force, as dotted keys: without what says where it comes from."""
     found = leaves.leaves_of(run.job().model, "model.")
-    return {
-        key: value for key, value in found.items() if value is not None and key not in ("model.preset", "model.init")
-    }
+    return {key: value for key, value in found.items() if value is not None and key not in APART}
 
 
 def keep(begun: First, verdict: Verdict, run: Run) -> dict[str, Any]:
@@ -143,6 +185,7 @@ def text(
     told: list[str] = []
 
     def preparing(what: str, done: int, total: int) -> None:
+        """Pass progress on, and remember that something had to be done."""
         told.append(what)
         progress(what, done, total)
 
@@ -181,22 +224,6 @@ def text(
     return found, cached
 
 
-def whole(verdict: Verdict) -> Verdict:
-    """The verdict of a fork, from the newest checkpoint of which every byte is good. Refused where there is none."""
-    assert verdict.source is not None
-    found, reasons = store.search(Run(verdict.source).checkpoints)
-    if found is None:
-        store.refuse_lost(Run(verdict.source), reasons)
-        raise Refused("--fork needs a checkpoint, and this run has none yet.", where=str(verdict.source))
-    found.close()
-    return replace(
-        verdict,
-        step=found.step,
-        because=f"new, from step {found.step:,} of {verdict.source}",
-        notes=(*verdict.notes, *(f"{reason}; step {found.step:,} is used instead" for reason in reasons)),
-    )
-
-
 def refuse_lost(run: Run) -> None:
     """Refused (code 2), before anything is started, where `run` had checkpoints and files of all of them are missing."""
     good, reasons = store.listed(run.checkpoints)
@@ -209,11 +236,30 @@ def refuse_lost(run: Run) -> None:
         store.refuse_lost(run, reasons, code=INPUT)
 
 
-def sorted_out(run: Run, note: Callable[[str], None]) -> None:
+def sorted_out(run: Run, note: Callable[[str], None], *, whole: bool) -> None:
     """Let the newest checkpoint of `run`, whose lock is held, be the one that its next start goes on from.
 
-    What a killed start left in the slots of this node is brought to the disk, and what is damaged is set aside. A run over
-    several nodes keeps its slots: the others' parts come only when their processes start; `Worker.load` looks.
+    What is damaged is set aside: what shows it at a glance, and where `whole` also what shows it only when every byte is
+    read. Then, too, what a killed start left in the slots of this node is brought to the disk before.
+    """
+    if whole:
+        _written_out(run)
+        found, reasons = store.search(run.checkpoints, aside=True)
+        if found is None:
+            return
+        found.close()
+    else:
+        reasons = store.sort_out(run.checkpoints)
+    # Which one is used instead is known where all was looked at, and where the slots of this node are on the disk.
+    told = f"step {run.newest_step():,} is used instead" if whole else "it is set aside"
+    for reason in reasons:
+        note(f"{reason}; {told}")
+
+
+def _written_out(run: Run) -> None:
+    """Bring to the disk what a killed start left in the slots of this node.
+
+    A run over several nodes keeps its slots: the others' parts come only when their processes start; `Worker.load` looks.
     """
     slots = Slots(run.path, run.local)
     try:
@@ -225,22 +271,6 @@ def sorted_out(run: Run, note: Callable[[str], None]) -> None:
                 pass
     finally:
         slots.close()
-    found, reasons = store.search(run.checkpoints, aside=True)
-    if found is not None:
-        found.close()
-        for reason in reasons:
-            note(f"{reason}; step {found.step:,} is used instead")
-
-
-def checkpoint(source: Run, run: Run, step: int) -> None:
-    """Give the folder of a fork its parent's checkpoint of `step` and its ledger."""
-    name = store.folder_name(step)
-    try:
-        shutil.copytree(source.checkpoints / name, run.checkpoints / name)
-    except OSError:
-        shutil.rmtree(run.checkpoints, ignore_errors=True)  # a full disk gets its room back
-        raise
-    shutil.copyfile(source.path / "ledger.jsonl", run.path / "ledger.jsonl")
 
 
 def _with_tokenizer(section: DataSection, parent: Path) -> DataSection:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,27 +15,33 @@ from argosy.errors import NO
 if TYPE_CHECKING:
     from argosy.job.load import Loaded
     from argosy.job.setting import Setting
+    from argosy.plan.prepared import PreparedFacts
     from argosy.plan.settle import Settled
 
 HELP = "Check and change"
 CLUSTER_SCHEMA = "src/argosy/clusters/cluster.schema.json"
 _WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}
+_METAVAR = "[JOB] [OPTIONS] [KEY=VALUE]..."
 
 
 def settled(loaded: Loaded, workers: int | None = None) -> Settled:
-    """`loaded` as it would run here now, with what is known without preparing data or measuring anything."""
+    """`loaded` as it would run here now, with what is known without preparing data or measuring anything.
+
+    Where nobody can tell which accelerators are here: as on the CPU, with a note.
+    """
     from argosy.cluster import here
     from argosy.commands.inherit import shaped
     from argosy.plan.layouts import workers as chosen
     from argosy.plan.trial import settled as with_answers
 
+    machine, refused = here.looked()
     loaded = shaped(loaded)
-    machine = here.machine()
     count = chosen(loaded.job, machine, workers)
-    return with_answers(loaded, machine, _facts(loaded), count, lambda asked: here.tried(asked) or here.probed())[0]
+    found = with_answers(loaded, machine, facts(loaded), count, lambda asked: here.tried(asked) or here.probed())[0]
+    return found if refused is None else replace(found, notes=[*found.notes, f"{refused.text} This is for the CPU."])
 
 
-def _facts(loaded: Loaded) -> Any:
+def facts(loaded: Loaded) -> PreparedFacts:
     """The tokenizer's vocabulary where the job tells it; the text itself is not looked at."""
     from argosy.job.schema import Trained
     from argosy.plan.prepared import PreparedFacts
@@ -90,13 +97,15 @@ def _table(settings: Sequence[Setting]) -> list[str]:
 
 def check(words: Sequence[str], *, strict: bool = False, workers: int | None = None) -> str:
     """One line when the job is good here; Refused, with place and remedy, when it is not."""
-    from argosy.data.prepare import found
+    from argosy.data.prepare import cache_folder, found, refuse_unwritable
     from argosy.job.load import load, split
 
     name, overrides = split(words)
     loaded = load(name, overrides, strict=strict)
-    if loaded.job.data.mix or loaded.job.data.source != "python":
-        found(loaded.job.data, loaded.base)
+    section, base = loaded.job.data, loaded.base
+    if section.mix or section.source != "python":
+        found(section, base)
+    refuse_unwritable(section, base=base, cache=cache_folder(section, base))
     made = settled(loaded, workers)
     notes = "".join(f"\nnote: {note}" for note in (*loaded.notes, *made.notes))
     return f"{loaded.chain[-1]} is good: {len(made.settings)} keys, {len(loaded.written)} of them written.{notes}"
@@ -167,41 +176,56 @@ def upgrade(file: Path, *, write: bool = False) -> str:
     return f"{changes}Nothing is written; --write does it."
 
 
+def _compared(rows: Sequence[tuple[str, object, object]]) -> list[str]:
+    """A line for each key in which two jobs differ, and one that counts them."""
+    from argosy.job.text import toml
+
+    lines = []
+    for key, *values in rows:
+        texts = ("left out" if value is None else toml(value) for value in values)
+        lines.append(f"{key:<26} {' → '.join(texts)}")
+    return [*lines, f"{len(rows)} keys differ." if rows else "The jobs ask for the same."]
+
+
 def register(app: typer.Typer) -> None:
     """Spell the commands for the shell."""
     job = typer.Typer(no_args_is_help=True, help="Show, check, compare and upgrade job files.")
     app.add_typer(job, name="job", rich_help_panel=HELP)
 
-    @job.command("show", context_settings=_WORDS)
+    @job.command("show", context_settings=_WORDS, options_metavar=_METAVAR)
     def show_command(
         context: typer.Context,
-        as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
         workers: Annotated[int | None, typer.Option(help="As for argosy train.")] = None,
     ) -> None:
-        """[JOB] [KEY=VALUE ...]: every value, also the derived ones, who said it and why."""
+        """Every value of a job, also the derived ones, who said it and why."""
         print(show(context.args, as_json=as_json, workers=workers))
 
-    @job.command("check", context_settings=_WORDS)
+    @job.command("check", context_settings=_WORDS, options_metavar=_METAVAR)
     def check_command(
         context: typer.Context,
         strict: Annotated[bool, typer.Option("--strict", help="Refuse what has no effect on this machine.")] = False,
         workers: Annotated[int | None, typer.Option(help="As for argosy train.")] = None,
     ) -> None:
-        """[JOB] [KEY=VALUE ...]: is this a job, and would it run here?"""
+        """Is this a job, and would it run here? One line if so; else what is wrong, and exit code 2."""
         print(check(context.args, strict=strict, workers=workers))
 
     @job.command("diff")
-    def diff_command(first: str, second: str) -> None:
+    def diff_command(
+        first: Annotated[str, typer.Argument(help="A shipped job, or a job file.")],
+        second: Annotated[str, typer.Argument(help="Another one.")],
+    ) -> None:
         """The keys in which two jobs differ; exit code 3 if they do."""
-        from argosy.job.text import toml
-
         rows = diff(first, second)
-        for key, one, other in rows:
-            texts = ("left out" if value is None else toml(value) for value in (one, other))
-            print(f"{key:<26} {' → '.join(texts)}")
-        print(f"{len(rows)} keys differ." if rows else "The jobs ask for the same.")
+        print("\n".join(_compared(rows)))
         if rows:
             raise typer.Exit(NO)
+
+    _register_files(job)
+
+
+def _register_files(job: typer.Typer) -> None:
+    """Spell those of the commands that write files."""
 
     @job.command("schema")
     def schema_command(
@@ -222,7 +246,10 @@ def register(app: typer.Typer) -> None:
 
     @job.command("upgrade")
     def upgrade_command(
-        file: Path, write: Annotated[bool, typer.Option("--write", help="Change the file.")] = False
+        file: Annotated[Path, typer.Argument(help="A job file.")],
+        write: Annotated[
+            bool, typer.Option("--write", help="Change the file; else the changes are only shown.")
+        ] = False,
     ) -> None:
         """Bring a job file to the newest version, comments kept."""
         print(upgrade(file, write=write))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from argosy.layout.layout import Layout
 
 HELP = "Plan"
+MOST = 1_000_000  # ranks: a drawing lists the members of each group
 _WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -33,6 +34,10 @@ def show(
     from argosy.layout.draw import facts
 
     layout, stages = _asked(words, workers)
+    if layout.world > MOST:
+        raise Refused(
+            f"{layout.text()} has {layout.world:,} ranks, more than the {MOST:,} that are drawn.", do="Use fewer."
+        )
     if not 0 <= rank < layout.world:
         raise Refused(f"--rank {rank}: {layout.text()} has {layout.world} ranks.", do=f"Use 0 to {layout.world - 1}.")
     there = None if cluster is None else load(cluster)
@@ -47,7 +52,7 @@ def _asked(words: Sequence[str], workers: int | None) -> tuple[Layout, list[str]
     from argosy.layout.layout import Layout
 
     text = " ".join(words)
-    if words and not any(Path(word).exists() or "=" in word for word in words):
+    if words and not any(Path(word).is_file() or "=" in word for word in words):
         try:
             return Layout.parse(text, workers), []
         except Refused:
@@ -58,15 +63,24 @@ def _asked(words: Sequence[str], workers: int | None) -> tuple[Layout, list[str]
 
 
 def _of_job(words: Sequence[str], workers: int | None) -> tuple[Layout, list[str]]:
-    from argosy.cluster import here
-    from argosy.commands.job import settled
+    """As `_asked`, of a job. A shape that the job names is drawn whatever this machine has: drawing is arithmetic."""
+    from argosy.commands.inherit import shaped
+    from argosy.commands.job import facts
     from argosy.job.load import load, split
     from argosy.plan import layouts
+    from argosy.plan.settle import refuse_layout
 
     name, overrides = split(words)
-    loaded = load(name, overrides)
-    count = max(1, layouts.workers(loaded.job, here.machine(), workers))
-    job = settled(loaded, count).job
+    loaded = shaped(load(name, overrides))
+    shape = loaded.job.layout.shape
+    if shape == "auto":
+        from argosy.cluster import here
+
+        machine = here.machine()
+        accelerated, count = bool(machine.devices), max(1, layouts.workers(loaded.job, machine, workers))
+    else:
+        accelerated, count = False, workers or layouts.named(shape)
+    job = refuse_layout(loaded, accelerated, count, facts(loaded))
     layout = layouts.of(job.layout, count)
     return layout, layouts.stages_held(job, layout)
 
@@ -74,11 +88,11 @@ def _of_job(words: Sequence[str], workers: int | None) -> tuple[Layout, list[str
 def _groups(layout: Layout, rank: int, cluster: Cluster | None) -> list[dict[str, Any]]:
     """The groups of `rank` with their links."""
     from argosy.cluster.links import Link, link
-    from argosy.layout.draw import SHORT, groups
+    from argosy.layout.draw import groups
 
     return [
         {
-            "name": SHORT.get(group.axis, "all"),
+            "name": group.name,
             "ranks": group.ranks,
             "talk": group.talk,
             "link": link(cluster, group.ranks) if cluster is not None else Link("this machine"),
@@ -100,7 +114,7 @@ def _text(layout: Layout, rank: int, cluster: Cluster | None, stages: Sequence[s
     wide = max((len(text) for text in members), default=0)
     for row, text in zip(rows, members, strict=True):
         lines.append(f"  {row['name']:<9} {len(row['ranks']):>6} ranks  {text:<{wide}}  {_link(row['link'])}")
-        lines.append(f"  {'':<9} {row['talk']}")
+        lines += [f"  {'':<9} {sentence}" for sentence in row["talk"]]
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argosy.commands import fork
 from argosy.data import order
 from argosy.data.order import tokens_before
 from argosy.data.prepare import Prepared, mixture
@@ -13,7 +14,10 @@ from argosy.run.rule import Verdict
 
 def read(verdict: Verdict, source: Run, job: Job) -> tuple[int, int]:
     """(steps, tokens) before the batch last changes its number of tokens; nothing where it never does."""
-    ledger = source.ledger() if (source.path / "ledger.jsonl").is_file() else _grown(_begun(job), job)
+    if verdict.action == "fork":
+        ledger = fork.ledger(source, verdict.step)
+    else:
+        ledger = source.ledger() if (source.path / "ledger.jsonl").is_file() else _grown(_begun(job), job)
     if (source.path / "ledger.jsonl").is_file():
         order.known(ledger)
     steps = max(0, ledger.changes(["batch.tokens"])[-1] - 1)
@@ -50,9 +54,11 @@ def write(run: Run, job: Job, verdict: Verdict, prepared: Prepared) -> None:
     if not path.exists():
         _grown(_begun(job, data__mix=mixed), job).write(path)
     last = {entry.key: entry for entry in Ledger.read(path).entries}
-    reason = "--fork" if verdict.action == "fork" else "--change"
+    forks = verdict.action == "fork"
+    reason = "--fork" if forks else "--change"
     told = [row for row in verdict.changes if not row[0].startswith("data.")]  # those are told as one: the mix
     entries = [Entry(verdict.step + 1, key, old, new, reason) for key, old, new in told]
+    entries += [fork.leaving(verdict)] if forks else []
     if order.MIX not in last and mixed[0]["digest"] != (begun := Run(verdict.source or run.path).prepared().name):
         # Begun before the ledger named its text: what was read so far is said now.
         entry = Entry(0, order.MIX, None, [{"source": begun, "digest": begun, "weight": 1.0}], "start")

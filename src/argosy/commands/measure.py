@@ -6,6 +6,8 @@ A run that goes on keeps what was decided when it began: nothing is timed for it
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from statistics import median
 from typing import Any
 
 from argosy.cluster import here
@@ -30,26 +32,39 @@ def settled(
     kept: Mapping[str, Setting],
     run: Run,
     read: tuple[int, int],
+    local: int | None = None,
 ) -> tuple[Settled, Mapping[str, Any]]:
-    """The job in force, and what was measured for it: asked of `timing`, or what the run that goes on measured then."""
+    """The job in force, and what was measured for it: asked of `timing`, or what the run that goes on measured then.
+
+    local: how many of the `workers` are on this machine; None = all.
+    """
     info = run.info() if kept and (run.path / "run.json").is_file() else {}
     same = (info.get("machine") or {}).get("processor") == machine.processor
     before: Mapping[str, Any] = info.get("probed") or {} if same else {}
 
     def ask(request: dict[str, Any]) -> Mapping[str, Any]:
-        known = here.tried(request, timing.cache)
-        if "pieces" in known or not before:
+        """The answer to `request`: of the run that goes on, or timed now."""
+        if not before:
             return timing.ask(request)
-        return {**before, **known}
+        return {**before, **here.tried(request, timing.cache)}
 
-    found, _, answer = trial.settled(loaded, machine, facts, workers, ask, kept, folder=run.path, read=read)
-    return found, answer
+    found, _, answer = trial.settled(
+        loaded, machine, facts, workers, ask, kept, folder=run.path, read=read, local=local
+    )
+    note = "" if before else trial.doubt(answer)
+    return (replace(found, notes=[*found.notes, note]) if note else found), answer
 
 
 def learn(run: Run, settled: Settled, probed: Mapping[str, Any]) -> None:
-    """Keep the run's own median step where the next run like it looks for its prediction."""
-    request = probed.get("request")
-    summary = Summary(run)
-    taken = summary.step_seconds
-    if request and taken and len(summary.metrics) >= ENOUGH:
-        here.learn(request, seconds.seen(settled.job), taken)
+    """Keep the median step of the run's last incarnation where the next run like it looks for its prediction.
+
+    Steps before may have been of another size (--change), or taken on another machine.
+    """
+    request, rows = probed.get("request"), Summary(run).metrics
+    taken = [
+        row["seconds"]
+        for row in rows
+        if row.get("incarnation") == rows[-1].get("incarnation") and (row.get("seconds") or 0) > 0
+    ]
+    if request and len(taken) >= ENOUGH:
+        here.learn(request, seconds.seen(settled.job), median(taken))

@@ -54,7 +54,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command("new", rich_help_panel=HELP)
     def new_command(
-        name: str,
+        name: Annotated[str, typer.Argument(help="Its name, or a file in another folder: jobs/mine.toml.")],
         source: Annotated[str, typer.Option("--from", help="The shipped job to start from.")] = "laptop",
     ) -> None:
         """Write a commented job file to start from."""

@@ -22,7 +22,7 @@ _WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 @dataclass
 class Outcome:
-    """How many draws there were, which failed, and the smallest failure as a job file."""
+    """How many draws there were, which failed, and the first failure, as small as it could be made, as a job file."""
 
     draws: int
     failed: list[Draw]
@@ -37,7 +37,7 @@ class Outcome:
 
 def parity(
     *,
-    seed: int = 0,
+    seed: int | None = None,
     cases: int | None = None,
     minutes: float | None = None,
     job: Path | str | None = None,
@@ -52,6 +52,12 @@ def parity(
 
     if (cases is not None and cases < 1) or (minutes is not None and minutes <= 0):
         raise Refused("nothing to draw.", found=f"--cases {cases}, --minutes {minutes}", do="Give at least one.")
+    if job is not None and (seed is not None or minutes is not None):
+        given = "--seed" if seed is not None else "--minutes"
+        raise Refused(
+            f"{given} does nothing with a job, whose draws are always the same few.",
+            do=f"Leave {given} out; --cases N takes the first N.",
+        )
     planned = None if job is None else _planned(str(job), overrides)
     with Pool(Bench.ranks()) as pool:
         bench = Bench(pool)
@@ -59,7 +65,7 @@ def parity(
             if planned is not None:
                 return _one_job(bench, planned, cases, as_json, show)
             limit = CASES if cases is None and minutes is None else cases
-            return _many(Fuzzer(bench, seed), limit, minutes, as_json, show)
+            return _many(Fuzzer(bench, seed or 0), limit, minutes, as_json, show)
         finally:
             bench.close()
 
@@ -73,7 +79,7 @@ def _planned(job: str, overrides: Sequence[str]) -> list[tuple[dict[str, Any], A
 
 
 def _one_job(bench: Any, planned: Any, cases: int | None, as_json: bool, show: Callable[[str], None]) -> Outcome:
-    """The draws of one job: its layout, with other batches and updates."""
+    """The draws of one job: itself where it is small, and its layout with other batches and updates."""
     from argosy.prove.fuzz import Draw, job_file
 
     outcome = Outcome(0, [])
@@ -85,8 +91,7 @@ def _one_job(bench: Any, planned: Any, cases: int | None, as_json: bool, show: C
             outcome.failed.append(draw)
             outcome.job_file = outcome.job_file or job_file(trial, draw.found.wrong)
         show(json.dumps(draw.row()) if as_json else line(draw, ", ".join(f"{k} {v}" for k, v in options.items())))
-    if not as_json:
-        _end(outcome, show)
+    _end(outcome, "As a job file:", as_json, show, of=len(planned))
     return outcome
 
 
@@ -110,7 +115,7 @@ def _many(
     outcome.missing = len(fuzzer.cover.open)
     if not as_json:
         _coverage(fuzzer, show)
-        _end(outcome, show)
+    _end(outcome, "The first one, as small as it still fails:", as_json, show)
     return outcome
 
 
@@ -131,45 +136,51 @@ def _coverage(fuzzer: Fuzzer, show: Callable[[str], None]) -> None:
         show(f"  never drawn: {first} {a} with {second} {b}")
 
 
-def _end(outcome: Outcome, show: Callable[[str], None]) -> None:
+def _end(outcome: Outcome, head: str, as_json: bool, show: Callable[[str], None], of: int | None = None) -> None:
+    """The last words, with `head` above the job file of what failed; `of` is how many draws there are, where that is known."""
+    if as_json:
+        if outcome.failed:
+            show(json.dumps({"job_file": outcome.job_file}))
+        return
     if not outcome.failed:
-        show(f"{outcome.draws} draws agree with the reference.")
+        number = f"{outcome.draws} draws" if of is None else f"{outcome.draws} of the {of} draws of this job"
+        show(f"{number} agree with the reference.")
         return
     numbers = ", ".join(str(draw.number) for draw in outcome.failed)
-    show(
-        f"{len(outcome.failed)} of {outcome.draws} draws differ: {numbers}. The first one, as small as it still fails:"
-    )
+    show(f"{len(outcome.failed)} of {outcome.draws} draws differ: {numbers}. {head}")
     show(outcome.job_file)
 
 
 def register(app: typer.Typer) -> None:
     """Spell the command for the shell."""
 
-    @app.command("parity", rich_help_panel=HELP, context_settings=_WORDS)
+    @app.command(
+        "parity", rich_help_panel=HELP, context_settings=_WORDS, options_metavar="[JOB] [OPTIONS] [KEY=VALUE]..."
+    )
     def command(
         context: typer.Context,
-        seed: Annotated[int, typer.Option(help="Another seed draws other cases.")] = 0,
+        seed: Annotated[int | None, typer.Option(help="Another seed draws other cases.", show_default="0")] = None,
         cases: Annotated[int | None, typer.Option(help="How many draws.", show_default=str(CASES))] = None,
         minutes: Annotated[float | None, typer.Option(help="Stop drawing after so many minutes.")] = None,
-        job: Annotated[Path | None, typer.Option(help="Check the layout of this job, at small sizes.")] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="One JSON object a draw.")] = False,
+        job: Annotated[Path | None, typer.Option(help="The same as JOB: check its layout, at small sizes.")] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="One JSON object a draw, and the job file.")] = False,
     ) -> None:
-        """[KEY=VALUE ...]: does every layout train the same model? Draws layouts and compares them with the formulas.
+        """Does every layout, or that of JOB, train the same model? Draws cases and compares them with the formulas.
 
-        Exit code 0 when all agree, 3 when not; the first failure is made as small as it can be and printed as a job file.
+        Exit code 0 when all agree, 3 when not. The first failure is printed as a job file; without JOB it is made small before.
         """
         from argosy.job.load import split
 
         name, overrides = split(context.args)
-        if name is not None:
-            raise Refused(f"{name} is no option.", do=f"A job file is given as --job {name}.")
-        if overrides and job is None:
-            raise Refused("keys of a job were given without a job.", do="Add --job FILE.")
+        if name is not None and job is not None:
+            raise Refused(f"two jobs were given, {name} and --job {job}.", do="Name one.")
+        if overrides and name is None and job is None:
+            raise Refused("keys of a job were given without a job.", do="Name one: argosy parity JOB KEY=VALUE.")
         outcome = parity(
             seed=seed,
             cases=cases,
             minutes=minutes,
-            job=job,
+            job=job or name,
             overrides=overrides,
             as_json=as_json,
             show=lambda text: print(text, flush=True),

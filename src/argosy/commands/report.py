@@ -40,9 +40,10 @@ def report(run: Path | str | None = None, to: Path | str | None = None) -> Path:
 def register(app: typer.Typer) -> None:
     """Spell the command for the shell."""
 
-    @app.command("report", rich_help_panel=HELP, help="Write a run's page anew: one file to keep or send.")
+    @app.command("report", rich_help_panel=HELP)
     def command(
         run: Annotated[str | None, typer.Argument(help="A run's folder or name; left out: the newest.")] = None,
         to: Annotated[Path | None, typer.Option(help="Write the page to this file instead.")] = None,
     ) -> None:
+        """Write a run's page anew: one file to keep or send."""
         print(report(run, to))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from argosy.run.folder import Run
 
 HELP = "Runs"
+_REMOVED = re.compile(r"\.removed-[0-9]{8}-[0-9]{6}-[0-9a-f]{8}")  # a run whose removal has begun
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ def table() -> list[Row]:
     from argosy.run.folder import Run
 
     folder = root()
-    paths = [path for path in folder.iterdir() if not path.is_symlink()] if folder.is_dir() else []
+    entries = list(folder.iterdir()) if folder.is_dir() else []
+    paths = [path for path in entries if not path.is_symlink() and not _REMOVED.fullmatch(path.name)]
     rows = [row(Run(path)) for path in paths if Run(path).exists]
     return sorted(rows, key=lambda one: (one.created, one.path.name), reverse=True)
 
@@ -77,16 +81,20 @@ def row(run: Run) -> Row:
 
 
 def remove(name: str) -> Path:
-    """Remove a run and all it holds. Refused while it is running, for a folder that is no run, and for one that holds more."""
+    """Remove a run and all it holds. Refused while it is running, for a folder that is no run, and for one that holds more.
+
+    It gets another name first: nobody ever finds, or starts in, a folder of which a part is gone.
+    """
     from argosy.checkpoint.slots import Slots
-    from argosy.run.folder import MADE
+    from argosy.run.folder import MADE, new_id
 
     run = find(name)
     path = run.path.resolve()
+    gone = path.with_name(f".removed-{new_id()}")
     pid = run.busy()
     if pid is not None:
         raise Refused(f"it is running (process {pid}).", where=str(path), do=f"Stop it first: argosy stop {run.path}")
-    with run.lock(0):  # until all is gone: who starts it meanwhile waits, and finds nothing
+    with run.lock(0):  # who starts it meanwhile waits, and finds nothing
         more = sorted(entry.name for entry in path.iterdir() if not MADE.fullmatch(entry.name))
         if more:
             raise Refused(
@@ -95,10 +103,20 @@ def remove(name: str) -> Path:
                 found=", ".join(more[:5]) + (f" and {len(more) - 5} more" if len(more) > 5 else ""),
                 do="Move that away first, or remove the run by hand.",
             )
-        local = run.local
+        local = run.local.resolve()
         Slots(path, local).clear()
-        shutil.rmtree(path)
+        try:
+            path.rename(gone)
+        except OSError as error:
+            raise Refused("this run cannot be removed.", where=str(path), found=error.strerror or str(error)) from None
+    while gone.exists():  # another removal may be at it, as below
+        with suppress(FileNotFoundError):
+            shutil.rmtree(gone)
+    if not local.is_relative_to(path):
         shutil.rmtree(local, ignore_errors=True)
+    for left in path.parent.iterdir():
+        if _REMOVED.fullmatch(left.name):  # of a removal that was killed
+            shutil.rmtree(left, ignore_errors=True)
     latest = root() / "latest"
     if latest.is_symlink() and not latest.exists():
         latest.unlink()
@@ -129,15 +147,17 @@ def _best(run: Run) -> float | None:
 
 def register(app: typer.Typer) -> None:
     """Spell the command for the shell."""
-    runs = typer.Typer(help="List runs; also: rm.", invoke_without_command=True)
+    runs = typer.Typer(invoke_without_command=True)
     app.add_typer(runs, name="runs", rich_help_panel=HELP)
 
     @runs.callback()
     def listed(context: typer.Context) -> None:
+        """List runs; also: rm."""
         if context.invoked_subcommand is None:
             print(text(table()))
 
-    @runs.command("rm", help="Remove runs and all they hold; running ones are refused.")
-    def rm(names: Annotated[list[str], typer.Argument(metavar="RUN...")]) -> None:
+    @runs.command("rm")
+    def rm(names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders or names of runs.")]) -> None:
+        """Remove runs and all they hold; running ones are refused."""
         for name in names:
             print(f"removed {remove(name)}")

@@ -52,6 +52,9 @@ def ask_and_wait(run: Run, wish: Wish, patience: float) -> int:
 def register(app: typer.Typer) -> None:
     """Spell the command for the shell."""
 
-    @app.command("save", rich_help_panel=HELP, help="Save now; prints the step.")
-    def command(run: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None) -> None:
+    @app.command("save", rich_help_panel=HELP)
+    def command(
+        run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; left out: the newest.")] = None,
+    ) -> None:
+        """Save now; prints the step."""
         print(f"saved step {save(run):,}")

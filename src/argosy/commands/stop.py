@@ -20,6 +20,9 @@ def stop(name: str | None = None, patience: float = 3600.0) -> int:
 def register(app: typer.Typer) -> None:
     """Spell the command for the shell."""
 
-    @app.command("stop", rich_help_panel=HELP, help="Save and stop; the same `argosy train` goes on later.")
-    def command(run: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None) -> None:
+    @app.command("stop", rich_help_panel=HELP)
+    def command(
+        run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; left out: the newest.")] = None,
+    ) -> None:
+        """Save and stop; the same `argosy train` goes on later."""
         print(f"stopped at step {stop(run):,}")

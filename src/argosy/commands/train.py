@@ -16,9 +16,9 @@ from argosy.errors import Refused
 if TYPE_CHECKING:
     from types import FrameType
 
+    from argosy.commands.notebook import Run
     from argosy.fleet.workers import WarmServer
     from argosy.job.schema import Job
-    from argosy.run.folder import Run
 
 HELP = "Start here"
 PLACE = 0  # first in its section
@@ -30,23 +30,25 @@ def train(
     *overrides: str,
     run: Path | str | None = None,
     workers: int | None = None,
-    fork: bool = False,
+    fork: bool | str = False,
     change: bool = False,
     strict: bool = False,
     quiet: bool = False,
 ) -> Run:
     """Train `job` (a name, a file, a Job or a dict; None = the laptop job), or go on with its unfinished run.
 
-    overrides: "optim.lr=3e-4". run: the folder, else runs/<name>. workers: processes; 0 = inside this one. Gives the run.
+    overrides: "optim.lr=3e-4". run: the folder, else runs/<name>. workers: processes; 0 = inside this one. Gives the run, whose
+    `metrics()` is an Arrow table and whose `plot()` a notebook shows.
     Refused where something is wrong with what was asked, and with the run's own exit code where it failed.
     """
     from argosy.commands.conduct import Wanted, lead
+    from argosy.commands.notebook import Run
 
     wanted = Wanted(job, overrides, Path(run) if run else None, fork, change, workers, strict, quiet)
     outcome, made = lead(wanted)
     if outcome.state == "failed":
         raise Refused(outcome.because, where=str(made.path), code=outcome.code)
-    return made
+    return Run(made.path)
 
 
 @contextmanager
@@ -54,15 +56,25 @@ def early(job: str | None, overrides: list[str], workers: int | None) -> Iterato
     """A warm server that loads torch while this process still loads its own parts; None where no workers are forked."""
     import os
 
+    from argosy.job import parts
     from argosy.job.load import load
     from argosy.layout.world import world
 
     loaded = load(job, overrides)
+    parts.check_all(loaded.job, loaded.written)
     if workers == 0 or world(os.environ) is not None:
         yield None
         return
     from argosy.fleet.workers import warm
 
+    # What cannot be right is refused while nothing has been started; other weights bring a shape of their own: looked at later.
+    if loaded.job.layout.shape != "auto" and loaded.job.model.init == "random":
+        from argosy.cluster.here import machine
+        from argosy.plan.layouts import workers as workers_of
+        from argosy.plan.settle import refuse_layout
+
+        here = machine()
+        refuse_layout(loaded, bool(here.devices), workers_of(loaded.job, here, workers))
     server = warm(loaded.job)
     try:
         yield server
@@ -82,6 +94,7 @@ def interrupted(requeue: bool = False) -> Iterator[None]:
     from argosy.run.signals import heard
 
     def leave(number: int, frame: FrameType | None) -> None:
+        """End by an exception that `interrupted` understands."""
         signal.signal(number, signal.SIG_IGN)  # a second one must not disturb the leaving
         raise Left(signal.Signals(number).name)
 
@@ -94,11 +107,23 @@ def interrupted(requeue: bool = False) -> Iterator[None]:
 
         reason = str(left) if isinstance(left, Left) else "SIGINT"
         name = "Ctrl-C" if reason == "SIGINT" else reason
-        print(f"\nstopped by {name} while nothing was being trained; nothing was lost", file=sys.stderr)
+        _tell(f"\nstopped by {name} while nothing was being trained; nothing was lost")
         raise SystemExit(leaving(reason, requeue or _launched())) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tell(text: str) -> None:
+    """Print to stderr. Where that is what was closed, neither this nor the end of the process fails: the exit code counts."""
+    import os
+
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)  # what is still buffered is written when the process ends
+        os.close(nowhere)
 
 
 def _launched() -> bool:
@@ -122,7 +147,12 @@ def register(app: typer.Typer) -> None:
     def command(
         context: typer.Context,
         run: Annotated[Path | None, typer.Option(help="Folder of the run; else runs/NAME.")] = None,
-        fork: Annotated[bool, typer.Option("--fork", help="A new run from this one's last checkpoint.")] = False,
+        fork: Annotated[
+            bool,
+            typer.Option(
+                "--fork", help="A new run from this one's last checkpoint; --fork RUN[@STEP]: from that one's."
+            ),
+        ] = False,
         change: Annotated[bool, typer.Option("--change", help="Go on although keys have changed.")] = False,
         workers: Annotated[
             int | None,
@@ -143,13 +173,18 @@ def register(app: typer.Typer) -> None:
 
         JOB is the name of a shipped job or a job file. Any key of it can be given: --optim.lr 3e-4 or optim.lr=3e-4.
         """
+        from argosy.commands.fork import job_of, parted
         from argosy.job.load import split
 
         began = time.time()
-        job, overrides = split(context.args)
+        said, source = parted(context.args) if fork else (context.args, None)
+        job, overrides = split(said)
+        job = job_of(job, source or fork)
         with interrupted(requeue), early(job, overrides, workers) as server:
             from argosy.commands.conduct import Wanted, lead
 
-            wanted = Wanted(job, overrides, run, fork, change, workers, strict, quiet, json, debug, requeue, began)
+            wanted = Wanted(
+                job, overrides, run, source or fork, change, workers, strict, quiet, json, debug, requeue, began
+            )
             outcome, _ = lead(wanted, server)
         raise typer.Exit(outcome.code)

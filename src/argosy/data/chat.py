@@ -48,10 +48,11 @@ class Template:
         folder = path if path.is_dir() else path.parent
         if (folder / FILE).is_file():
             table, where = _table(folder / FILE), str(folder / FILE)
-            source, first, last = (_mark(table.get(name)) for name in ("source", "bos_token", "eos_token"))
-            return Template(source, first, last, where)
+            kept, first, last = (_mark(table.get(name)) for name in ("source", "bos_token", "eos_token"))
+            return Template(kept, first, last, where)
         config = _table(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-        source, where = config.get("chat_template"), str(folder / "tokenizer_config.json")
+        where = str(folder / "tokenizer_config.json")
+        source: Any = config.get("chat_template")
         if (folder / "chat_template.jinja").is_file():
             where = str(folder / "chat_template.jinja")
             source = paths.content(folder / "chat_template.jinja")

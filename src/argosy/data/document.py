@@ -96,10 +96,11 @@ def digest(text: bytes) -> int:
 def held_out(hashes: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
     """Which documents are never trained on: those whose hash, as a fraction of 2^64, lies below `share`.
 
-    A document's side depends on its text alone, so it stays where it is when others are added, and all copies of a text are
-    on one side. Exceptions keep both sides filled: a text whose copies alone are more than `share` of all is trained on; when
-    none lies below, the text with the fewest copies is held out; when all do, the largest hash is trained on. Takes at least
-    two different documents.
+    The side of a text that stands there once depends on itself alone, so it stays where it is when others are added; all
+    copies of a text are on one side. Exceptions keep both sides filled: a text whose copies alone are more than `share` of
+    all is trained on (and may be held out once so many others were added); when none lies below, the text with the fewest
+    copies is held out; when all do, the largest hash is trained on. Takes at least two different documents. A change of this
+    rule is a change of `cache.RULES`.
     """
     texts, place, copies = np.unique(hashes, return_inverse=True, return_counts=True)
     held = (texts.astype(np.float64) < share * 2.0**64) & (copies <= max(1.0, share * len(hashes)))

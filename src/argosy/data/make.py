@@ -24,7 +24,7 @@ from argosy.data.pool import encode_all
 from argosy.data.scan import Progress, Scan, texts
 from argosy.data.sources.streams import packed
 from argosy.data.sources.text import READS
-from argosy.errors import Refused
+from argosy.errors import INPUT, Refused
 from argosy.job.schema import Trained
 from argosy.quantities import bytes_text
 
@@ -67,7 +67,12 @@ def make(folder: Path, found: Scan, recipe: Recipe, progress: Progress, workers:
     _refuse_too_small_disk(partial, plan, missing, made)
     if missing:
         plan.write(partial)
-        encode_all(partial, plan, missing, Encoder(made, recipe.template), workers, progress)
+        try:
+            encode_all(partial, plan, missing, Encoder(made, recipe.template), workers, progress)
+        except Refused as error:
+            if error.code == INPUT:  # this text will never be made of it
+                shutil.rmtree(partial)
+            raise
     finish(folder, partial, found, recipe, made, [shard_name(part) for part in range(len(plan.parts))])
 
 

@@ -125,8 +125,8 @@ class Lanes:
     """What is left of an epoch, as stretches [begin, end) of its stream that take turns of `sequence` tokens each.
 
     Turns are counted in tokens from the first one. A lane that is read up shares no more in the turns; its last one may be
-    shorter. An epoch that begins in the middle of a sequence
-    has a first lane that begins so many tokens before its text; those are never asked for.
+    shorter. An epoch that begins in the middle of a sequence has a first lane that begins so many tokens before its text;
+    those are never asked for.
     """
 
     begins: NDArray[np.int64]  # [lanes], in the order of their turns

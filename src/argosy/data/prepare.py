@@ -7,27 +7,24 @@ other; a full disk leaves what was there before. A mix is a folder that names th
 
 from __future__ import annotations
 
-import fcntl
 import json
+import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from hashlib import blake2b
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from argosy.data import chat, mix, shards, tokenized, tokenizer
-from argosy.data.chat import Template
+from argosy.data.cache import RULES, Asked, alias, alias_file, known, locked, mix_seen, name_of, seen_of
 from argosy.data.document import Source
-from argosy.data.make import Recipe, make, text_of, trained, write
+from argosy.data.make import make, text_of, trained, write
 from argosy.data.prepared import Prepared, cache_folder, full, locate
-from argosy.data.scan import Progress, Scan, fingerprint, scan
-from argosy.data.sources import find
+from argosy.data.scan import Progress, Scan, scan
+from argosy.data.sources import find, own
 from argosy.data.sources.streams import scheme
 from argosy.data.sources.text import nothing
 from argosy.errors import FULL, Refused
-from argosy.job import paths
+from argosy.job.parts import is_part
 from argosy.job.schema import DataSection, Trained
 
 __all__ = [
@@ -42,9 +39,10 @@ __all__ = [
     "mixture",
     "names",
     "prepare",
+    "refuse_unwritable",
+    "sources_of",
+    "with_earlier",
 ]
-__all__ += ["sources_of", "with_earlier"]
-RULES = "argosy 1"  # names everything in the code that decides what a folder of one source holds
 
 
 def prepare(
@@ -61,8 +59,8 @@ def prepare(
     `progress(what, done, total)` hears how far it is, `workers` processes encode. strict: the first record that cannot be used
     is refused. Refused for every kind of bad input (code 2) and for a disk that fills up on the way (code 4).
     """
-    asked = _Asked(section, base, cache / "prepared", progress or (lambda what, done, total: None), workers, strict)
-    sources = found(section, base)
+    asked = Asked(section, base, cache / "prepared", progress or (lambda what, done, total: None), workers, strict)
+    sources = found(section, base, cache)
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # a new one: what was read is nobody else's business
         asked.home.mkdir(exist_ok=True)
@@ -70,12 +68,7 @@ def prepare(
     except OSError as error:
         if error.errno in FULL:
             raise full(asked.home) from error
-        raise Refused(
-            "prepared text cannot be kept there.",
-            where=str(error.filename or asked.home),
-            found=error.strerror or str(error),
-            do="Name a folder that can be written: --data.cache FOLDER.",
-        ) from error
+        raise _unwritable(Path(error.filename or asked.home), error.strerror or str(error)) from error
 
 
 def sources_of(section: DataSection) -> list[DataSection]:
@@ -97,14 +90,22 @@ def licences(section: DataSection, prepared: Prepared) -> str:
     return "; ".join(f"{row['source']}: {row['license']}" for row in rows) if section.mix else str(rows[0]["license"])
 
 
-def found(section: DataSection, base: Path) -> list[Source]:
+def found(section: DataSection, base: Path, cache: Path | None = None) -> list[Source]:
     """The files of each source of `section`. Refused where there are none, or where a licence is not allowed."""
-    return [_found(one, base) for one in sources_of(section)]
+    cache = cache_folder(section, base) if cache is None else cache
+    return [_found(one, base, cache) for one in sources_of(section)]
 
 
-def _found(section: DataSection, base: Path) -> Source:
+def _files(section: DataSection, base: Path, cache: Path) -> Source:
+    """The files of one source; those of code of one's own are kept in `cache`."""
+    if is_part(section.source):
+        return own.find(section.source, cache, section.field or "")
+    return find(section.source, base, section.field or "")
+
+
+def _found(section: DataSection, base: Path, cache: Path) -> Source:
     """The files of one source. Refused where there are none, or where its licence is not allowed."""
-    source = find(section.source, base, section.field or "")
+    source = _files(section, base, cache)
     if not source.files:
         raise nothing(source)
     terms = licensed(section, source)
@@ -118,40 +119,13 @@ def _found(section: DataSection, base: Path) -> Source:
     return source
 
 
-class _Asked:
-    """What one preparation was asked for. Refused where tokenizer or chat template cannot be read."""
-
-    def __init__(self, section: DataSection, base: Path, home: Path, progress: Progress, workers: int, strict: bool):
-        self.section, self.base, self.home = section, base, home
-        self.progress, self.workers, self.strict = progress, workers, strict
-        self._words, content, template = _tokenizer_key(section, base)
-        self.recipe = Recipe(section.tokenizer, content, template, section.held_out)
-
-    @property
-    def key(self) -> str:
-        """What names everything but the text in the cache."""
-        return _key(self.recipe, self._words)
-
-    def with_tokenizer(self, content: str) -> _Asked:
-        """The same with a tokenizer that was trained on all sources."""
-        made = _Asked(self.section, self.base, self.home, self.progress, self.workers, self.strict)
-        made.recipe = replace(self.recipe, content=content)
-        made._words = _content_words(content)
-        return made
-
-
-def _key(recipe: Recipe, words: str) -> str:
-    template = f"; template {_hash(recipe.template.content)}" if recipe.template.source else ""
-    return f"{RULES}; {words}; held out {recipe.held_out!r}{template}"
-
-
-def _one(asked: _Asked, source: Source, found: Scan | None = None) -> Prepared:
+def _one(asked: Asked, source: Source, found: Scan | None = None) -> Prepared:
     """The prepared text of one source; `found` where it was scanned already."""
     home, recipe, progress = asked.home, asked.recipe, asked.progress
-    seen = home / f"{_hash(asked.key, source.name, fingerprint(source))}.seen"
-    known = _known(home, seen)
-    if known is not None:
-        return _strictly(asked, known)
+    seen = seen_of(asked, source)
+    there = known(home, seen)
+    if there is not None:
+        return _strictly(asked, there)
     marks: tuple[str, ...] = ()
     if recipe.content is not None:  # refused before the text is read
         marks = tokenizer.parse(recipe.content, f'data.tokenizer = "{asked.section.tokenizer}"').marks
@@ -161,27 +135,27 @@ def _one(asked: _Asked, source: Source, found: Scan | None = None) -> Prepared:
         found = tokens.found
     elif found is None:
         found = _scanned(asked, source, marks)
-    folder = home / _hash(asked.key, source.name, found.digest)
+    folder = home / name_of(asked.key, source.name, found.digest)
     if recipe.content is not None:  # the same text and ids may have been made when the tokenizer was trained
-        folder = _alias(home, recipe.content, recipe, source.name, found, folder)
-    with _locked(folder.with_suffix(".lock"), progress):
+        folder = alias(home, recipe.content, recipe, source.name, found, folder)
+    with locked(folder.with_suffix(".lock"), progress):
         if not (folder / shards.FACTS).is_file():
             if tokens is not None:
                 tokenized.make(folder, tokens, recipe)
             else:
                 make(folder, found, recipe, progress, asked.workers)
     content = (folder / tokenizer.FILE).read_text(encoding="utf-8")
-    write(_alias_file(home, content, recipe, source.name, found), folder.name)
+    write(alias_file(home, content, recipe, source.name, found), folder.name)
     write(seen, folder.name)
     return _strictly(asked, Prepared.open(folder))
 
 
-def _scanned(asked: _Asked, source: Source, marks: tuple[str, ...] = ()) -> Scan:
+def _scanned(asked: Asked, source: Source, marks: tuple[str, ...] = ()) -> Scan:
     template, share = asked.recipe.template, asked.recipe.held_out
     return scan(source, share, asked.progress, template=template, marks=marks, strict=asked.strict)
 
 
-def _strictly(asked: _Asked, prepared: Prepared) -> Prepared:
+def _strictly(asked: Asked, prepared: Prepared) -> Prepared:
     """`prepared`, unless it was made with records left out that must not be."""
     if asked.strict and prepared.bad:
         told = next(note for note in prepared.notes if "cannot be used" in note)
@@ -189,31 +163,19 @@ def _strictly(asked: _Asked, prepared: Prepared) -> Prepared:
     return prepared
 
 
-def _alias_file(home: Path, content: str, recipe: Recipe, name: str, found: Scan) -> Path:
-    return home / f"{_hash('same', _key(recipe, _content_words(content)), name, found.digest)}.same"
-
-
-def _alias(home: Path, content: str, recipe: Recipe, name: str, found: Scan, folder: Path) -> Path:
-    try:
-        other = home / _alias_file(home, content, recipe, name, found).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return folder
-    return other if (other / shards.FACTS).is_file() else folder
-
-
-def _mixed(asked: _Asked, sources: list[Source]) -> Prepared:
+def _mixed(asked: Asked, sources: list[Source]) -> Prepared:
     """The prepared text of a mix. A tokenizer is trained on all of its sources together."""
     home = asked.home
-    seen = _mix_seen(asked, sources)
-    known = _known(home, seen)
-    if known is not None:
-        return _strictly(asked, known)
+    seen = mix_seen(asked, sources)
+    there = known(home, seen)
+    if there is not None:
+        return _strictly(asked, there)
     scans: list[Scan | None] = [None] * len(sources)
     if asked.recipe.content is None:
         assert isinstance(asked.section.tokenizer, Trained)
         read = [_scanned(asked, source) for source in sources]
         scans = list(read)
-        kept = home / f"{_hash('tokenizer', asked.key, *(found.digest for found in read))}.tokenizer"
+        kept = home / f"{name_of('tokenizer', asked.key, *(found.digest for found in read))}.tokenizer"
         if not kept.is_file():
             write(kept, text_of(trained(read, asked.section.tokenizer, asked.progress)))
         asked = asked.with_tokenizer(kept.read_text(encoding="utf-8"))
@@ -233,8 +195,8 @@ def joined(parts: Sequence[Prepared], home: Path, progress: Progress) -> Prepare
         raise Refused(
             "data.mix names the same text twice.", where=twice, do="Give it once, with the sum of the weights."
         )
-    folder = home / _hash("mix", RULES, *names)
-    with _locked(folder.with_suffix(".lock"), progress):
+    folder = home / name_of("mix", RULES, *names)
+    with locked(folder.with_suffix(".lock"), progress):
         if not (folder / shards.FACTS).is_file():
             partial = folder.with_suffix(".partial")
             partial.mkdir(exist_ok=True)
@@ -272,13 +234,7 @@ def changed(section: DataSection, base: Path, folder: Path) -> bool:
     if any(scheme(one.source) for one in sources_of(section)):
         return False
     try:
-        asked = _Asked(section, base, folder.parent, lambda what, done, total: None, 1, False)
-        sources = [find(one.source, base, one.field or "") for one in sources_of(section)]
-        if section.mix:
-            seen = _mix_seen(asked, sources)
-        else:
-            seen = folder.parent / f"{_hash(asked.key, sources[0].name, fingerprint(sources[0]))}.seen"
-        made = folder.parent / seen.read_text(encoding="utf-8")
+        made = folder.parent / _seen_of(section, base, folder.parent).read_text(encoding="utf-8")
         return not set(_names(made)) <= set(_names(folder))
     except (OSError, UnicodeDecodeError, Refused):
         return True
@@ -302,47 +258,30 @@ def mixture(section: DataSection, prepared: Prepared) -> list[dict[str, object]]
     )
 
 
-def _mix_seen(asked: _Asked, sources: list[Source]) -> Path:
-    words = [word for source in sources for word in (source.name, fingerprint(source))]
-    return asked.home / f"{_hash('mix', asked.key, *words)}.seen"
+def refuse_unwritable(section: DataSection, *, base: Path, cache: Path) -> None:
+    """Refused (code 2) where nothing can be written in `cache` and the text of `section` is not prepared there already.
 
-
-def _tokenizer_key(section: DataSection, base: Path) -> tuple[str, str | None, Template]:
-    """What names the tokenizer in the cache, the content of its file where it is not trained here, and its chat template."""
-    spec = section.tokenizer
-    if isinstance(spec, Trained):
-        return f"bpe {spec.vocabulary} tokenizers {version('tokenizers')}", None, Template()
-    if spec == "bytes":
-        return "bytes", tokenizer.BYTES, Template()
-    path = base / paths.expand(spec)
-    file = path / tokenizer.FILE if path.is_dir() else path
-    content = tokenizer.read_file(file)
-    return _content_words(content), content, Template.of(file)
-
-
-def _content_words(content: str) -> str:
-    return "bytes" if content == tokenizer.BYTES else f"{_hash(content)} tokenizers {version('tokenizers')}"
-
-
-def _hash(*words: str) -> str:
-    return blake2b("\0".join(words).encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
-
-
-def _known(home: Path, seen: Path) -> Prepared | None:
-    """The folder that was made of the very same files, found without reading them."""
+    Tried, not asked: permissions tell little of a folder like /proc, and nothing to root. Nothing is left behind.
+    """
+    place = cache
+    while not os.path.exists(place):  # what is missing will be made in the nearest folder that is there
+        place = place.parent
     try:
-        return Prepared.open(home / seen.read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, Refused):
-        return None
+        with TemporaryFile(dir=place):
+            return
+    except OSError as error:
+        home = cache / "prepared"
+        if known(home, _seen_of(section, base, home)) is None:
+            raise _unwritable(cache, f"{place} takes no file: {error.strerror or error}") from error
 
 
-@contextmanager
-def _locked(path: Path, progress: Progress) -> Iterator[None]:
-    """Hold the lock `path`; the kernel lets go of it when this process ends, however it ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("waiting for another process that prepares the same text", 0, 1)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _unwritable(place: Path, found: str) -> Refused:
+    do = "Name a folder that can be written: --data.cache FOLDER."
+    return Refused("prepared text cannot be kept there.", where=str(place), found=found, do=do)
+
+
+def _seen_of(section: DataSection, base: Path, home: Path) -> Path:
+    """The file in `home` that names the folder which was made of just the files that `section` means now."""
+    asked = Asked(section, base, home, lambda what, done, total: None, 1, False)
+    sources = [_files(one, base, home.parent) for one in sources_of(section)]
+    return mix_seen(asked, sources) if section.mix else seen_of(asked, sources[0])

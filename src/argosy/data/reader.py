@@ -1,77 +1,84 @@
-"""Batch n + 1 while step n runs: the node's reader process, the workers' side of it, and the same within one process. No torch.
+"""Batch n + 1 while step n runs: the machine's reader process, the workers' side, the same within one process. No torch.
 
-The reader publishes whole global batches, a file each, in a folder of memory (`/dev/shm`), the *ring*. A worker writes there
-which step it wants and maps that file; files that nobody can want any more are removed. A file appears by rename, so a reader
-killed while writing leaves nothing that is half there, and a new one goes on from what it finds.
+One process per machine opens the prepared text and feeds all workers there through a ring in memory (`ring`); no worker does.
+Where a launcher started workers on several machines, each reader makes the sequences that its own workers train on.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import mmap
 import os
-import select
 import shutil
-import stat
-import struct
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from hashlib import blake2b
+from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import psutil
 
-from argosy.data.batch import Batch, global_batch
+from argosy.data import ring as rings
+from argosy.data.batch import Batch, Given, HeldOut, given
+from argosy.data.held import sets
+from argosy.data.ring import AHEAD, MEMORY, Batches, Heard, Reader, RingBatches, own, unheard
 from argosy.data.shards import Shards
 from argosy.errors import MACHINE, Refused
-from argosy.points import point
+from argosy.layout.layout import Layout
 from argosy.run import guardian
 from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
 from argosy.run.ledger import Ledger
 
-AHEAD = 3  # batches made before they are asked for
 PATIENCE = 60.0  # seconds without a batch after which a worker whose parent is gone gives up
-MEMORY = Path("/dev/shm")
-_HEAD = struct.Struct("<8s3q")  # magic, step, rows, sequence
-_MAGIC = b"ARGOSYBT"
-_FIELDS = (
-    ("sequence", "<i8"),
-    *((name, "<i4") for name in ("tokens", "labels", "segments", "positions", "kinds")),
-    ("weights", "<f4"),
-)
-
-
-class Batches(Protocol):
-    """Where a worker gets global batches from."""
-
-    def get(self, step: int) -> Batch:
-        """The whole global batch of `step`. Its arrays may not be kept beyond the next call."""
-        ...
-
-    def close(self) -> None:
-        """Nothing more will be asked."""
-        ...
+LOOK = 0.5  # seconds between two looks at a reader that this process started
+STOPPED_FOR = 1.0  # seconds that it may stand still (SIGSTOP) before it is replaced
 
 
 class LocalBatches:
-    """Global batches made by a thread of this process, up to AHEAD before they are asked for."""
+    """Batches made by a thread of this process, up to AHEAD before they are asked for."""
 
-    def __init__(self, seed: int, ledger: Ledger, shards: Shards, first_step: int):
-        self._make: Callable[[int], Batch] = lambda step: global_batch(step, seed, ledger, shards)
+    def __init__(
+        self,
+        seed: int,
+        ledger: Ledger,
+        shards: Shards,
+        first_step: int,
+        held: Callable[[], list[HeldOut]] = list,
+        heard: Heard = unheard,
+    ):
+        self.heard, self._held = heard, held
+        self._sets: list[HeldOut] = []
+        self._make: Callable[[int], Given] = lambda step: given(step, seed, ledger, shards)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._coming: dict[int, Future[Batch]] = {}
+        self._coming: dict[int, Future[Given]] = {}
         self._ask(first_step)
 
-    def get(self, step: int) -> Batch:
+    def get(self, step: int) -> Given:
         """See Batches. Raises what making it raised."""
         self._ask(step)
-        return self._coming[step].result()
+        coming, begun = self._coming[step], time.monotonic()
+        late = not wait([coming], rings.SLOW).done
+        if late:
+            self.heard(time.monotonic() - begun, False)
+        found = coming.result()
+        if late:
+            self.heard(time.monotonic() - begun, True)
+        return found
+
+    def held_out(self, number: int, rows: int) -> Iterator[Batch]:
+        """See Batches."""
+        self._sets = self._sets or self._held()
+        for index in count():
+            batch = self._sets[number].batch(index, rows)
+            if batch is None:
+                return
+            yield batch
 
     def close(self) -> None:
         """See Batches."""
@@ -85,208 +92,26 @@ class LocalBatches:
                 self._coming[wanted] = self._pool.submit(self._make, wanted)
 
 
-class RingBatches:
-    """Global batches from the node's reader. `places` are the folders where its ring may be, one of which will appear.
+def shares(start: Incarnation, node: int) -> tuple[tuple[int, ...], int] | None:
+    """Which shares of the global batch, of how many, the workers of machine `node` train on; None = all of it.
 
-    `failed()` gives the error to raise when no reader will come again, else None; it is asked once a second.
+    The machine is told by the rank that asks: the file that describes a start may be one for all machines.
     """
-
-    def __init__(self, places: list[Path], failed: Callable[[], Exception | None]):
-        self._places, self._failed = places, failed
-        self._ring: Path | None = None
-        self._wanted: NDArray[np.int64] | None = None
-        self._bell = self._alive = -1
-
-    def get(self, step: int) -> Batch:
-        """See Batches. Waits for as long as the parent lives: it replaces a reader that died."""
-        asked, pause, looked = False, 0.0005, time.monotonic()
-        while True:
-            asked = asked or self._want(step)
-            if self._ring is not None and (batch := read_batch(self._ring / batch_name(step), step)) is not None:
-                return batch
-            time.sleep(pause)
-            pause = min(2 * pause, 0.01)
-            if time.monotonic() - looked >= 1:
-                looked = time.monotonic()
-                error = self._failed()
-                if error is not None:
-                    raise error
-                asked = False  # a new reader may have made a new ring
-
-    def close(self) -> None:
-        """See Batches."""
-        for descriptor in (self._bell, self._alive):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._bell = self._alive = -1
-
-    def _want(self, step: int) -> bool:
-        """Tell the reader which step this process needs; False while there is no ring."""
-        name = f"wanted-{os.getpid()}"
-        if self._ring is None or not (self._ring / name).exists():
-            self._ring = next((place for place in self._places if (place / "bell").exists() and own(place)), None)
-            if self._ring is None:
-                return False
-            try:
-                temporary = self._ring / f".{name}"
-                temporary.write_bytes(struct.pack("<q", step))
-                self.close()
-                # Locked until this process ends: a number alone may be another process's by the time it is looked at.
-                self._alive = os.open(temporary, os.O_RDWR)
-                with suppress(OSError):  # a file system without locks: the number has to do
-                    fcntl.flock(self._alive, fcntl.LOCK_SH)
-                temporary.rename(self._ring / name)
-                self._wanted = np.memmap(self._ring / name, "<i8", "r+", shape=(1,))
-                # Opened for both directions, so that neither opening nor ringing fails while there is no reader.
-                self._bell = os.open(self._ring / "bell", os.O_RDWR | os.O_NONBLOCK)
-            except FileNotFoundError:  # removed at this moment
-                self._ring = None
-                return False
-        assert self._wanted is not None
-        self._wanted[0] = step
-        with suppress(BlockingIOError):  # nobody has listened for long: the next reader looks before it waits
-            os.write(self._bell, b"\0")
-        return True
-
-
-def batch_name(step: int) -> str:
-    """The file of a batch in the ring."""
-    return f"batch-{step:012d}"
-
-
-def write_batch(path: Path, step: int, batch: Batch) -> None:
-    """Publish `batch` as the file `path`, by rename."""
-    rows, sequence = batch.tokens.shape
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:
-        file.write(_HEAD.pack(_MAGIC, step, rows, sequence))
-        for name, kind in _FIELDS:
-            file.write(np.ascontiguousarray(getattr(batch, name), kind).data)
-    temporary.rename(path)
-
-
-def read_batch(path: Path, step: int) -> Batch | None:
-    """The batch in the file `path`, as views of its pages; None while there is no such file."""
-    try:
-        with path.open("rb") as file:
-            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
+    if start.nodes == 1:
         return None
-    magic, number, rows, sequence = _HEAD.unpack_from(pages)
-    if magic != _MAGIC or number != step:
-        raise RuntimeError(f"{path} does not hold the batch of step {step}")
-    at, arrays = _HEAD.size, {}
-    for name, kind in _FIELDS:
-        shape = (rows,) if name == "sequence" else (rows, sequence)
-        arrays[name] = np.frombuffer(pages, kind, int(np.prod(shape)), at).reshape(shape)
-        at += arrays[name].nbytes
-    return Batch(**arrays)
+    layout, first = Layout.parse(start.layout, start.world), node * start.local_world
+    ranks = range(first, first + start.local_world)
+    return tuple(sorted({layout.data_index(rank) for rank in ranks})), layout.data
 
 
-class _Worker:
-    """A process that asks: the step it wants, and whether it still lives."""
-
-    def __init__(self, path: Path):
-        self.path, self.pid = path, int(path.name.rpartition("-")[2])
-        self._wanted = np.memmap(path, "<i8", "r", shape=(1,))
-        self._lock = os.open(path, os.O_RDWR)
-        self.descriptor: int | None = None
-        with suppress(OSError, AttributeError):  # AttributeError: not Linux
-            self.descriptor = os.pidfd_open(self.pid)
-
-    @property
-    def wanted(self) -> int:
-        """The step it asked for last."""
-        return int(self._wanted[0])
-
-    def gone(self) -> bool:
-        """Whether it ended; a process that nobody has waited for yet is gone too."""
-        if self.descriptor is not None and select.select([self.descriptor], [], [], 0)[0]:
-            return True
-        with suppress(OSError):  # held, or a file system without locks
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True  # whoever has that number now, it is not the one who asked
-        return not guardian.alive(self.pid)
-
-    def forget(self) -> None:
-        """Remove its file."""
-        self.path.unlink(missing_ok=True)
-        os.close(self._lock)
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-
-
-class Reader:
-    """The reader's side of a ring: makes what workers want next, and removes what none of them wants any more."""
-
-    def __init__(self, ring: Path, make: Callable[[int], Batch]):
-        self.ring, self.make = ring, make
-        ring.parent.mkdir(parents=True, exist_ok=True)
-        ring.mkdir(mode=0o700, exist_ok=True)  # what is read is nobody else's business
-        if not own(ring):
-            raise Refused("the folder for batches belongs to somebody else.", where=str(ring), code=MACHINE)
-        for path in ring.glob(".batch-*"):
-            path.unlink()  # of a reader that was killed while writing it
-        bell = ring / "bell"
-        if not bell.exists():
-            os.mkfifo(bell)
-        self._bell = os.open(bell, os.O_RDWR | os.O_NONBLOCK)
-        self._workers: dict[str, _Worker] = {}
-
-    def turn(self) -> bool:
-        """Make the next batch that is missing; False when there is none."""
-        self._drain()
-        low = self._lowest()
-        if low is None:
-            return False
-        # One that asks late for a step that was removed gets it again: batches are a pure function of their step.
-        there = {int(path.name[6:]) for path in self.ring.glob("batch-*")}
-        for old in there:
-            if not low <= old <= low + AHEAD:
-                (self.ring / batch_name(old)).unlink()
-        missing = next((step for step in range(low, low + AHEAD + 1) if step not in there), None)
-        if missing is None:
-            return False
-        point("reader.batch.before")
-        try:
-            write_batch(self.ring / batch_name(missing), missing, self.make(missing))
-        except OSError as error:
-            raise Refused(
-                "the next batch cannot be written.", where=str(self.ring), found=str(error.strerror), code=MACHINE
-            ) from error
-        point("reader.batch.after")
-        return True
-
-    def wait(self, seconds: float) -> None:
-        """Sleep until a worker rings, or so many seconds."""
-        select.select([self._bell], [], [], seconds)
-
-    def close(self) -> None:
-        """Stop listening; the ring stays."""
-        os.close(self._bell)
-
-    def _drain(self) -> None:
-        with suppress(BlockingIOError):
-            while os.read(self._bell, 4096):
-                pass
-
-    def _lowest(self) -> int | None:
-        """The earliest step that a living worker wants; None before one asked."""
-        for path in self.ring.glob("wanted-*"):
-            if path.name not in self._workers:
-                self._workers[path.name] = _Worker(path)
-        for name, worker in list(self._workers.items()):
-            if worker.gone():
-                self._workers.pop(name).forget()
-        return min((worker.wanted for worker in self._workers.values()), default=None)
-
-
-def places(run: Run, node: int) -> list[Path]:
+def places(run: Run, start: Incarnation, node: int = 0) -> list[Path]:
     """The folders in which the ring may be: memory first, the run's local folder where there is none.
 
     The name tells what the batches depend on, so that one of other batches is never taken for it.
     """
-    what = f"{run.job().train.seed} {run.ledger().digest} {run.prepared().name}"
+    job = run.job()
+    measured = f"{job.batch.sequence} {job.evaluate.tokens}"
+    what = f"2 {job.train.seed} {run.ledger().digest} {run.prepared().name} {measured} {shares(start, node)}"
     name = _name(run, node) + blake2b(what.encode(), digest_size=6).hexdigest()
     return [MEMORY / name, run.local / name]
 
@@ -304,17 +129,8 @@ def _name(run: Run, node: int) -> str:
     return f"argosy-ring-{os.getuid()}-{place}-{node}-"
 
 
-def own(ring: Path) -> bool:
-    """Whether `ring` is a folder of this user's: anybody may make one of that name where all share the memory."""
-    try:
-        status = ring.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(status.st_mode) and (ring.parent != MEMORY or status.st_uid == os.getuid())
-
-
-def batches(run: Run, incarnation: int) -> Batches:
-    """A worker's side of the node's reader."""
+def batches(run: Run, incarnation: int, rank: int = 0, heard: Heard = unheard) -> Batches:
+    """A worker's side of its machine's reader."""
     start = Incarnation.read(run, incarnation)
     last_sign = time.monotonic()
     begun = (run.local / f"incarnation-{incarnation}.json").stat().st_mtime_ns
@@ -325,7 +141,7 @@ def batches(run: Run, incarnation: int) -> Batches:
         if told is not None:
             if told["kind"] == "refused":
                 return Refused(str(told["sentence"]), code=int(told["code"]))
-            return RuntimeError(f"the reader process failed: {told['sentence']}; see {run.log / 'reader.txt'}")
+            return RuntimeError(f"the reader process failed: {told['sentence']}; its log is in {run.log}")
         if start.parent is None or guardian.alive(start.parent):
             last_sign = time.monotonic()
         if time.monotonic() - last_sign < PATIENCE:
@@ -338,7 +154,7 @@ def batches(run: Run, incarnation: int) -> Batches:
             code=MACHINE,
         )
 
-    return RingBatches(places(run, start.node), failed)
+    return RingBatches(places(run, start, rank // start.local_world), failed, heard)
 
 
 def _failure(run: Run, since: int) -> dict[str, Any] | None:
@@ -351,21 +167,33 @@ def _failure(run: Run, since: int) -> dict[str, Any] | None:
 
 
 def main(run: str, incarnation: int) -> int:
-    """The reader process of a node: makes batches until its parent ends it, for workers of any incarnation."""
+    """The reader process of a machine: makes batches until its parent ends it, for workers of any incarnation."""
+    return serve(run, 0, incarnation)
+
+
+def serve(run: str, rank: int, incarnation: int) -> int:
+    """The same, of the machine on which `rank` is."""
     place = Run(run)
-    node = Incarnation.read(place, incarnation).node
+    start = Incarnation.read(place, incarnation)
     while True:
-        _serve(place, node)
+        _serve(place, start, rank // start.local_world)
 
 
-def _serve(run: Run, node: int) -> None:
+def _serve(run: Run, start: Incarnation, node: int) -> None:
     """Make batches in a ring until the ledger says something new."""
-    read = _stamp(run)
+    read, mine = _stamp(run), shares(start, node)
     ledger, seed, shards = run.ledger(), run.job().train.seed, Shards(run.prepared())
-    ring = _choose(places(run, node), ledger)
+    ring = _choose(places(run, start, node), ledger)
     remove(run, node, but=ring)
     guardian.farewell[:] = [lambda: shutil.rmtree(ring, ignore_errors=True)]
-    reader = Reader(ring, lambda step: global_batch(step, seed, ledger, shards))
+    held: list[HeldOut] = []
+
+    def measured(number: int, index: int, rows: int) -> Batch | None:
+        held[:] = held or sets(run, shards)  # opened when the first of them is asked for
+        return held[number].batch(index, rows)
+
+    # Rank 0 writes down how many bytes the labels of the whole batch stand for; nobody else has to read it all for that.
+    reader = Reader(ring, lambda step: given(step, seed, ledger, shards, mine, weigh=node == 0), measured)
     while True:
         if not reader.turn():
             reader.wait(1.0)
@@ -378,6 +206,59 @@ def _stamp(run: Run) -> tuple[int, int]:
     """Changes when the ledger does."""
     status = (run.path / "ledger.jsonl").stat()
     return status.st_mtime_ns, status.st_size
+
+
+class OwnReader:
+    """The reader process of a machine where no parent of ours watches: the first rank there starts it, and a new one where it
+    was killed or stands still. One that tells why it failed is not started again: the workers hear of it.
+    """
+
+    def __init__(self, run: Run, incarnation: int, rank: int = 0):
+        self._run, self._node = run, rank // Incarnation.read(run, incarnation).local_world
+        words = ["argosy.data.reader:serve", f"reader-{self._node}", str(run.path), str(incarnation), str(os.getpid())]
+        self._command = [sys.executable, "-P", "-m", "argosy.run.child", *words, str(rank)]
+        self._process = self._start()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._care, name="reader watch", daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        """The process that reads now."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """End it, and remove its ring."""
+        self._done.set()
+        self._thread.join()
+        self._process.kill()
+        self._process.wait()
+        with suppress(OSError):
+            remove(self._run, self._node)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, stdin=subprocess.DEVNULL, process_group=0)
+
+    def _care(self) -> None:
+        still = 0.0
+        while not self._done.wait(LOOK):
+            still = still + LOOK if _stands(self._process.pid) else 0.0
+            if still >= STOPPED_FOR:
+                self._process.kill()
+                self._process.wait()
+            code = self._process.poll()
+            if code is not None and code < 0:
+                self._process, still = self._start(), 0.0
+            elif code is not None:
+                return
+
+
+def _stands(pid: int) -> bool:
+    """Whether our child `pid` is stopped by a signal; nobody else can have its number as long as nobody waited for it."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
 
 
 def _choose(folders: list[Path], ledger: Ledger) -> Path:

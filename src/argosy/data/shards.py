@@ -67,9 +67,8 @@ class Shards:
         self.held: NDArray[np.bool_] = np.concatenate([file.documents["held"] for file in self.files]).astype(np.bool_)
         hashes: NDArray[np.uint64] = np.concatenate([file.documents["hash"] for file in self.files])
         self.train_documents: NDArray[np.int64] = np.flatnonzero(~self.held)
-        # By hash: so many of them are a fair sample of all, whatever the names of the files.
-        held = np.flatnonzero(self.held)
-        self.held_documents: NDArray[np.int64] = held[np.argsort(hashes[self.held], kind="stable")]
+        self._hashes = hashes
+        self.held_documents: NDArray[np.int64] = self.by_hash(np.flatnonzero(self.held))
         self.train_tokens = int(self.lengths[self.train_documents].sum())  # one epoch of all
         if not len(self.train_documents) or not len(self.held_documents):
             raise Refused("no document is left to train on or to hold out.", where=str(folder), do=REMEDY)
@@ -87,6 +86,10 @@ class Shards:
             found.append(Part(str(told["digest"]), str(told["source"]), terms, first, count, mine, tokens))
             first += count
         return found
+
+    def by_hash(self, documents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`documents` in the order of their hash: the first of them are a fair sample, whatever the names of the files."""
+        return documents[np.argsort(self._hashes[documents], kind="stable")]
 
     def part_of(self, number: int) -> Part:
         """The source of a document."""
@@ -143,7 +146,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise Refused(
             "there is no prepared text.", where=str(folder), do="Start the run again: it is prepared anew."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Refused("this is damaged.", where=str(path), do="Remove its folder and start again.") from error
     if not isinstance(facts, dict) or facts.get("version") not in (FORMAT, MIXED):
         found = facts.get("version") if isinstance(facts, dict) else "no table"
@@ -154,13 +157,13 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def read_token_bytes(folder: Path, vocabulary: int) -> NDArray[np.int64]:
-    """UTF-8 bytes that each id stands for [vocabulary]."""
+def read_token_bytes(folder: Path, vocabulary: int | None = None) -> NDArray[np.int64]:
+    """UTF-8 bytes that each id stands for [vocabulary]. Refused where it has another length; None = not known here."""
     path = folder / TOKEN_BYTES
     try:
         sizes = np.fromfile(path, "<i4").astype(np.int64)
     except OSError as error:
         raise Refused("this cannot be read.", where=str(path), found=error.strerror or "") from error
-    if len(sizes) != vocabulary:
+    if vocabulary is not None and len(sizes) != vocabulary:
         raise Refused(f"this has {len(sizes)} entries where the vocabulary has {vocabulary}.", where=str(path))
     return sizes

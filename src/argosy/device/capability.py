@@ -27,8 +27,11 @@ CAPABILITIES = (
     Capability("bfloat16 products on a CPU", "model/layers.py", "a CPU; fast with AMX or AVX-512-BF16", HERE),
     Capability("attention by documents (flash)", "model/kernels.py", "an NVIDIA GPU from Ampere on, bfloat16"),
     Capability("attention, dense, on a GPU", "model/kernels.py", "CUDA"),
-    Capability("fused AdamW and Muon on a GPU", "optim/build.py", "CUDA"),
+    Capability("fused AdamW, Muon and LAMB on a GPU", "optim/build.py", "CUDA"),
     Capability("collectives over NCCL", "device/device.py", "CUDA"),
+    Capability("ZeRO and replicas over NCCL", "parallel/data.py", "two NVIDIA GPUs"),
+    Capability("tensor parallelism over NCCL", "parallel/tensor.py", "two NVIDIA GPUs"),
+    Capability("pipelines over NCCL", "parallel/links.py", "two NVIDIA GPUs"),
 )
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from argosy.device.device import Device
-from argosy.device.timing import alternate
+from argosy.device.timing import best
 
 Weights = Sequence[Sequence[int]]  # (inner, outer): a product of [rows, inner] with a weight [outer, inner]
 
@@ -49,13 +49,19 @@ class Pass(Protocol):
 
 
 def rate(
-    parts: Sequence[tuple[Pass, int]],
+    parts: Sequence[tuple[Callable[[], Pass], float]],
     device: Device,
     seconds: float = 0.05,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """FLOP/s when every part runs as often as a step runs it: (products, how often). Takes about `seconds`."""
-    actions = {str(index): products for index, (products, _) in enumerate(parts)}
-    timed = alternate(actions, device, seconds, fewest=3, clock=clock)
-    spent = sum(times * timed[str(index)].best for index, (_, times) in enumerate(parts))
-    return sum(times * products.flops for products, times in parts) / spent
+    """FLOP/s when every part runs as often as a step runs it: (what makes the products, how often).
+
+    One part is held at a time. Each runs once uncounted and once counted, and again while its share of `seconds` lasts.
+    """
+    done = spent = 0.0
+    for make, times in parts:
+        products = make()
+        spent += times * best(products, device, seconds / len(parts), fewest=1, clock=clock)
+        done += times * products.flops
+        del products  # before the next is made
+    return done / spent

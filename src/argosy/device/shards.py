@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -32,6 +34,15 @@ def cuts(tensor: Tensor) -> list[tuple[int, int]]:
         elif not placement.is_replicate():
             raise TypeError(f"{placement} is neither a shard nor a replica")
     return first + later
+
+
+def copies(tensor: Tensor, ranks: int) -> int:
+    """How many of `ranks` hold the same elements of `tensor`: all of them for a plain tensor."""
+    if not isinstance(tensor, DTensor):
+        return ranks
+    if any(placement.is_partial() for placement in tensor.placements):
+        raise ValueError("a partial sum has no norm yet: reduce it first")
+    return ranks // prod(tensor.device_mesh.size(axis) for axis, _ in cuts(tensor))
 
 
 def box(tensor: Tensor) -> Box:
@@ -97,4 +108,4 @@ def slices(held: Box) -> tuple[slice, ...]:
 
 def zeros(like: Tensor) -> Tensor:
     """A tensor of zeros with the shape, type and sharding of `like`."""
-    return torch.zeros_like(like, requires_grad=False)
+    return alike_shard(torch.zeros_like(local(like), requires_grad=False), like)

@@ -10,6 +10,7 @@ from statistics import median
 from argosy.device.device import Device
 
 STEADY = 1.15  # median over shortest up to which a figure needs no more rounds
+FEWEST = 2  # rounds, however long they take
 ROUNDS = 5  # before which no figure is called steady
 
 
@@ -35,14 +36,22 @@ class Timed:
         return self.usual / self.best
 
 
-def best(action: Callable[[], object], device: Device, seconds: float) -> float:
-    """The shortest of repeated runs of `action` within `seconds`, at least three, the first not counted; in seconds."""
-    action()
-    device.synchronize()
+def best(
+    action: Callable[[], object],
+    device: Device,
+    seconds: float,
+    fewest: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """The shortest of repeated runs of `action` within `seconds` by `clock`, the first not counted; in seconds.
+
+    At least `fewest` are counted, however long they take.
+    """
+    once(action, device, clock)
     found = Timed()
-    until = time.perf_counter() + seconds
-    while len(found.found) < 3 or time.perf_counter() < until:
-        found.found.append(_once(action, device))
+    until = clock() + seconds
+    while len(found.found) < fewest or clock() < until:
+        found.found.append(once(action, device, clock))
     return found.best
 
 
@@ -50,32 +59,40 @@ def alternate(
     actions: Mapping[str, Callable[[], object]],
     device: Device,
     seconds: float,
-    fewest: int = 2,
     clock: Callable[[], float] = time.perf_counter,
+    *,
+    over: Callable[[], bool] = lambda: False,
+    seen: Callable[[Mapping[str, Timed]], object] = lambda found: None,
 ) -> dict[str, Timed]:
     """What each of `actions` takes when they take turns: a disturbance meets all of them, not one.
 
     Every action runs once uncounted, then in rounds, forwards and backwards, until all are steady or `seconds` have passed;
-    `fewest` rounds at least. clock: time.process_time where this process's one thread does all the work: the time that
-    other programs take from it is then not counted.
+    at least `FEWEST` rounds. clock: time.process_time where this process's one thread does all the work: the time that
+    other programs take from it is then not counted. over: asked before each action, ends everything at once, also in the
+    first round. seen: told what is known after each round.
     """
     until = time.perf_counter() + seconds
     for action in actions.values():
-        _once(action, device, clock)
+        if not over():
+            once(action, device, clock)
     found = {name: Timed() for name in actions}
     order = list(actions)
     rounds = 0
-    while rounds < fewest or time.perf_counter() < until:
+    while rounds < FEWEST or time.perf_counter() < until:
         for name in order:
-            found[name].found.append(_once(actions[name], device, clock))
+            if over():
+                return found
+            found[name].found.append(once(actions[name], device, clock))
         order.reverse()
         rounds += 1
-        if rounds >= max(ROUNDS, fewest) and all(one.spread <= STEADY for one in found.values()):
+        seen(found)
+        if rounds >= ROUNDS and all(one.spread <= STEADY for one in found.values()):
             break
     return found
 
 
-def _once(action: Callable[[], object], device: Device, clock: Callable[[], float] = time.perf_counter) -> float:
+def once(action: Callable[[], object], device: Device, clock: Callable[[], float] = time.perf_counter) -> float:
+    """The seconds of one run of `action`, until the device is done with it."""
     started = clock()
     action()
     device.synchronize()

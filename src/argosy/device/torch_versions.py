@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ import torch._dynamo
 import torch._inductor.config
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import Placement, Shard
+from torch.distributed.tensor import DTensor, Placement, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -118,6 +120,7 @@ def remember_instructions() -> None:
         return
 
     def remembered(isa: object, library: str) -> bool:
+        """What `probe` says, asked once for each library and machine."""
         note = Path(f"{library}.loads")
         with suppress(OSError):
             found = os.stat(library)
@@ -259,9 +262,135 @@ def reshard_over(module: FSDPModule, mesh: DeviceMesh) -> None:
             parameter._init_sharded_post_forward_param_metadata(torch.empty(parameter._orig_size, device="meta"))
 
 
+def partial_sums(module: FSDPModule) -> bool:
+    """Whether `module` still holds gradients that were summed over shards and wait for their sum over copies."""
+    state = module._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)  # one at most before 2.13
+    found = [state._fsdp_param_group] if groups is None else groups
+    return any(group is not None and group._partial_reduce_output is not None for group in found)
+
+
+def new_group(ranks: Sequence[int], name: str, timeout: timedelta) -> dist.ProcessGroup:
+    """The group of `ranks`, this one among them, under `name`: only they call this, and meet under keys that begin with it.
+
+    Torch's own name for such a group would count the groups that a rank is in already; ranks in a different number of them,
+    as the ends and the middle of a pipeline are, would wait for each other under different names.
+    """
+    from torch.distributed import distributed_c10d
+
+    named = distributed_c10d._process_group_name
+    distributed_c10d._process_group_name = lambda *_, **__: name  # type: ignore[assignment]
+    try:
+        made = dist.new_group(list(ranks), timeout=timeout, use_local_synchronization=True)
+    finally:
+        distributed_c10d._process_group_name = named
+    if not isinstance(made, dist.ProcessGroup):
+        raise RuntimeError(f"this rank is no member of the group {list(ranks)}")
+    return made
+
+
+def forget_meshes() -> None:
+    """Drop what DTensor remembers of device meshes, in this thread: before a mesh is made, and after its groups are gone.
+
+    It takes two meshes for one where ranks, shape and names of dimensions are the same, whatever their groups. A result that it
+    remembers bears the mesh of the first time, and a collective over that would run in a group that is gone, or, its name
+    having been given anew, in another one.
+    """
+    from torch.distributed.tensor import _redistribute
+
+    propagator = DTensor._op_dispatcher.sharding_propagator
+    remembering = [
+        getattr(propagator, "propagate_op_sharding", None),
+        getattr(propagator, "_propagate_tensor_meta_cached", None),
+        getattr(_redistribute, "_gen_transform_infos", None),
+    ]
+    # Versions differ in which of these there are, and in whether the cache is the function or inside it.
+    for cached in remembering:
+        clear = getattr(cached, "cache_clear", None) or getattr(getattr(cached, "cache", None), "cache_clear", None)
+        if clear is not None:
+            clear()
+    for owner, name in (
+        (torch._C, "_clear_DTensor_sharding_propagator_cache"),
+        (_redistribute, "clear_redistribute_planner_cache"),
+    ):
+        if hasattr(owner, name):
+            getattr(owner, name)()
+
+
+def let_go_of_groups(mesh: DeviceMesh) -> None:
+    """Drop the groups that `mesh`, a root, keeps for the compiler: they are left, and it may be remembered for long."""
+    getattr(mesh, "_pg_registry", {}).clear()
+
+
 def forget_micro_batch(stage: PipelineStage, micro: int) -> None:
     """Let go of what `stage` was handed for a micro-batch that is done: torch would keep it until the next step's comes."""
     stage.fwd_cache.pop(micro, None)
     stage.bwd_cache.pop(micro, None)
     for info in (*stage.args_recv_info[micro], *stage.grad_recv_info.get(micro, ())):
         info.buffer = None
+
+
+Heard = Callable[[str, Sequence[Any], Any], None]  # (operator as "c10d.send", its arguments, what it gave)
+
+
+class _Operators(TorchDispatchMode):
+    """Tells `note` of every operator on plain tensors, once it is done."""
+
+    def __init__(self, note: Heard):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.note = note
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # it then becomes operators on this rank's own tensors, which come here
+        found = function(*args, **(kwargs or {}))
+        self.note(str(function).rpartition(".")[0], args, found)
+        return found
+
+
+@contextmanager
+def hearing(note: Heard) -> Iterator[None]:
+    """Meanwhile `note` hears of every operator that this thread runs, below autograd, modules and DTensors.
+
+    For tests and benchmarks: it costs much, and what torch.compile has not compiled yet stays eager meanwhile.
+    """
+    with _Operators(note):
+        yield
+
+
+def group_given(given: Any) -> dist.ProcessGroup:
+    """The group that an operator was given: as itself, by name, or in the box that operators take."""
+    if isinstance(given, str):
+        return dist.distributed_c10d._resolve_process_group(given)  # type: ignore[arg-type]
+    return given if isinstance(given, dist.ProcessGroup) else dist.ProcessGroup.unbox(given)
+
+
+def memory_tracker() -> Any:
+    """`MemTracker`, a context manager that counts every storage this thread makes; modules may be called again and again.
+
+    `get_tracker_snapshot("current" or "peak")` tells bytes by device and kind. What is not compiled yet stays eager meanwhile.
+    """
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    class Counting(MemTracker):
+        def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
+            if not self._mod_tracker.is_bw:  # torch refuses a second call of the outermost module
+                self.memory_tracking.pop(module, None)
+            super()._pre_fw_hook(module, inputs)
+
+    return Counting()
+
+
+def scatter_buffers(root: FSDPModule) -> int:
+    """Bytes of what the last reduce-scatter under `root` was made from: kept until the next one, or the end of a step."""
+    context: Any = root._get_fsdp_state()._comm_ctx
+    kept = getattr(context, "reduce_scatter_states", None)  # one at most before 2.13
+    kept = [context.reduce_scatter_state] if kept is None else kept
+    return sum(one.reduce_scatter_input.untyped_storage().nbytes() for one in kept if one is not None)
+
+
+def inductor(graph: Any, inputs: Any) -> Any:
+    """The usual backend of torch.compile, for one that wants to know what it is given."""
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(graph, inputs)

@@ -5,27 +5,48 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from argosy.checkpoint.load import load
-from argosy.checkpoint.store import refuse_lost, search
+from argosy.checkpoint.manifest import Damaged
+from argosy.checkpoint.store import Checkpoint, at, best_step, refuse_lost, search
 from argosy.data.batch import Batch, counted_bytes, held_out_batches
+from argosy.data.chat import Template
 from argosy.data.shards import Shards
 from argosy.data.tokenizer import Tokenizer, open_tokenizer
 from argosy.device.device import Device, counts
 from argosy.device.precision import dtype
 from argosy.errors import INPUT, Refused
-from argosy.evaluate.generate import continuation, logits, stream_of
+from argosy.evaluate.cached import Cached
+from argosy.evaluate.generate import Again, Reader, Written, continuations, logits, stream_of
 from argosy.evaluate.held_out import Held, held_out
+from argosy.evaluate.prompts import GENERATION, Prompt, ends
+from argosy.job import parts
 from argosy.job.schema import Job
 from argosy.layout.layout import Layout
 from argosy.model.decoder import Decoder
+from argosy.model.own import decoder_of
 from argosy.parallel import apply
 from argosy.parallel.execute import Plain
 from argosy.parallel.mesh import Mesh
+from argosy.plan.classes import of_classes
 from argosy.run.folder import Run
+
+AT_ONCE = 16  # texts that are continued side by side
+
+
+@dataclass
+class Continued:
+    """What follows one prompt. ended: "end" at a mark, "stop" at a stop text, "tokens" when there were enough of them."""
+
+    prompt: Prompt
+    text: str = ""
+    tokens: int = 0
+    ended: str = "tokens"
 
 
 @dataclass(frozen=True)
@@ -40,10 +61,11 @@ class Trained:
     device: Device
 
     @staticmethod
-    def open(run: Run) -> Trained:
+    def open(run: Run, *, best: bool = False, trust: bool = False) -> Trained:
         """The newest good checkpoint of `run`, on a GPU where there is one; newer ones that are not are told on stderr.
 
-        Refused where there is no good checkpoint, and for a run of `argosy.fit`, whose module we do not have.
+        best: the one that its evaluations found best (evaluate.keep_best). trust: a model of the run's own code may be
+        imported. Refused where there is no good checkpoint, and for a run of `argosy.fit`, whose module we do not have.
         """
         if run.info().get("fit"):
             raise Refused(
@@ -51,40 +73,100 @@ class Trained:
                 where=str(run.path),
                 do="Use it from Python: argosy.fit gives it back.",
             )
-        job, (found, reasons) = run.job(), search(run.checkpoints)
+        job = run.job()
+        parts.refuse_untrusted(job, str(run.path), trust=trust)
+        found, reasons = search(run.checkpoints)
         if found is None:
             refuse_lost(run, reasons, code=INPUT)
             raise Refused("it has no checkpoint yet.", where=str(run.path), do=f"Save one: argosy save {run.path}")
         for reason in reasons:
             print(f"note: {reason}; step {found.step:,} is used instead", file=sys.stderr)
+        if best:
+            found = best_of(run, found)
         device = Device.open("cuda" if counts()["cuda"] else "cpu")
         compute, master = dtype(str(job.train.precision)), dtype(str(job.train.master))
-        decoder = Decoder(job.model, seed=job.train.seed, compute=compute, master=master).to_empty(device=device.torch)
+        kinds = {name: dtype(kind) for name, kind in of_classes(job.train).items()}
+        decoder = decoder_of(job.model)(job.model, seed=job.train.seed, compute=compute, master=master, kinds=kinds)
+        decoder.to_empty(device=device.torch)
         decoder.prepare(device.kind, job.batch.sequence, compiled=False)
         weights = {f"model.{name}": parameter.detach() for name, parameter in decoder.named_parameters()}
+        saved = decoder.state_dict()
+        weights |= {f"model.{name}": buffer for name, buffer in decoder.named_buffers() if name in saved}
         load(run, found, weights, partial=True)
         found.close()
         file = run.path / "tokenizer.json"
         tokenizer = open_tokenizer(file if file.is_file() else run.prepared())
         return Trained(run, job, found.step, decoder.eval(), tokenizer, device)
 
+    @cached_property
+    def template(self) -> Template:
+        """How a chat is written for it."""
+        return Template.of(self.run.path)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The ids after which it says nothing more."""
+        kept = self.run.path / "source"
+        return ends(self.tokenizer, self.template, kept if (kept / GENERATION).is_file() else self.run.path)
+
     def continued(
-        self, text: str, *, tokens: int, temperature: float, seed: int = 0
-    ) -> tuple[list[int], Iterator[int]]:
-        """The ids of `text` (the end mark of the document before where it has none), and those that follow as they come."""
-        prompt = self.tokenizer.encode(text) or [self.tokenizer.end]
-        ids = continuation(
-            lambda *arrays: logits(self.decoder, *arrays),
-            prompt,
-            tokens=tokens,
-            temperature=temperature,
-            context=self.job.batch.sequence,
-            stream=stream_of(seed, text),
-            end=self.tokenizer.end,
-            vocabulary=self.tokenizer.vocabulary,
-            device=self.device.torch,
-        )
-        return prompt, ids
+        self, prompts: Sequence[Prompt], *, tokens: int, temperature: float, top_p: float = 1.0,
+        stops: Sequence[str] = (), seed: int = 0, show: Callable[[int, str], object] = lambda number, piece: None,
+        cached: bool = True,
+    ) -> list[Continued]:  # fmt: skip
+        """What follows each of `prompts`; show(number, piece) hears the text as it grows.
+
+        A prompt that is given again draws otherwise. cached: keys and values are kept; without, every token is computed
+        from all before it, and the text is the same.
+        """
+        found = [Continued(prompt) for prompt in prompts]
+        times: dict[str, int] = {}
+        streams = []
+        for prompt in prompts:
+            times[prompt.key] = times.get(prompt.key, -1) + 1
+            again = (times[prompt.key],) if times[prompt.key] else ()
+            streams.append(stream_of(seed, prompt.key, *again))
+        for first in range(0, len(found), AT_ONCE):
+            some = slice(first, first + AT_ONCE)
+            options = {"tokens": tokens, "temperature": temperature, "top_p": top_p, "streams": streams[some]}
+
+            def told(row: int, piece: str, first: int = first) -> None:
+                """Show a piece of one of these prompts under its number among all."""
+                show(first + row, piece)
+
+            self._some(found[some], stops, told, cached, **options)
+        return found
+
+    def _some(
+        self, found: Sequence[Continued], stops: Sequence[str], show: Callable[[int, str], object], cached: bool,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        """Continue the prompts of `found` side by side."""
+        context, device = self.job.batch.sequence, self.device.torch
+        begun = [one.prompt.ids for one in found]
+        longest = min(context, max(map(len, begun), default=1) + int(options["tokens"]))
+        read: Reader = Again(partial(logits, self.decoder), context=context, device=device)
+        if cached and type(self.decoder) is Decoder:  # of a class of one's own nobody knows what it looks at
+            read = Cached(self.decoder, len(found), longest, device)
+        texts = [Written(self.tokenizer, one.prompt.ids, stops) for one in found]
+        done: set[int] = set()
+        for chosen in continuations(
+            read, begun, context=context, ends=self.ends, vocabulary=self.tokenizer.vocabulary, done=done, **options
+        ):
+            for row, new in enumerate(chosen):
+                if new is not None:
+                    found[row].tokens += 1
+                    piece = texts[row].add(new)
+                    if piece:
+                        show(row, piece)
+                    if texts[row].stopped:
+                        done.add(row)
+        for row, one in enumerate(found):
+            rest = texts[row].rest()
+            if rest:
+                show(row, rest)
+            one.text, stopped = texts[row].text, texts[row].stopped
+            one.ended = "stop" if stopped else "end" if row in done else "tokens"
 
     def measured(self, batches: Iterator[Batch], documents: int | None = None) -> Held:
         """How well it predicts `batches`."""
@@ -123,9 +205,31 @@ class Trained:
 
         return self.measured(told(), documents=1)
 
-    def on_held_out(self, shards: Shards, tokens: int) -> Held:
-        """How well it predicts the held-out documents, at most so many tokens of them: the training's own measurement."""
-        return self.measured(held_out_batches(shards, self.job.batch.sequence, 8, tokens))
+    def on_held_out(self, shards: Shards, tokens: int, *, every: bool = False) -> Held:
+        """How well it predicts the held-out documents, at most so many tokens of them: the training's own measurement.
+
+        every: of a named held-out set all documents are read, the fairest sample first.
+        """
+        documents = shards.by_hash(np.arange(shards.documents)) if every else None
+        return self.measured(held_out_batches(shards, self.job.batch.sequence, 8, tokens, documents))
+
+
+def best_of(run: Run, newest: Checkpoint) -> Checkpoint:
+    """The checkpoint that the evaluations of `run` found best, by what its `newest` one says. Refused where there is none."""
+    step = best_step(newest.manifest)
+    newest.close()
+    if step is None:
+        raise Refused(
+            "no best checkpoint was kept of this run.",
+            where=str(run.path),
+            do="Train with --evaluate.keep_best, or use the newest: leave --best away.",
+        )
+    try:
+        return at(run, step)
+    except Damaged as reason:
+        raise Refused(
+            f"the best checkpoint cannot be used: {reason}.", do="Use the newest: leave --best away."
+        ) from None
 
 
 def windows(ids: Sequence[int], sequence: int, rows: int = 8) -> Iterator[Batch]:

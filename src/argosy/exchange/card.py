@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from argosy.data.order import read_at
 from argosy.job.schema import Job
 from argosy.plan.flops import parameters
 from argosy.quantities import count_text
@@ -26,7 +27,7 @@ def card(run: Run, *, title: str, family: str, kind: str, step: int) -> str:
         f"# {_line(title)}",
         _what(job, family, kind, info, came, step),
         _data(data),
-        _training(job, info, step),
+        _training(run, job, step) if not info.get("imported") else "",
         _figures(run, step),
         _use(),
         _origin(info),
@@ -38,9 +39,9 @@ def _front(data: Mapping[str, Any], came: Mapping[str, Any], family: str) -> str
     """What the hub reads."""
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     lines.append("tags: [argosy, " + json.dumps(family) + "]")
-    licence = str(data.get("license") or "unknown")
-    if licence != "unknown":
-        lines.append(f"license: {json.dumps(licence)}")
+    terms = {str(row.get("license") or "unknown") for row in _sources(data)}
+    if len(terms) == 1 and "unknown" not in terms:  # of several the hub has no word for "each its own"; the table tells
+        lines.append(f"license: {json.dumps(terms.pop())}")
     source = str(came.get("source") or "")
     if source.startswith("hf://"):
         lines.append(f"base_model: {json.dumps(source.removeprefix('hf://').partition('@')[0])}")
@@ -67,27 +68,40 @@ def _at(came: Mapping[str, Any]) -> str:
     return f" (revision {_quoted(came['revision'])})" if came.get("revision") else ""
 
 
+def _sources(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A row for each source: of a mix its own, else the text as one."""
+    mixed = data.get("mix")
+    return mixed if isinstance(mixed, list) and mixed else [data]
+
+
 def _data(data: Mapping[str, Any]) -> str:
     if not data:
         return ""
-    lines = ["## Data", "", "| source | licence | documents | tokens |", "|---|---|---|---|"]
-    lines.append(
-        f"| {_quoted(data.get('source'))} | {_quoted(data.get('license') or 'unknown')} "
-        f"| {_number(data.get('documents'))} | {_number(data.get('tokens'))} |"
-    )
+    found = _sources(data)
+    weights = sum(float(row.get("weight") or 0) for row in found) or 1.0
+    lines = ["## Data", "", "| source | licence | tokens | share of what was read last |", "|---|---|---|---|"]
+    lines += [
+        f"| {_quoted(row.get('source'))} | {_quoted(row.get('license') or 'unknown')} | {_number(row.get('tokens'))} "
+        f"| {float(row.get('weight') or weights) / weights:.1%} |"
+        for row in found
+    ]
+    if data.get("documents"):
+        lines += ["", f"{_number(data['documents'])} documents to train on."]
     if data.get("held_out_documents"):
         lines += ["", f"{_number(data['held_out_documents'])} documents were held out and never trained on."]
     return "\n".join(lines)
 
 
-def _training(job: Job, info: Mapping[str, Any], step: int) -> str:
-    if info.get("imported"):
-        return ""
-    read = step * job.batch.tokens
+def _training(run: Run, job: Job, step: int) -> str:
+    ledger = run.ledger()
+    read, last = read_at(step + 1, ledger).first_token, read_at(max(1, step), ledger)
+    steps = f"{step:,} steps of {last.tokens:,}"
+    if read != step * last.tokens:  # a ramp, or a change in the middle
+        steps = f"{step:,} steps, the last of {last.tokens:,}"
     lines = [
         "## Training",
         "",
-        f"- {count_text(read)} tokens in {step:,} steps of {job.batch.tokens:,}, sequences of {job.batch.sequence:,}",
+        f"- {count_text(read)} tokens in {steps}, sequences of {last.sequence:,}",
         f"- {job.optim.name}, peak learning rate {job.optim.lr}, schedule {job.optim.schedule}, "
         f"weight decay {job.optim.weight_decay}",
         f"- products in {job.train.precision}, weights in {job.train.master}, seed {job.train.seed}",

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,11 +76,12 @@ def theirs(folder: Path, ids: Tensor) -> Tensor:
     """The logits [B, S, V] of the model in `folder` as transformers computes them. Refused where it cannot load it."""
     import transformers
 
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
+    said: Any = transformers.logging  # its functions have no types
+    before = said.get_verbosity()
+    said.set_verbosity_error()
     try:
         with _quiet(), torch.no_grad():
-            model = transformers.AutoModelForCausalLM.from_pretrained(
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 str(folder), local_files_only=True, use_safetensors=True, attn_implementation="eager"
             )
             model = model.to(torch.float32).eval()
@@ -95,7 +97,7 @@ def theirs(folder: Path, ids: Tensor) -> Tensor:
             code=NO,
         ) from None
     finally:
-        transformers.logging.set_verbosity(before)
+        said.set_verbosity(before)
 
 
 def ours(run: Run, ids: Tensor, *, rounded: torch.dtype = torch.float32) -> Tensor:

@@ -29,6 +29,11 @@ _SCALING: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 _PLAIN = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 SILENT = (0, 0.0, False, "pre", "none")  # what None means in jobs in force of before there was a choice
+# Keys of the model that trained weights no longer ask for, or that `written` has a way of its own for.
+_ELSEWHERE = frozenset((
+    "preset", "init", "z_loss", "scaling", "base_width", "block.dropout",
+    "rope_theta", "rope_scaling", "block.window", "pattern",
+))  # fmt: skip
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
@@ -126,7 +131,8 @@ def written(
     if rules.windows is not None and (before is None or _sizes(before) != [block.window or 0 for block in blocks]):
         _write_windows(rules, made, [block.window or 0 for block in blocks])
     if rules.context:
-        made[rules.context] = max(int(made.get(rules.context) or 0), context)
+        said = made.get(rules.context)
+        made[rules.context] = max(said if isinstance(said, int) else 0, context)
     made["dtype" if "dtype" in made else "torch_dtype"] = kind
     made.pop("auto_map", None)  # code of somebody's own, which did not come along
     return made
@@ -152,7 +158,7 @@ def _rope(rules: Rules, config: Mapping[str, Any], where: str) -> tuple[float, A
     if part not in (None, 1, 1.0):
         raise Refused(f"partial_rotary_factor = {str(part)[:20]}: only whole heads are turned here.", where=where)
     kind = said.get("rope_type", said.get("type", "default"))
-    if not isinstance(theta, int | float) or isinstance(theta, bool):
+    if not _number(theta):
         raise Refused("rope_theta is no number.", where=where, found=str(theta)[:60])
     if kind in ("default", None):
         return float(theta), NO_DEFAULT
@@ -168,11 +174,16 @@ def _rope(rules: Rules, config: Mapping[str, Any], where: str) -> tuple[float, A
     longest = config.get(rules.context) if rules.context else None
     if "original" in names:
         found["original"] = config.get("original_max_position_embeddings") or found.get("original") or longest
-    if "factor" not in found and kind == "yarn" and isinstance(longest, int) and isinstance(found["original"], int):
+    if "factor" not in found and kind == "yarn" and _number(longest) and _number(found["original"]):
         found["factor"] = longest / max(1, found["original"])
     if "factor" not in found:
         raise Refused(f"rope_type = {kind} has no factor.", where=where)
     return float(theta), {"kind": kind, **found}
+
+
+def _number(value: object) -> bool:
+    """Whether `value` is a number that a float can hold: JSON has integers without end."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e300
 
 
 def _write_rope(made: dict[str, Any], model: ModelSection) -> None:
@@ -249,12 +260,21 @@ def _fits(rules: Rules, model: ModelSection, blocks: Sequence[BlockSection], whe
     """Refused where the family cannot say what `model` is: a key that it fixes, or layers that differ."""
     now = _leaves(model)
     cannot = f"the family {rules.family} cannot say"
-    for key, value in rules.fixed.items():
+
+    def values_of(key: str) -> list[Any]:
         name = key.removeprefix("block.")
-        own = [getattr(block, name) for block in blocks] if key.startswith("block.") else [now[key]]
-        for one in own:
+        return [getattr(block, name) for block in blocks] if key.startswith("block.") else [now[key]]
+
+    for key, value in rules.fixed.items():
+        for one in values_of(key):
             if one != value and not (one is None and value in SILENT):
                 raise Refused(f"{cannot} model.{key} = {one}: with it that is always {value}.", where=where)
+    said = {*rules.fixed, *(one for rule in rules.keys.values() for one in rule.ours), *_ELSEWHERE}
+    usual = {"block.head_size": (model.width or 0) // (model.block.heads or 1), "block.kv_heads": model.block.heads}
+    for key in sorted(now.keys() - said):  # what it has no word for has to be as it is where nobody says a word
+        for one in values_of(key):
+            if one is not None and one not in SILENT and one != usual.get(key):
+                raise Refused(f"{cannot} model.{key} = {one}.", where=where)
     for key, rule in rules.keys.items():
         values = {_hashable(now[one]) for one in rule.ours if not one.startswith("block.")}
         values |= {getattr(block, one[6:]) for one in rule.ours if one.startswith("block.") for block in blocks}
@@ -268,12 +288,6 @@ def _fits(rules: Rules, model: ModelSection, blocks: Sequence[BlockSection], whe
             raise Refused(f"{cannot} model.block.window = {max(sizes)}.", where=where)
     elif len({size for size in sizes if size}) > 1 or (not rules.windows.kinds and len(set(sizes)) > 1):
         raise Refused(f"{cannot} that windows are {_several(set(sizes))}.", where=where)
-    if model.softcap and "softcap" not in rules.fixed and not _said(rules, "softcap"):
-        raise Refused(f"{cannot} model.softcap = {model.softcap}.", where=where)
-
-
-def _said(rules: Rules, key: str) -> bool:
-    return any(key in rule.ours for rule in rules.keys.values())
 
 
 def _hashable(value: object) -> Any:

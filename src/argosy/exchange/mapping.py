@@ -31,6 +31,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from argosy.errors import Refused
+from argosy.job import paths
 
 FAMILIES = "ARGOSY_FAMILIES"  # a folder with more files of rules
 LARGEST_FILE = 1 << 20
@@ -273,8 +274,8 @@ def read(text: str, where: str) -> Rules:
     """The rules that a file holds. Refused, naming the first thing that is wrong."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise Refused(f"this is no TOML: {error}.", where=where) from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise Refused(f"this is no TOML: {str(error)[:200]}.", where=where) from None
     try:
         return Rules.model_validate(table)
     except ValidationError as error:
@@ -302,9 +303,7 @@ def families() -> dict[str, Rules]:
     if not folder.is_dir():
         raise Refused(f"${FAMILIES} names no folder.", found=more)
     for path in sorted(folder.glob("*.toml")):
-        if path.stat().st_size > LARGEST_FILE:
-            raise Refused("a family's file is smaller than 1 MiB.", where=str(path))
-        rules = read(path.read_text(encoding="utf-8"), str(path))
+        rules = read(paths.content(path, most=LARGEST_FILE), str(path))
         found[rules.family] = rules
     return found
 

@@ -64,6 +64,11 @@ def send(
     if run.info().get("fit"):
         raise Refused("this run holds a module of your own, which no family's rules are for.", where=str(run.path))
     job = run.job()
+    own = getattr(job.model, "class")
+    if own is not None:
+        raise Refused(
+            "no family's rules are for a model of your own.", where=str(run.path), found=f"model.class = {own}"
+        )
     found, reasons = store.search(run.checkpoints)
     if found is None:
         store.refuse_lost(run, reasons, code=INPUT)
@@ -136,7 +141,7 @@ def _send_weights(run: Run, found: Checkpoint, model: ModelSection, sent: Sent, 
 
     wanted = tensors.theirs()
     files = _files(wanted, word, shard)
-    places = {}
+    places: dict[str, str] = {}
     for number, names in enumerate(files, 1):
         name = ONE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         places |= dict.fromkeys(names, name)
@@ -216,7 +221,9 @@ def _send_words(run: Run, job: Job, config: dict[str, Any], sent: Sent, place: P
         end = _word(content, tokenizer.end)
         config |= {"bos_token_id": None, "eos_token_id": tokenizer.end, "pad_token_id": None}
         words = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "model_max_length": job.batch.sequence}
-        _json(place / "tokenizer_config.json", {**words, "clean_up_tokenization_spaces": False})
+        # Without these names it also makes token_type_ids, which their decoders refuse to generate with.
+        words |= {"model_input_names": ["input_ids", "attention_mask"], "clean_up_tokenization_spaces": False}
+        _json(place / "tokenizer_config.json", words)
         template = Template.of(run.path).source if (run.path / CHAT).is_file() else ""
         if template:
             (place / "chat_template.jinja").write_text(template, encoding="utf-8")

@@ -112,6 +112,8 @@ class Weights:
 def fill(parameters: Mapping[str, Tensor], weights: Weights) -> None:
     """Copy `weights` into `parameters`, whole ones or this rank's shards, rows beyond the stored ones left as they are."""
     for name, parameter in parameters.items():
+        if name not in weights.tensors.origins:  # of a class of one's own: it keeps its first weights
+            continue
         held = box(parameter)
         if not volume(held):
             continue

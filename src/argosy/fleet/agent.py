@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from argosy.data import reader
@@ -131,13 +132,22 @@ class Agent:
             with suppress(BlockingIOError):
                 os.read(wake, 4096)
         ended = [by_descriptor[descriptor] for descriptor in ready if descriptor in by_descriptor]
-        return [self._forget(child) for child in ended]
+        ends = [self._forget(child) for child in ended]
+        return ends + self._stood() if ends else ends
 
     def _forget(self, child: Child) -> End:
         self.children.remove(child)
         end = child.end(self.run)
         child.close()
+        if child.trade == "server" and child.pid == self.server.stood:  # ended by us, for it owed us an answer
+            return replace(end, manner="stopped", signal=signal.SIGSTOP)
         return end
+
+    def _stood(self) -> list[End]:
+        """The warm server, where it stood still just when it had to tell how a worker ended, and was ended for that."""
+        found = [child for child in self._of("server") if child.pid == self.server.stood]
+        workers.wait_gone(found)
+        return [self._forget(child) for child in found]
 
     def _still(self) -> list[End]:
         now = time.monotonic()
@@ -146,7 +156,7 @@ class Agent:
         self._looked = now
         ends = []
         for child in self.children:
-            child.look_at_memory()
+            child.look_at_memory(now)
             if child.still(now):
                 after = now - (child.still_since or now)
                 ends.append(End(child.trade, child.pid, "stopped", rank=child.rank, signal=signal.SIGSTOP, after=after))

@@ -6,7 +6,6 @@ Shared by the parent of worker processes and by a process that is the worker its
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -19,7 +18,6 @@ from argosy.run.folder import Run
 from argosy.run.lines import whole
 from argosy.run.requests import Request
 
-AT_ONCE = 0.5  # seconds in which several Ctrl-C are one
 SCHEDULERS = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")  # who asks again after SIGTERM
 
 
@@ -53,21 +51,18 @@ def leaving(reason: str, requeue: bool) -> int:
     return INTERRUPTED if reason == "SIGINT" else TERMINATED
 
 
-def hurried(seen: dict[str, float], name: str) -> bool:
-    """Whether the signal `name` says to leave at once, without saving: a second Ctrl-C. `seen` keeps when each came first.
-
-    One press may arrive several times, from the terminal and from whatever started us: what comes at once counts as one.
-    """
-    now = time.monotonic()
-    return now - seen.setdefault(name, now) >= AT_ONCE and name == "SIGINT"
-
-
 def left(saved: int, reached: int) -> str:
     """What a second Ctrl-C has cost, in words; `saved` and `reached` are steps."""
     if saved >= reached:
         return f"left at once by a second Ctrl-C; step {saved:,}, the last one, is saved"
     since = f"nothing is saved since step {saved:,}" if saved else "nothing is saved"
     return f"left at once by a second Ctrl-C, without saving: {since}; step {reached:,} was reached"
+
+
+def enough(by: str, worse: int, best: int) -> str:
+    """Why a run ends early: `worse` evaluations in a row on the set `by` were no better than the one at step `best`."""
+    times = f"the last {worse:,} evaluations were" if worse > 1 else "the last evaluation was"
+    return f"finished early (evaluate.patience): {times} no better on {by} than the one at step {best:,}"
 
 
 class Clerk:
@@ -77,13 +72,17 @@ class Clerk:
         self.run, self.screen = run, screen
         self.requeue = requeue
         self.journal = Journal(run)
-        self.archive = Archive(run)
+        job = run.job()
+        self.evaluated = job.evaluate
+        self.archive = Archive(run, [one.name for one in self.evaluated.sets], self.evaluated.by)
         self.request = Request()
-        self.steps = int(run.job().train.steps or 0)
+        self.steps = int(job.train.steps or 0)
         self.step = 0
+        self.loaded: int | None = None  # the step after which the first start that came so far goes on
         self._now = (0, 0)  # incarnation, and its furthest step that was recorded
         self._wished = (0, 0)  # the same when a save was asked for: only a later state answers
         self.outcome = ""  # "finished" or "stopped", as rank 0 marked it
+        self.early = ""  # why the run ends before its last step as a finished one
         self.lost = ""  # a sentence, once the disk could not take a checkpoint
         self._saved = run.local / "saved.jsonl"
         self._saved_at = self._saved.stat().st_size if self._saved.exists() else 0
@@ -111,6 +110,13 @@ class Clerk:
         """Tell who asked to save or to stop that the run has ended, with `step` saved."""
         for wish in requests.asked(self.run):
             requests.answered(self.run, wish, step)
+
+    def because(self, state: str) -> str:
+        """Why the run came to `state`; that a finished one ended early is kept in run.json, where its readers look."""
+        early = self.early if state == "finished" else ""
+        if early or self.run.info().get("early"):
+            self.run.update_info(early=early)
+        return early or self.request.reason
 
     def close(self) -> None:
         """Pass on the rest, and turn the record of ended workers into Parquet."""
@@ -151,9 +157,25 @@ class Clerk:
         if line.kind == "step":
             self.step = max(self.step, int(line.row["step"]))
             self._now = max(self._now, (int(line.row["incarnation"]), int(line.row["step"])))
+        elif line.kind == "mark" and line.row["name"] == "loaded" and self.loaded is None:
+            self.loaded = int(line.row["step"])
         elif line.kind == "mark" and line.row["name"] in ("finished", "stopped"):
             self.outcome = line.row["name"]
+        elif line.kind == "mark" and line.row["name"] == "enough":
+            self.early = enough(self.evaluated.by, int(line.row["value"]), int(line.row["extra"]))
+            self.screen.note(self.early)
+        elif line.kind == "mark" and line.row["name"] in ("starving", "fed"):
+            self._waited(int(line.row["step"]), float(line.row["value"]), line.row["name"] == "fed")
         self.screen.news(line, self.steps)
+
+    def _waited(self, step: int, seconds: float, there: bool) -> None:
+        """A batch that is long in coming is an event: when it is missed, and when it is there."""
+        if there:
+            self.screen.note(f"the batch for step {step:,} came after {seconds:.1f} s")
+        else:
+            reason = "whatever holds the prepared text is slow, or the reader process cannot keep up"
+            self.screen.note(f"step {step:,} waits for its batch, for {seconds:.0f} s now: {reason}")
+        self.journal.note("waited" if there else "waiting", step=step, seconds=seconds, incarnation=self._now[0])
 
     def _saves(self) -> None:
         if not self._saved.exists():

@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from argosy.errors import BUG, FULL, INTERRUPTED, MACHINE
+from argosy.errors import BUG, FULL, INTERRUPTED, MACHINE, Refused
 from argosy.fleet.agent import Agent
-from argosy.fleet.clerk import Clerk, Screen, hurried, left
+from argosy.fleet.clerk import Clerk, Screen, left
 from argosy.fleet.journal import read
 from argosy.policy.events import Broken, End, Event, GiveUp, Mend, Progress, Restart
 from argosy.policy.rules import culprit, decide
@@ -24,7 +24,7 @@ from argosy.policy.state import Fleet
 from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
 from argosy.run.origin import mask
-from argosy.run.signals import heard
+from argosy.run.signals import heard, hurried
 
 BEAT = 0.1  # seconds between looks at record and requests; what ends is seen at once
 TAIL = 40  # lines of a failed process's log that crash.txt keeps
@@ -54,6 +54,7 @@ class Driver:
         faults = run.job().faults
         self.fleet = Fleet(first.world, faults.recover, faults.restarts, first.number, reached=run.newest_step())
         self.fleet = replace(self.fleet, step=self.fleet.reached)
+        self._loaded = False  # whether the record has told after which step it goes on
         self.signals: list[str] = []
         self._broken_at = 0.0
 
@@ -66,6 +67,10 @@ class Driver:
                 outcome = Outcome(INTERRUPTED, "stopped", 0)
             except OSError as error:
                 outcome = self._full(error)
+            except Refused as refused:  # the processes cannot be started: nothing is left to try
+                self.screen.fault(refused.text)
+                step = self.run_folder.newest_step()
+                outcome = Outcome(refused.code, "failed", step, refused.text, self.fleet.faults)
             finally:
                 self.agent.close()
         try:
@@ -124,6 +129,10 @@ class Driver:
         self.agent.start(self.incarnation)
 
     def _progress(self) -> None:
+        if self.clerk.loaded is not None and not self._loaded:
+            # The newest checkpoint may have been damaged: what follows an older one is progress, too.
+            self.fleet = replace(self.fleet, step=self.clerk.loaded, reached=self.clerk.loaded)
+            self._loaded = True
         if self.clerk.step > self.fleet.step:
             if self._broken_at:
                 lost = time.monotonic() - self._broken_at
@@ -196,9 +205,8 @@ class Driver:
         step = self.run_folder.newest_step()
         state = self.clerk.outcome or ("stopped" if self.clerk.request.stop else "finished")
         self.clerk.answer(step)
-        return Outcome(
-            self.clerk.code if state == "stopped" else 0, state, step, self.clerk.request.reason, self.fleet.faults
-        )
+        because = self.clerk.because(state)
+        return Outcome(self.clerk.code if state == "stopped" else 0, state, step, because, self.fleet.faults)
 
     def _requests(self) -> None:
         while self.signals:
@@ -216,6 +224,7 @@ class Driver:
         os.set_blocking(writing, False)
 
         def note(number: int, frame: FrameType | None) -> None:
+            """Remember a signal and wake the driver; a hurried one leaves at once."""
             name = signal.Signals(number).name
             if hurried(seen, name):
                 signal.signal(number, signal.SIG_IGN)  # a third one must not disturb the leaving

@@ -1,4 +1,4 @@
-"""Whether the kernel killed for memory: which file counts that, for the control group that a process lives in.
+"""Whether the kernel killed for memory, and whose: which file counts that, for the control group that a process lives in.
 
 Version 1 and 2, nested, in and out of containers. In: texts of /proc, and what lies under the mount points. Decides nothing.
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
+from argosy.quantities import bytes_text
+
 WHOLE = Path("/proc/vmstat")  # counts for the machine; where no control group counts
+UNLIMITED = 1 << 60  # bytes from which on version 1 means no limit
 
 
 def kills(pid: int) -> dict[Path, int]:
@@ -56,6 +59,30 @@ def kill_count(file: Path) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def whose(file: Path) -> str:
+    """Whose memory ran out where the count in `file` rose, in words: of a group with a limit, else of the whole machine.
+
+    The limit is looked for beside `file` and above it, as far as there are groups.
+    """
+    for folder in file.parents:
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = _limit(folder / name)
+            if limit is not None:
+                return f"the memory of its control group (at most {bytes_text(limit)}, {folder / name})"
+        if not any((folder / name).exists() for name in ("cgroup.procs", "memory.events", "memory.oom_control")):
+            break
+    return "the machine's memory"
+
+
+def _limit(file: Path) -> int | None:
+    """The limit in one of the kernel's files, in bytes; None where there is none."""
+    try:
+        word = file.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(word) if word.isdecimal() and int(word) < UNLIMITED else None
 
 
 def _mounted(mounts: str, controller: str) -> list[tuple[str, str]]:

@@ -15,11 +15,10 @@ from pydantic import ValidationError
 
 from argosy import quantities
 from argosy.errors import Refused
-from argosy.job import leaves, presets
+from argosy.job import leaves, presets, rules
 from argosy.job.schema import BlockSection, Job, layers
 
 COMMAND_LINE = "command line"  # origin of what no file said
-MOST_SIZES = 1000  # that a batch may grow through
 _PRECISE = {"bfloat16": 0, "float32": 1, "float64": 2}
 
 
@@ -37,9 +36,11 @@ def _is(*values: object) -> Callable[[Any], bool]:
 
 
 _MUON = ("optim.momentum", "optim.newton_schulz")
+_EVALUATIONS = ("evaluate.tokens", "evaluate.sets", "evaluate.by", "evaluate.keep_best", "evaluate.patience")
 _SAMPLES = ("observe.prompts", "observe.sample_tokens", "observe.temperature")
 DEAD = (
-    Dead(_MUON, "optim.name", _is("adamw")),
+    Dead(_MUON, "optim.name", _is("adamw", "lamb")),
+    Dead(("model.base_width",), "model.scaling", _is("none", None)),
     Dead(("optim.decay",), "optim.schedule", _is("cosine", "constant")),
     Dead(("optim.final",), "optim.schedule", _is("constant")),
     Dead(("model.rope_theta", "model.rope_scaling"), "model.positions", _is("learned")),
@@ -47,7 +48,7 @@ DEAD = (
     Dead(("model.block.norm_bias",), "model.block.norm", _is("rms")),
     Dead(("faults.restarts",), "faults.recover", _is(False)),
     Dead(_SAMPLES, "observe.sample_every", _is("never")),
-    Dead(("evaluate.tokens",), "evaluate.every", _is("never")),
+    Dead(_EVALUATIONS, "evaluate.every", _is("never")),
     Dead(("data.source", "data.license", "data.field"), "data.mix", bool),
 )
 
@@ -89,7 +90,8 @@ def check(job: Job, values: Mapping[str, Any], origins: Mapping[str, str]) -> No
     for rule in DEAD:
         for key in rule.keys:
             if key in values and _kills(rule, values):
-                cause = f"{rule.because} = {_toml(_in_force(rule.because, values))}"
+                found = _in_force(rule.because, values)
+                cause = f"{rule.because} = {_toml('none' if found is None else found)}"
                 raise Refused(
                     f"{key} does nothing with {cause} ({_origin(rule.because, values, origins)}).",
                     where=origins[key],
@@ -97,8 +99,8 @@ def check(job: Job, values: Mapping[str, Any], origins: Mapping[str, str]) -> No
                 )
     _numbers(job, origins)
     _batch(job, origins)
-    _ramp(job, origins)
-    _mix(job, origins)
+    rules.check(job, origins)
+    _recompute(job, origins)
     _shape(presets.filled(job.model), origins)
 
 
@@ -110,6 +112,15 @@ def _numbers(job: Job, origins: Mapping[str, str]) -> None:
             where=origins.get("train.master", "default"),
             do="Give the master weights at least the type of the matrix products.",
         )
+    kept = train.master if train.master != "auto" else "float64" if train.precision == "float64" else "float32"
+    for name, kind in train.precision_of:
+        key = f"train.precision_of.{name}"
+        if kind != "auto" and _PRECISE[kind] > _PRECISE[kept]:
+            raise Refused(
+                f"{key} = {kind} has more digits than the weights, which are kept in {kept} (train.master).",
+                where=origins.get(key, "default"),
+                do=f"Use {key}={kept}, or train.master={kind}.",
+            )
     if optim.warmup and train.tokens and optim.warmup > train.tokens:
         raise Refused(
             f"optim.warmup = {quantities.count_text(optim.warmup)} tokens is longer than the run of "
@@ -146,51 +157,23 @@ def _batch(job: Job, origins: Mapping[str, str]) -> None:
         )
 
 
-def _ramp(job: Job, origins: Mapping[str, str]) -> None:
-    """Refused where the batch cannot grow as it is said."""
-    batch, ramp = job.batch, job.batch.ramp
-    if ramp is None:
-        return
-    growth = batch.tokens - ramp.start
-    wrong = ""
-    if ramp.start % batch.sequence or ramp.by % batch.sequence:
-        wrong = f"start = {ramp.start} and by = {ramp.by} must be multiples of batch.sequence = {batch.sequence}"
-    elif growth <= 0:
-        wrong = f"it starts with {ramp.start}, which is not less than batch.tokens = {batch.tokens}"
-    elif growth // ramp.by > MOST_SIZES:
-        wrong = f"it grows in {growth // ramp.by} sizes, {MOST_SIZES} are taken"
-    elif growth % ramp.by:
-        wrong = f"by = {ramp.by} does not divide the growth from {ramp.start} to {batch.tokens}"
-    elif job.train.tokens and job.train.tokens < ramp.tokens:
-        wrong = f"it grows for {ramp.tokens} tokens, the run has {job.train.tokens}"
-    if wrong:
-        do = (
-            "Nearest: " + _nearest_ramp(batch.tokens, batch.sequence)
-            if not wrong.startswith("it grows")
-            else "Shorten it."
+def _recompute(job: Job, origins: Mapping[str, str]) -> None:
+    """Whoever computes a whole block again computes its operators again."""
+    listed = job.memory.recompute
+    if "block" in listed and len(listed) > 1:
+        others = " and ".join(part for part in dict.fromkeys(listed) if part != "block")
+        raise Refused(
+            f'memory.recompute: "block" computes all of a block again{f", so {others} does nothing" if others else ""}.',
+            where=origins.get("memory.recompute", "default"),
+            do="Nearest: memory.recompute=block, or the operators alone.",
         )
-        raise Refused(f"batch.ramp: {wrong}.", where=origins.get("batch.ramp", "default"), do=do)
-
-
-def _nearest_ramp(tokens: int, sequence: int) -> str:
-    return f"start = {sequence}, by = {sequence}." if tokens > sequence else "leave it out, a step is one sequence."
-
-
-def _mix(job: Job, origins: Mapping[str, str]) -> None:
-    """Refused where a mix sums to nothing or names a source twice."""
-    where = origins.get("data.mix", "default")
-    if job.data.mix and not sum(one.weight for one in job.data.mix):
-        raise Refused("the weights of data.mix sum to nothing.", where=where, do="Give one of them a weight above 0.")
-    names = [(one.source, one.field) for one in job.data.mix]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise Refused(f"data.mix names {twice[0]} twice.", where=where, do="Give it once, with the sum of the weights.")
 
 
 def _shape(model: Any, origins: Mapping[str, str]) -> None:
     """Refused where the numbers of the model do not divide."""
 
     def refuse(key: str, what: str, do: str) -> Refused:
+        """A refusal that says who wrote `key`, or what it follows from."""
         said = next(
             (origins[name] for name in (key, "model.width", "model.pattern", "model.preset") if name in origins), ""
         )
@@ -201,6 +184,12 @@ def _shape(model: Any, origins: Mapping[str, str]) -> None:
             "model.pattern",
             f"model.pattern has {len(model.pattern)} blocks, which do not divide model.layers = {model.layers}.",
             "Give a pattern whose length divides the layers.",
+        )
+    if model.scaling == "mup" and model.tied:
+        raise refuse(
+            "model.scaling",
+            'model.scaling = "mup" trains the head at another rate than the embedding; here they are one (model.tied = true).',
+            "Use model.tied=false, or leave model.scaling out.",
         )
     for block in layers(model):
         _heads(block, model.width, model.positions == "rotary", refuse)

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from argosy.errors import Refused
-from argosy.job import check, leaves, paths
+from argosy.job import check, leaves, parts, paths
 from argosy.job.check import COMMAND_LINE
 from argosy.job.lines import line, lines
 from argosy.job.schema import VERSION, Job
@@ -27,6 +27,7 @@ from argosy.job.text import job_text
 
 _PAIR = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")  # KEY=VALUE, told from a path that holds "="
 LENGTH = ("train.tokens", "train.steps", "train.time")
+OWN = ("model.init", "model.class")  # keys of the model that are no part of its shape
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,8 @@ def _parse(text: str, label: str) -> tuple[dict[str, Any], dict[tuple[str, ...],
         what = str(error).replace(place[0], "") if place else str(error)
         do = 'Texts and quantities are quoted: tokens = "1.3M".'
         raise Refused(f"this is no TOML: {what}.", where=where, do=do) from None
+    except RecursionError:
+        raise Refused("this is no job: its brackets go too deep.", where=label) from None
 
 
 def _level(values: dict[str, Any], label: str, base: Path, places: dict[tuple[str, ...], int]) -> Level:
@@ -186,7 +189,7 @@ def _level(values: dict[str, Any], label: str, base: Path, places: dict[tuple[st
 
 def split(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """The job that the words of a command line name, None where they name none, and its overrides."""
-    names, pairs = _spelt(words)
+    names, pairs = spelt(words)
     if len(names) > 1:
         raise Refused(
             f"{names[1]} is neither an option nor KEY=VALUE.",
@@ -199,7 +202,7 @@ def split(words: Sequence[str]) -> tuple[str | None, list[str]]:
 def _overrides(words: Sequence[str]) -> Level:
     values: dict[str, Any] = {}
     notes = []
-    names, pairs = _spelt(words)
+    names, pairs = spelt(words)
     if names:
         raise Refused(
             f"{names[0]} is neither an option nor KEY=VALUE.",
@@ -217,7 +220,7 @@ def _overrides(words: Sequence[str]) -> Level:
     return Level(COMMAND_LINE, Path.cwd(), flat, dict.fromkeys(flat, COMMAND_LINE), tuple(notes))
 
 
-def _spelt(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+def spelt(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """The words that are no overrides, and (key, text) of each override, whichever way it is spelt."""
     known = leaves.fields()
     names: list[str] = []
@@ -321,7 +324,7 @@ def _replaced(level: Level, below: Mapping[str, Any]) -> list[str]:
     void = [key for key in LENGTH if said and key in below and key not in level.values]
     started = level.values.get("model.init", "random") != "random"
     if "model.preset" in level.values or started:
-        void += [key for key in below if key.startswith("model.") and key not in level.values and key != "model.init"]
+        void += [key for key in below if key.startswith("model.") and key not in level.values and key not in OWN]
     if "data.source" in level.values and "data.license" in below and "data.license" not in level.values:
         void.append("data.license")  # it was the other text's
     if "data.source" in level.values and "data.mix" in below and "data.mix" not in level.values:
@@ -331,30 +334,33 @@ def _replaced(level: Level, below: Mapping[str, Any]) -> list[str]:
 
 def _located(key: str, value: Any, level: Level) -> Any:
     """Path values seen from the folder of the file that said them."""
-    if key == "data.mix" and isinstance(value, list):
-        return [_entry(one, level) for one in value]
+    if key in ("data.mix", "evaluate.sets") and isinstance(value, list):
+        return [_entry(key, one, level) for one in value]
+    if isinstance(value, list):
+        return [_located(key, one, level) if isinstance(one, str) else one for one in value]
     extra = leaves.fields()[key].json_schema_extra
     word = extra.get("path") if isinstance(extra, dict) else None
-    if word is None or not isinstance(value, str) or value == word:
+    part = (
+        isinstance(value, str)
+        and parts.is_part(value)
+        and isinstance(extra, dict)
+        and bool({"path", "part"} & {*extra})
+    )
+    if not part and (word is None or not isinstance(value, str) or value == word):
         return value
     try:
-        return paths.resolve(value, level.base)
+        return parts.located(value, level.base) if part else paths.resolve(value, level.base)
     except Refused as error:
         raise Refused(f"{key}: {error.what}", where=level.origins[key], found=error.found, do=error.do) from None
 
 
-def _entry(value: Any, level: Level) -> Any:
-    """One table of data.mix, its source seen from the folder of the file that said it."""
+def _entry(key: str, value: Any, level: Level) -> Any:
+    """One table of data.mix or evaluate.sets, its source seen from the folder of the file that said it."""
     if not isinstance(value, dict) or not isinstance(value.get("source"), str):
         return value
-    return {
-        **value,
-        "source": _located(
-            "data.source",
-            value["source"],
-            Level(level.name, level.base, {}, {"data.source": level.origins.get("data.mix", level.name)}),
-        ),
-    }
+    origins = {"data.source": level.origins.get(key, level.name)}
+    source = _located("data.source", value["source"], Level(level.name, level.base, {}, origins))
+    return {**value, "source": source}
 
 
 def _validated(values: dict[str, Any], origins: dict[str, str]) -> Job:

@@ -37,6 +37,7 @@ def expand(text: str, *, secrets: bool = True) -> str:
     """
 
     def value(match: re.Match[str]) -> str:
+        """The value of the variable that was found."""
         if secret_name(match[1]) and not secrets:
             return match[0]
         if match[1] not in os.environ:

@@ -38,7 +38,7 @@ def _without_nulls(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     if "properties" not in node:
-        node = {key: value for key, value in node.items() if key not in ("change", "path")}
+        node = {key: value for key, value in node.items() if key not in ("change", "path", "part")}
     cleaned = {key: _without_nulls(value) for key, value in node.items() if not (key == "default" and value is None)}
     options = cleaned.get("anyOf")
     if isinstance(options, list):
@@ -112,7 +112,8 @@ def _kinds(kind: Any, metadata: list[Any]) -> list[str]:
     if "Literal" in str(getattr(kind, "__origin__", "")):
         return [f"`{text.toml(value)}`" for value in inner]
     if getattr(kind, "__origin__", None) is tuple:
-        return ["list of " + ("tables" if leaves.section_of(FieldInfo(annotation=inner[0])) else "texts")]
+        [word, *_] = _kinds(inner[0], [])
+        return [f"list of {word}s" if word in _WORDS.values() else "list of texts"]  # which texts: its description says
     return [word for one in inner for word in _kinds(one, [])]
 
 

@@ -3,7 +3,7 @@
 The same tree has two states. *Asked*: None or "auto" where the job is silent. *In force*: every value concrete, as
 `plan/settle.py` made it (`layout.shape` names all ranks, `batch.micro` is a number, the pattern's blocks are whole).
 Field metadata in `json_schema_extra`: `change` = "free" (may change between starts of a run without asking), absent = the
-run rule compares it; `path` = the value is a path unless it is the word given there.
+run rule compares it; `path` = the value is a path unless it is the word given there; `part` = it names code (parts.py).
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from argosy.job.decoder import BlockSection as BlockSection
+from argosy.job.decoder import ModelSection as ModelSection
+from argosy.job.decoder import RopeScaling as RopeScaling
+from argosy.job.decoder import layers as layers
 from argosy.job.kinds import (
     Bandwidth,
     Count,
@@ -29,111 +33,7 @@ from argosy.job.kinds import (
 )
 
 VERSION = 1
-
-
-class RopeScaling(Section):
-    """Rotary angles changed for sequences longer than those of an earlier training."""
-
-    kind: Literal["linear", "llama3", "yarn"]
-    """Position interpolation (Chen et al., 2023), Llama 3.1's bands of wavelengths, or YaRN (Peng et al., 2023)."""
-    factor: float = Field(ge=1, le=1e6)
-    """How many times longer."""
-    original: Whole | None = Field(None, ge=1)
-    """Longest sequence of the earlier training ("llama3" and "yarn")."""
-    low: float | None = Field(None, gt=0, le=1e6)
-    """Waves longer than original / low are stretched whole ("llama3"). Left out: 1."""
-    high: float | None = Field(None, gt=0, le=1e6)
-    """Waves shorter than original / high stay ("llama3"). Left out: 4."""
-    fast: float | None = Field(None, gt=0, le=1e6)
-    """Angles that turn more often than so within `original` stay ("yarn"). Left out: 32."""
-    slow: float | None = Field(None, gt=0, le=1e6)
-    """Angles that turn less often than so are stretched whole ("yarn"). Left out: 1."""
-    attention: float | None = Field(None, gt=0, le=1e6)
-    """Factor on cosines and sines ("yarn"). Left out: 0.1 ln(factor) + 1."""
-
-    @model_validator(mode="after")
-    def _of_its_kind(self) -> RopeScaling:
-        own = {"linear": (), "llama3": ("original", "low", "high"), "yarn": ("original", "fast", "slow", "attention")}
-        for name, value in self:
-            if name not in ("kind", "factor", *own[self.kind]) and value is not None:
-                raise ValueError(f"{name} does nothing with kind = {self.kind}")
-        if own[self.kind] and self.original is None:
-            raise ValueError(f"kind = {self.kind} needs original, the longest sequence of the earlier training")
-        if (self.low or 1.0) >= (self.high or 4.0):
-            raise ValueError("low must be less than high")
-        return self
-
-
-class BlockSection(Section):
-    """One transformer block. In `model.pattern` a key left out takes the value of `model.block`."""
-
-    heads: Whole | None = Field(None, ge=1)
-    """Query heads."""
-    kv_heads: Whole | None = Field(None, ge=1)
-    """Key and value heads (grouped-query attention); must divide `heads`. Left out: as many as `heads`."""
-    head_size: Whole | None = Field(None, ge=2)
-    """Size of one head. Left out: width / heads."""
-    hidden: Whole | None = Field(None, ge=1)
-    """Width of the feed-forward part. Left out: 4 x width, or 8/3 x width rounded up to a multiple of 32 for SwiGLU."""
-    activation: Literal["swiglu", "gelu", "gelu_tanh"] | None = None
-    """SwiGLU (three matrices), or exact or tanh-approximated GELU (two)."""
-    parallel: bool | None = None
-    """MegaScale's parallel block, y = x + attention(norm x) + mlp(norm x), instead of one after the other."""
-    norm: Literal["rms", "layer"] | None = None
-    """RMSNorm or LayerNorm."""
-    norm_placement: Literal["pre", "post", "peri"] | None = None
-    """Where each part is normed: what it reads, what it adds to the stream, or both. The parallel block knows "pre" alone."""
-    norm_epsilon: float | None = Field(None, gt=0, le=1)
-    """Added to the variance before the root."""
-    norm_bias: bool | None = None
-    """LayerNorm's bias (RMSNorm has none)."""
-    qk_norm: Literal["none", "head", "full"] | None = None
-    """Norm of queries and keys before the product: per head, or over all heads together."""
-    qkv_bias: bool | None = None
-    """Biases of the query, key and value projections."""
-    attention_bias: bool | None = None
-    """Bias of the attention's output projection."""
-    mlp_bias: bool | None = None
-    """Biases of the feed-forward matrices."""
-    window: Whole | None = Field(None, ge=0)
-    """Sliding window: a token sees itself and so many - 1 before it. 0 = all before it."""
-    softcap: float | None = Field(None, ge=0, le=1e6)
-    """Attention scores become softcap x tanh(score / softcap); 0 leaves them. Such layers hold their scores whole."""
-    dropout: float | None = Field(None, ge=0, lt=1)
-    """Share of activations dropped after the attention and the feed-forward part while training."""
-
-
-class ModelSection(Section):
-    """The decoder. A preset fills all of it; every field can be said beside the preset."""
-
-    preset: str | None = Field(None, min_length=1)
-    """A shape by name: `argosy job schema --presets` lists them."""
-    init: str = Field("random", min_length=1, json_schema_extra={"path": "random"})
-    """First weights: "random", a run folder, a Hugging Face folder or hf://org/name@revision, which also give the shape."""
-    layers: Whole | None = Field(None, ge=1, le=10_000)
-    """Number of blocks."""
-    width: Whole | None = Field(None, ge=1)
-    """Size of the residual stream (D)."""
-    vocabulary: Whole | None = Field(None, ge=2)
-    """Rows of the embedding. Left out: the tokenizer's. Larger is allowed, smaller is refused."""
-    positions: Literal["rotary", "learned"] | None = None
-    """Rotary angles in every block, or a learned table added to the embedding."""
-    context: Whole | None = Field(None, ge=1)
-    """Rows of the learned table. Left out: `batch.sequence`."""
-    rope_theta: float | None = Field(None, gt=0, le=1e12)
-    """Base of the rotary angles."""
-    rope_scaling: Literal["none"] | RopeScaling | None = None
-    """Rotary angles for longer sequences: { kind = "llama3", factor = 8.0, original = 8192 }, "linear" or "yarn"."""
-    tied: bool | None = None
-    """Whether the head uses the embedding's weights."""
-    softcap: float | None = Field(None, ge=0, le=1e6)
-    """The head's logits become softcap x tanh(logit / softcap); 0 leaves them."""
-    z_loss: float | None = Field(None, ge=0, le=1)
-    """Weight of the squared log of the softmax's sum, added to what is minimised, not to the loss that is shown."""
-    block: BlockSection = BlockSection()
-    """What every block has unless its place in the pattern says otherwise."""
-    pattern: tuple[BlockSection, ...] = Field((), strict=False)
-    """Differences from `model.block`, repeated over the layers; as long as a divisor of `model.layers`."""
+OWN = "held-out"  # the run's own held-out documents, beside the names of evaluate.sets
 
 
 class Trained(Section):
@@ -206,6 +106,17 @@ class BatchSection(Section):
     """Sequences that a worker computes at once; "auto" takes the largest that fits by prediction."""
 
 
+class PrecisionSection(Section):
+    """Types that classes of parameters compute in, beside the matrices of the blocks: those have `train.precision`."""
+
+    norm: Literal["auto"] | Type = "auto"
+    """Norms: "auto" is float32, float64 under float64. Wider than the matrices they stay whole on ranks that shard those."""
+    embedding: Literal["auto"] | Type = "auto"
+    """Tables of tokens and positions, and their sum: "auto" is `train.precision`."""
+    head: Literal["auto"] | Type = "auto"
+    """The product that makes the logits: "auto" is `train.precision`. Their softmax has float32 at least in any case."""
+
+
 class TrainSection(Section):
     """How long and in which numbers."""
 
@@ -217,6 +128,8 @@ class TrainSection(Section):
     """Length in time; turned into steps by measured speed, once, and stored."""
     precision: Literal["auto"] | Type = "auto"
     """Type of the matrix products: "auto" measures which is faster here."""
+    precision_of: PrecisionSection = PrecisionSection()
+    """Types of what is no matrix of a block."""
     master: Literal["auto"] | Type = "auto"
     """Type of the weights that the optimizer updates: "auto" is float32, float64 under float64."""
     reduce: Literal["auto"] | Type = "auto"
@@ -229,13 +142,17 @@ class TrainSection(Section):
     """Bitwise repeatable kernels on a GPU too, at a cost in speed; a CPU run is repeatable anyway."""
     collect_every: Whole = Field(50, ge=1, json_schema_extra={"change": "free"})
     """Python's garbage is collected every so many steps, on all ranks together."""
+    loss: str | None = Field(None, min_length=3, json_schema_extra={"part": True})
+    """A loss of one's own, "mine.py:loss": of model and batch, summed over counted labels. Left out: the decoder's."""
+    callbacks: tuple[str, ...] = Field((), strict=False, json_schema_extra={"part": True, "change": "free"})
+    """Callbacks of one's own, "mine.py:Watch": classes with the hooks start, step, save and end."""
 
 
 class OptimSection(Section):
     """The update."""
 
-    name: Literal["muon", "adamw"] = "muon"
-    """Muon for matrices and AdamW for the rest, or AdamW for all."""
+    name: Literal["muon", "adamw", "lamb"] = "muon"
+    """Muon for matrices and AdamW for the rest; AdamW for all; or LAMB, whose steps are shares of each weight's own length."""
     lr: float | None = Field(None, gt=0, le=100)
     """Peak learning rate. Left out: derived from size and tokens."""
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
@@ -246,6 +163,8 @@ class OptimSection(Section):
     """Share of the run over which "wsd" falls to `final`. Left out: 0.4."""
     final: Share = 0.0
     """Learning rate at the end as a share of the peak."""
+    rewarm: Tokens = 0
+    """Tokens over which the rate rises from 0 again after `--fork`, to what the schedule says there. 0 = none."""
     weight_decay: float = Field(0.1, ge=0, le=100)
     """Decoupled weight decay of matrices, as a share of the learning rate."""
     clip: Annotated[
@@ -255,11 +174,11 @@ class OptimSection(Section):
     ] = 1.0
     """Largest norm of the whole gradient; "none" does not clip."""
     beta1: float = Field(0.9, ge=0, lt=1)
-    """AdamW's average of gradients."""
+    """AdamW's and LAMB's average of gradients."""
     beta2: float = Field(0.95, ge=0, lt=1)
-    """AdamW's average of squared gradients."""
+    """AdamW's and LAMB's average of squared gradients."""
     epsilon: float = Field(1e-8, gt=0, le=1)
-    """AdamW's guard against division by zero."""
+    """AdamW's and LAMB's guard against division by zero."""
     momentum: float | None = Field(None, ge=0, lt=1)
     """Muon's momentum. Left out: 0.95."""
     newton_schulz: Whole | None = Field(None, ge=1, le=20)
@@ -329,8 +248,22 @@ class ObserveSection(Section):
     """Tokens of one sample."""
     temperature: float = Field(0.8, ge=0, le=1000, json_schema_extra={"change": "free"})
     """Sharpness of the samples; 0 takes the likeliest token."""
+    numerics_every: Counted = Field(50, json_schema_extra={"change": "free"})
+    """How often figures of every layer are taken in passing (steps, a share of the run, or "never"): gradient norm, update over
+    weights, size of activations, and the largest attention score of 64 query rows drawn from the step, exact for those."""
     log_every: Seconds = Field(10.0, json_schema_extra={"change": "free"})
     """Seconds between lines where the output is no terminal."""
+
+
+class SetSection(Section):
+    """A held-out set with a name: text that is measured and never trained on."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")
+    """What it is called in metrics and on the screen."""
+    source: str = Field(min_length=1)
+    """As `data.source`."""
+    field: str | None = Field(None, min_length=1)
+    """As `data.field`."""
 
 
 class EvaluateSection(Section):
@@ -339,7 +272,19 @@ class EvaluateSection(Section):
     every: Counted = Field("25%", json_schema_extra={"change": "free"})
     """How often: steps or a share of the run; always at the end, unless "never"."""
     tokens: Count = Field(65_536, json_schema_extra={"change": "free"})
-    """Most held-out tokens read by one evaluation."""
+    """Most tokens read of each held-out set by one evaluation."""
+    sets: tuple[SetSection, ...] = Field((), strict=False, json_schema_extra={"change": "free"})
+    """More held-out sets beside the run's own held-out documents, each with `name`, `source`, `field`: [[evaluate.sets]]."""
+    by: str = Field(OWN, min_length=1, json_schema_extra={"change": "free"})
+    """Which of them says what is best: "held-out", the run's own documents, or the name of a set."""
+    keep_best: bool = Field(False, json_schema_extra={"change": "free"})
+    """Save at every evaluation that is better than all before it, and keep that checkpoint beside the newest ones."""
+    patience: Annotated[
+        Annotated[Whole, Field(ge=1)] | None,
+        BeforeValidator(none),
+        WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "none"}]}),
+    ] = Field(None, json_schema_extra={"change": "free"})
+    """Finish after so many evaluations in a row that are not better than the best; left out or "none": train to the end."""
 
 
 class Job(Section):
@@ -369,15 +314,3 @@ class Job(Section):
         if not isinstance(value, dict | Job):
             raise ValueError("a job is a table of sections")
         return value
-
-
-def layers(model: ModelSection) -> list[BlockSection]:
-    """The block of every layer: `model.block` with the pattern's differences, the pattern repeated to `model.layers`."""
-    count = model.layers or 0
-    pattern = model.pattern or (BlockSection(),)
-    base = model.block.model_dump()
-    found = []
-    for index in range(count):
-        said = pattern[index % len(pattern)].model_dump(exclude_none=True)
-        found.append(BlockSection(**{**base, **said}))
-    return found

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from argosy.layout.layout import AXES, Layout
+from argosy.layout.layout import AXES, GROUPS, Layout
 
 MOST = 3  # rows and columns that are drawn at either end of a long line
 RUN = 4  # from so many on, neighbouring ranks are written as 0-7
@@ -15,40 +15,56 @@ SHORT = {"pp": "pp", "dp_replicate": "replicate", "dp_shard": "dp", "cp": "cp", 
 TALK: Mapping[str, str] = {
     "tp": "activations: all-gather and reduce-scatter in every layer",
     "cp": "keys and values of every layer",
-    "dp_shard": "weights: all-gather; gradients: reduce-scatter",
-    "dp_replicate": "gradients: all-reduce once a step",
+    "shard": "weights: all-gather; gradients: reduce-scatter",
+    "replicate": "gradients: all-reduce once a step",
+    "data": "gradients of norms that stay whole: all-reduce once a step",
     "pp": "activations and their gradients: send and receive between neighbours",
-    "world": "the vote: twelve numbers a step",
+    "stage": "Muon's updates: each rank makes some of them, all-gather once a step",
+    "all": "the vote: twelve numbers a step",
 }
+NAMES = {"shard": "dp"}  # of groups, where people write another word
 
 
 @dataclass(frozen=True)
 class Group:
-    """One group of a rank: the axis along which its members differ ("world": all), and the ranks."""
+    """One group of a rank: its name as people write it, the ranks, and what they tell each other, a sentence each."""
 
-    axis: str
+    name: str
     ranks: list[int]
-
-    @property
-    def talk(self) -> str:
-        """What its members tell each other."""
-        return TALK[self.axis]
+    talk: tuple[str, ...]
 
 
 def groups(layout: Layout, rank: int) -> list[Group]:
-    """The groups that `rank` is in, the innermost axis first; the one of all ranks last."""
-    axes = [axis for axis in reversed(layout.order) if getattr(layout, axis) > 1]
-    found = [Group(axis, layout.line(rank, axis)) for axis in axes]
-    return [*found, Group("world", list(range(layout.world)))] if layout.world > 1 else []
+    """The groups that `rank` is in: along one axis, the innermost first; along several; of all ranks.
+
+    What a group along several axes tells is said of another one that has the same ranks, where there is one.
+    """
+    one = {axes[0]: name for name, axes in GROUPS.items() if len(axes) == 1}
+    found = {one[axis]: layout.line(rank, axis) for axis in reversed(layout.order) if getattr(layout, axis) > 1}
+    alone, everyone = list(found), list(range(layout.world))
+    talk = {name: [TALK[name]] for name in [*alone, "all"]}
+    for name in (name for name, axes in GROUPS.items() if len(axes) > 1):
+        ranks = layout.group(rank, *GROUPS[name])
+        same = next((other for other in alone if sorted(found[other]) == ranks), "all" if ranks == everyone else None)
+        if same is None and len(ranks) > 1:
+            found[name], talk[name] = ranks, [TALK[name]]
+        elif same is not None and not (name == "data" and same in alone):  # those say what they do with gradients
+            talk[same].append(TALK[name])
+    found |= {"all": everyone} if layout.world > 1 else {}
+    return [Group(NAMES.get(name, name), ranks, tuple(talk[name])) for name, ranks in found.items()]
 
 
-def grid(layout: Layout) -> list[list[list[int]]]:
-    """[pp][data-parallel place][ranks of a cell: those that share sequences and stages]."""
+def grid(
+    layout: Layout, stages: Sequence[int] | None = None, places: Sequence[int] | None = None
+) -> list[list[list[int]]]:
+    """[pp][data-parallel place][ranks of a cell: those that share sequences and stages]; all of them, or those named."""
     cells = []
-    for stage in range(layout.pp):
-        first = layout.rank(pp=stage)
-        heads = layout.line(first, "dp_replicate", "dp_shard")
-        cells.append([layout.line(head, "cp", "tp") for head in heads])
+    for stage in range(layout.pp) if stages is None else stages:
+        row = []
+        for place in range(layout.data) if places is None else places:
+            replicate, shard = divmod(place, layout.dp_shard)
+            row.append(layout.line(layout.rank(pp=stage, dp_replicate=replicate, dp_shard=shard), "cp", "tp"))
+        cells.append(row)
     return cells
 
 
@@ -57,33 +73,24 @@ def drawing(layout: Layout, stages: Sequence[str] = ()) -> list[str]:
 
     `stages`: what each row holds, where there is something to say.
     """
-    width = len(str(layout.world - 1))
-    columns = [_column(layout, place) for place in range(layout.data)]
-    shown = _ends(layout.data)
-    texts = [[_cell(row[place], width) for place in shown] for row in _rows(layout)]
-    wide = [max([len(columns[place]), *(len(row[at]) for row in texts)]) for at, place in enumerate(shown)]
     if layout.world == 1:
         return ["[ 0 ]"]
-    names = [f"pp {number}" if layout.pp > 1 else "" for number in _ends(layout.pp)]
+    width = len(str(layout.world - 1))
+    rows, shown = _ends(layout.pp), _ends(layout.data)
+    columns = [_column(layout, place) for place in shown]
+    texts = [[_cell(cell, width) for cell in row] for row in grid(layout, rows, shown)]
+    wide = [max(len(name), *(len(row[at]) for row in texts)) for at, name in enumerate(columns)]
+    names = [f"pp {number}" if layout.pp > 1 else "" for number in rows]
     left = max(map(len, names))
-    lines = [_joined(" " * left, [columns[place] for place in shown], wide, shown)]
+    lines = [_joined(" " * left, columns, wide, shown)] if any(columns) else []
     before = -1
-    for name, row, number in zip(names, texts, _ends(layout.pp), strict=True):
+    for name, row, number in zip(names, texts, rows, strict=True):
         if number != before + 1:
             lines.append(f"{'...':<{left}}")
         said = f"   {stages[number]}" if stages else ""
         lines.append(_joined(f"{name:<{left}}", row, wide, shown) + said)
         before = number
     return [line.rstrip() for line in lines]
-
-
-def _rows(layout: Layout) -> list[list[list[int]]]:
-    cells = []
-    for stage in _ends(layout.pp):
-        heads = layout.line(layout.rank(pp=stage), "dp_replicate", "dp_shard")
-        shown = set(_ends(layout.data))
-        cells.append([layout.line(head, "cp", "tp") if at in shown else [] for at, head in enumerate(heads)])
-    return cells
 
 
 def _column(layout: Layout, place: int) -> str:
@@ -115,9 +122,9 @@ def listed(ranks: Sequence[int], width: int = 1) -> str:
     return " ".join(text)
 
 
-def _ends(count: int, most: int = MOST) -> list[int]:
+def _ends(count: int, most: int = MOST) -> Sequence[int]:
     """0 to count - 1, without the middle where that is long."""
-    return list(range(count)) if count <= 2 * most else [*range(most), *range(count - most, count)]
+    return range(count) if count <= 2 * most else [*range(most), *range(count - most, count)]
 
 
 def facts(layout: Layout, rank: int) -> dict[str, Any]:

@@ -12,6 +12,17 @@ from typing import Any
 from argosy.errors import Refused
 
 AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")  # outermost first
+# The groups that a rank is in beside that of all ranks: what each is for, and the axes along which its members differ. Meshes
+# make them in this order, drawings show them.
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "tp": ("tp",),  # share every matrix of a layer
+    "cp": ("cp",),  # share every sequence
+    "shard": ("dp_shard",),  # share weights, gradients, optimizer state
+    "replicate": ("dp_replicate",),  # hold copies of each other's shards
+    "data": ("dp_replicate", "dp_shard"),  # read different sequences, have the same part of the model
+    "pp": ("pp",),  # share the layers
+    "stage": ("dp_replicate", "dp_shard", "cp", "tp"),  # hold the same stages of the pipeline
+}
 
 _SPELLINGS = {"pp": "pp", "replicate": "dp_replicate", "dp": "dp_shard", "cp": "cp", "tp": "tp", "ep": "ep"}
 _WORDS = {axis: word for word, axis in _SPELLINGS.items()}

@@ -1,218 +1,252 @@
 """Which combinations are right: a table of rules, asked before any process starts. Arithmetic only; knows no job and no torch.
 
-Every rule is a function of `Asked`; it names the numbers, the rule and the nearest valid choice. A rule that a dimension needs
-stands here and nowhere else: `plan/` asks it for a job, `prove/` for every draw.
+A rule says what is wrong, with the numbers, and which ways there are out of it, the nearest first. A way is offered only
+after it was tried: it mends the rule, breaks no other one and leaves no written key without effect. A rule that a dimension
+needs stands here and nowhere else: `plan/` asks it for a job, `prove/` for every draw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import gcd
+from typing import Any
 
 from argosy.errors import Refused
-from argosy.layout.layout import Layout, divisors, nearest
+from argosy.layout.asked import Asked, Remedy, Wrong, applied, remedy, without_effect
+from argosy.layout.layout import Layout, divisors
 
 PLAIN_SCHEDULES = ("gpipe", "1f1b")  # one stage a rank
 LATER = {"cp": "context", "ep": "expert"}  # axes whose dimension is not built yet
+OFFERED = 3  # most ways out that are named
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A layout and what it has to fit. `written` are the keys that somebody wrote: only those can be without effect."""
+class Rule:
+    """`broken`: the key to look at and what is wrong, None where nothing is. `ways`: out of it; of each list one is offered."""
 
-    layout: Layout
-    layers: int
-    heads: Sequence[int]  # query heads of each kind of block
-    sequence: int  # tokens of a sequence
-    sequences: int  # of the global batch
-    zero: int = 2
-    secondary: int = 0
-    schedule: str = "1f1b"
-    stages: Sequence[int] = ()
-    micro: int | None = None  # micro-batches of a rank; None while not known
-    written: Mapping[str, str] = field(default_factory=dict)  # key -> where
+    broken: Callable[[Asked], tuple[str, str] | None]
+    ways: Callable[[Asked], Iterator[Iterable[Remedy]]]
 
 
-@dataclass(frozen=True)
-class Wrong:
-    """A broken rule: what is wrong with the numbers, the nearest valid choice, and the key to look at."""
-
-    key: str
-    what: str
-    do: str
-
-
-Rule = Callable[[Asked], Wrong | None]
+def helps(asked: Asked, way: Remedy, rule: Rule | None = None) -> bool:
+    """Whether `way` mends `rule`, breaks no other one and leaves no written key without effect that has one now."""
+    after = applied(asked, way)
+    before = {one for one in RULES if one is not rule and one.broken(asked) is not None}
+    if not {one for one in RULES if one.broken(after) is not None} <= before:
+        return False
+    return {one.key for one in without_effect(after)} <= {one.key for one in without_effect(asked)}
 
 
-def built(asked: Asked) -> Wrong | None:
+def _shapes(
+    asked: Asked, axis: str, fits: Iterable[int], changes: Mapping[str, Any] | None = None
+) -> Iterator[list[Remedy]]:
+    """Shapes with a degree of `fits` along `axis`, the nearest first: the other degrees as they are; as many ranks as now."""
+    layout, now = asked.layout, int(getattr(asked.layout, axis))
+    near = sorted(fits, key=lambda degree: (abs(degree - now), degree))
+    room = now * layout.dp_shard
+
+    def shape(degree: int, **more: int) -> Layout:
+        degrees: dict[str, Any] = {axis: degree, **more}
+        return replace(layout, **degrees)
+
+    same = [shape(one, ep=1, dp_shard=room // one) for one in near if room % one == 0]
+    for found in ([shape(one) for one in near], same):
+        yield [remedy(asked, {"layout.shape": one.text(), **(changes or {})}) for one in found]
+
+
+def _plainly(asked: Asked) -> Remedy:
+    """One stage a rank."""
+    return remedy(asked, {"layout.schedule": "1f1b", "layout.virtual": None})
+
+
+def _unbuilt(asked: Asked) -> tuple[str, str] | None:
     """Context and expert parallelism have their axes, but nothing acts on them yet."""
     for axis, name in LATER.items():
         degree = int(getattr(asked.layout, axis))
         if degree > 1:
-            what = f"{axis}{degree}: this version has no {name} parallelism."
-            return Wrong("layout.shape", what, f"Leave {axis} out; its ranks then go to dp.")
+            return "layout.shape", f"{axis}{degree}: this version has no {name} parallelism."
     return None
 
 
-def heads_divide(asked: Asked) -> Wrong | None:
+def _built(asked: Asked) -> Iterator[Iterable[Remedy]]:
+    layout = replace(asked.layout, cp=1, ep=1)
+    more = replace(layout, dp_shard=layout.dp_shard * asked.layout.cp)
+    yield [remedy(asked, {"layout.shape": shape.text()}) for shape in (more, layout)]
+
+
+def _heads(asked: Asked) -> tuple[str, str] | None:
     """Every rank of tp computes as many query heads. All else may be cut unevenly, and key and value heads are repeated."""
     tp, counts = asked.layout.tp, sorted(set(asked.heads))
-    fits = divisors(gcd(*counts))
-    if tp in fits:
+    if gcd(*counts) % tp == 0:
         return None
-    numbers = " and ".join(str(count) for count in counts)
-    return Wrong("layout.shape", f"tp{tp} must divide the {numbers} query heads.", f"Nearest: tp{nearest(tp, fits)}.")
+    return "layout.shape", f"tp{tp} must divide the {' and '.join(map(str, counts))} query heads."
 
 
-def layers_suffice(asked: Asked) -> Wrong | None:
-    """Every stage of the pipeline has a layer, unless a list says otherwise."""
-    stages, layers = asked.layout.stages, asked.layers
-    if stages <= layers or asked.stages:
-        return None
-    if asked.layout.virtual > 1 and asked.layout.pp <= layers:
-        virtual = layers // asked.layout.pp
-        what = (
-            f"pp{asked.layout.pp} x layout.virtual = {asked.layout.virtual} makes {stages} stages of {layers} layers."
-        )
-        return Wrong("layout.virtual", what, _virtual(virtual))
-    what = f"pp{asked.layout.pp} makes {stages} stages of {layers} layers: each needs one."
-    return Wrong("layout.shape", what, f"Nearest: pp{layers}.")
+def _heads_divided(asked: Asked) -> Iterator[Iterable[Remedy]]:
+    yield from _shapes(asked, "tp", divisors(gcd(*asked.heads)))
 
 
-def _virtual(virtual: int) -> str:
-    if virtual > 1:
-        return f"Nearest: layout.virtual={virtual}."
-    return "Nearest: layout.schedule=1f1b, which has one stage a rank (leave layout.virtual out)."
+def _each(asked: Asked) -> str:
+    return f" x layout.virtual = {asked.layout.virtual}" if asked.layout.virtual > 1 else ""
 
 
-def stages_listed(asked: Asked) -> Wrong | None:
+def _list(asked: Asked) -> tuple[str, str] | None:
     """A list of layers has one number a stage and adds up to all layers."""
-    if not asked.stages:
+    listed, layout = list(asked.stages), asked.layout
+    if not listed or layout.pp == 1:
         return None
-    listed, stages = list(asked.stages), asked.layout.stages
-    even = [asked.layers * (part + 1) // stages - asked.layers * part // stages for part in range(stages)]
-    do = f"For example layout.stages={even}, or leave it out."
-    if len(listed) != stages:
-        each = f" x layout.virtual = {asked.layout.virtual}" if asked.layout.virtual > 1 else ""
-        what = f"layout.stages = {listed} names {len(listed)} stages; pp{asked.layout.pp}{each} makes {stages}."
-        return Wrong("layout.stages", what, do)
+    said = f"layout.stages = {listed}"
+    if len(listed) != layout.stages:
+        makes = f"pp{layout.pp}{_each(asked)} makes {layout.stages}"
+        return "layout.stages", f"{said} names {len(listed)} stages; {makes}."
     if sum(listed) != asked.layers:
-        return Wrong("layout.stages", f"layout.stages = {listed} is {sum(listed)} layers of {asked.layers}.", do)
+        return "layout.stages", f"{said} is {sum(listed)} layers of {asked.layers}."
     if 0 in listed[1:-1]:
-        what = (
-            f"layout.stages = {listed} leaves a stage without layers; only the first and the last hold something else."
-        )
-        return Wrong("layout.stages", what, do)
+        return "layout.stages", f"{said} leaves a stage without layers; only the first and the last have other work."
     return None
 
 
-def schedule_fits(asked: Asked) -> Wrong | None:
+def _lists(asked: Asked) -> Iterator[Iterable[Remedy]]:
+    layers, stages = asked.layers, asked.layout.stages
+    empty = max(0, stages - layers)
+    if empty <= 2:  # the first stage has the embedding to do, the last one the head; those between need a layer each
+        parts, first = stages - empty, min(1, empty)
+        even = [layers * (part + 1) // parts - layers * part // parts for part in range(parts)]
+        yield [Remedy({"layout.stages": (*[0] * first, *even, *[0] * (empty - first))})]
+    yield [Remedy({"layout.stages": None})]
+    if stages > layers:
+        yield from _fewer(asked)
+
+
+def _layers(asked: Asked) -> tuple[str, str] | None:
+    """Every stage of the pipeline has a layer, unless a list says otherwise."""
+    layout, layers = asked.layout, asked.layers
+    if layout.stages <= layers or asked.stages or layout.pp == 1:
+        return None
+    key = "layout.virtual" if layout.virtual > 1 and layout.pp <= layers else "layout.shape"
+    return key, f"pp{layout.pp}{_each(asked)} makes {layout.stages} stages of {layers} layers: each needs one."
+
+
+def _fewer(asked: Asked) -> Iterator[Iterable[Remedy]]:
+    layout, layers = asked.layout, asked.layers
+    if layout.virtual > 1:
+        yield [remedy(asked, {"layout.virtual": one}) for one in range(layers // layout.pp, 1, -1)]
+        yield [_plainly(asked)]
+        if layout.pp > layers:
+            plain = {"layout.schedule": None, "layout.virtual": None}
+            yield from _shapes(asked, "pp", range(1, layers + 1), plain)
+    yield from _shapes(asked, "pp", range(1, max(1, layers // layout.virtual) + 1))
+
+
+def _schedule(asked: Asked) -> tuple[str, str] | None:
     """Interleaving needs several stages a rank, the others exactly one."""
-    virtual = asked.layout.virtual
+    virtual, said = asked.layout.virtual, f'layout.schedule = "{asked.schedule}"'
     if asked.layout.pp == 1:
         return None
     if asked.schedule in PLAIN_SCHEDULES and virtual > 1:
-        what = (
-            f'layout.virtual = {virtual} gives a rank {virtual} stages; layout.schedule = "{asked.schedule}" runs one.'
-        )
-        return Wrong("layout.virtual", what, "Nearest: layout.schedule=interleaved, or layout.virtual=1.")
+        return "layout.virtual", f"layout.virtual = {virtual} gives a rank {virtual} stages; {said} runs one."
     if asked.schedule not in PLAIN_SCHEDULES and virtual == 1:
-        what = f'layout.schedule = "{asked.schedule}" needs at least two stages a rank, layout.virtual is 1.'
-        return Wrong("layout.schedule", what, "Nearest: layout.virtual=2, or layout.schedule=1f1b.")
+        return "layout.schedule", f"{said} needs at least two stages a rank, layout.virtual is 1."
     return None
 
 
-def micro_suffice(asked: Asked) -> Wrong | None:
+def _schedules(asked: Asked) -> Iterator[Iterable[Remedy]]:
+    if asked.schedule in PLAIN_SCHEDULES:
+        yield [remedy(asked, {"layout.schedule": "interleaved"})]
+        yield [remedy(asked, {"layout.virtual": 1})]
+    else:
+        yield [remedy(asked, {"layout.virtual": 2})]
+        yield [remedy(asked, {"layout.schedule": "1f1b"})]
+
+
+def _micro(asked: Asked) -> tuple[str, str] | None:
     """Interleaving sends a whole round of pp micro-batches through a rank's first stage before its second."""
     pp, micro = asked.layout.pp, asked.micro
     if asked.schedule in PLAIN_SCHEDULES or pp == 1 or micro is None or micro >= pp:
         return None
-    what = f'layout.schedule = "{asked.schedule}" needs at least pp = {pp} micro-batches a step, a rank has {micro}.'
-    each = asked.sequences // asked.layout.data // pp
-    fewer = f"batch.micro={each}" if each else f"batch.tokens={pp * asked.layout.data * asked.sequence} batch.micro=1"
-    return Wrong("layout.schedule", what, f"Nearest: {fewer}, or layout.schedule=1f1b without layout.virtual.")
+    said = f'layout.schedule = "{asked.schedule}"'
+    return "layout.schedule", f"{said} needs at least pp = {pp} micro-batches a step, a rank has {micro}."
 
 
-def sequences_suffice(asked: Asked) -> Wrong | None:
+def _micros(asked: Asked) -> Iterator[Iterable[Remedy]]:
+    pp, data = asked.layout.pp, asked.layout.data
+    smaller = [remedy(asked, {"batch.micro": asked.own // pp})] if asked.own >= pp else []
+    yield [*smaller, remedy(asked, {"batch.tokens": pp * data * asked.sequence, "batch.micro": 1})]
+    yield [_plainly(asked)]
+
+
+def _sequences(asked: Asked) -> tuple[str, str] | None:
     """Every rank that reads its own sequences has one."""
     data, rows = asked.layout.data, asked.sequences
     if data <= rows:
         return None
-    what = f"{data} data-parallel ranks share {rows} sequences a step: some would have nothing to do."
-    return Wrong("batch.tokens", what, f"Nearest: batch.tokens={data * asked.sequence}, or fewer ranks.")
+    return "batch.tokens", f"{data} data-parallel ranks share {rows} sequences a step: some would have nothing to do."
 
 
-def secondary_fits(asked: Asked) -> Wrong | None:
+def _more_sequences(asked: Asked) -> Iterator[Iterable[Remedy]]:
+    layout = asked.layout
+    yield [remedy(asked, {"batch.tokens": layout.data * asked.sequence})]
+    copies = min(layout.dp_replicate, max(1, asked.sequences))
+    for shard in range(min(layout.dp_shard, max(1, asked.sequences // copies)), 0, -1):
+        fewer = replace(layout, ep=1, dp_replicate=copies, dp_shard=shard)
+        if helps(asked, way := remedy(asked, {"layout.shape": fewer.text()}), SEQUENCES):
+            yield [way]
+            return
+
+
+def _secondary(asked: Asked) -> tuple[str, str] | None:
     """The second shard lies over a part of dp, and only ZeRO-3 gives weights back after the forward pass."""
+    shard, key, said = asked.layout.dp_shard, "layout.secondary", f"layout.secondary = {asked.secondary}"
     if not asked.secondary:
         return None
-    shard = asked.layout.dp_shard
     if asked.zero != 3:
-        what = f"layout.secondary = {asked.secondary} does nothing with layout.zero = {asked.zero}."
-        return Wrong("layout.secondary", what, "Nearest: layout.zero=3, or layout.secondary=0.")
+        return key, f"{said} does nothing with layout.zero = {asked.zero}."
     if asked.layout.tp > 1:
-        what = f"layout.secondary = {asked.secondary} does not go with tp{asked.layout.tp}: torch cannot."
-        return Wrong("layout.secondary", what, "Nearest: layout.secondary=0, or a shape without tp.")
+        return key, f"{said} does not go with tp{asked.layout.tp}: torch cannot shard tensor-parallel weights twice."
     if asked.layout.virtual > 1:
-        what = (
-            f'layout.secondary = {asked.secondary} does not go with layout.schedule = "{asked.schedule}": torch cannot.'
-        )
-        return Wrong("layout.secondary", what, "Nearest: layout.secondary=0, or layout.schedule=1f1b.")
-    fits = [parts for parts in divisors(shard) if 1 < parts < shard]
-    if asked.secondary in fits:
-        return None
-    what = f"layout.secondary = {asked.secondary} must divide dp{shard} and be less."
-    do = f"Nearest: layout.secondary={nearest(asked.secondary, fits)}." if fits else "Use layout.secondary=0."
-    return Wrong("layout.secondary", what, do)
+        return key, f"{said} does not go with several stages a rank: this version keeps a second shard for one."
+    if asked.secondary == 1:
+        return key, f"{said} would keep whole weights on every rank: 2 is the least."
+    if shard % asked.secondary or asked.secondary >= shard:
+        return key, f"{said} must divide dp{shard} and be less."
+    return None
 
 
-@dataclass(frozen=True)
-class Effect:
-    """A key that acts only where `needs` says so; `without` is what the layout lacks."""
-
-    key: str
-    needs: Callable[[Layout], bool]
-    without: str
-    do: str
-
-
-EFFECTS = (
-    Effect("layout.zero", lambda layout: layout.dp_shard > 1, "nothing is sharded", "dp2"),
-    Effect("layout.secondary", lambda layout: layout.dp_shard > 1, "nothing is sharded", "dp4"),
-    Effect("layout.sequence", lambda layout: layout.tp > 1, "there is no tensor parallelism", "tp2"),
-    Effect("layout.schedule", lambda layout: layout.pp > 1, "there is no pipeline", "pp2"),
-    Effect("layout.virtual", lambda layout: layout.pp > 1, "there is no pipeline", "pp2"),
-    Effect("layout.stages", lambda layout: layout.pp > 1, "there is no pipeline", "pp2"),
-)
+def _secondaries(asked: Asked) -> Iterator[Iterable[Remedy]]:
+    fits = [parts for parts in divisors(asked.layout.dp_shard) if 1 < parts < asked.layout.dp_shard]
+    near = sorted(fits, key=lambda parts: (abs(parts - asked.secondary), parts))
+    if asked.zero != 3:
+        yield [remedy(asked, {"layout.zero": 3})]
+    elif asked.layout.tp > 1:
+        yield from _shapes(asked, "tp", (1,))
+    elif asked.layout.virtual > 1:
+        yield [_plainly(asked)]
+    else:
+        yield [remedy(asked, {"layout.secondary": parts}) for parts in near]
+    yield [Remedy({"layout.secondary": 0})]
 
 
-def without_effect(asked: Asked) -> Iterator[Wrong]:
-    """Keys that somebody wrote and that do nothing in this layout."""
-    for effect in EFFECTS:
-        if effect.key in asked.written and not effect.needs(asked.layout):
-            what = f'{effect.key} does nothing with layout.shape = "{asked.layout.text()}": {effect.without}.'
-            yield Wrong(effect.key, what, f"Remove {effect.key}, or write a shape with {effect.do}.")
-
-
+SEQUENCES = Rule(_sequences, _more_sequences)
 RULES: tuple[Rule, ...] = (
-    built,
-    heads_divide,
-    stages_listed,
-    layers_suffice,
-    schedule_fits,
-    micro_suffice,
-    sequences_suffice,
-    secondary_fits,
+    Rule(_unbuilt, _built),
+    Rule(_heads, _heads_divided),
+    Rule(_list, _lists),
+    Rule(_layers, _fewer),
+    Rule(_schedule, _schedules),
+    Rule(_micro, _micros),
+    SEQUENCES,
+    Rule(_secondary, _secondaries),
 )
 
 
 def broken(asked: Asked) -> Iterator[Wrong]:
-    """Every rule of the table that `asked` breaks. Pure."""
+    """Every rule of the table that `asked` breaks, with the ways out that were found to help. Pure."""
     for rule in RULES:
-        if (wrong := rule(asked)) is not None:
-            yield wrong
+        if (wrong := rule.broken(asked)) is not None:
+            ways = (next((way for way in each if helps(asked, way, rule)), None) for each in rule.ways(asked))
+            found = list(dict.fromkeys(way.text(asked.layout.world) for way in ways if way is not None))[:OFFERED]
+            yield Wrong(*wrong, f"Nearest: {', or '.join(found)}." if found else "")
 
 
 def check(asked: Asked) -> None:

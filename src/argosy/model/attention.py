@@ -6,12 +6,16 @@ Knows the kernels' table, nothing of modules or batches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from argosy.model.kernels import KERNELS
+
+# Called with q, k, window and scale in every forward pass, compiled or not, by whoever wants to see them (train/numerics.py).
+observers: list[Callable[[Tensor, Tensor, int, float], None]] = []
 
 
 def _more(softcap: float) -> tuple[float, ...]:
@@ -23,6 +27,8 @@ def _more(softcap: float) -> tuple[float, ...]:
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, segments: Tensor, window: int, scale: float, kernel: str, softcap: float = 0.0
 ) -> tuple[Tensor, Tensor]:
+    for observe in observers:
+        observe(q, k, window, scale)
     return KERNELS[kernel][0](q, k, v, segments, window, scale, *_more(softcap))
 
 

@@ -32,6 +32,8 @@ from argosy.model.layers import (
     rotation_table,
 )
 from argosy.model.loss import loss_sum
+from argosy.model.memory import Memory
+from argosy.model.precisions import Kinds, usual
 from argosy.random import bits, key
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -47,6 +49,7 @@ class Attention(nn.Module):
         self.size = known(block.head_size, "block.head_size")
         self.window, self.softcap = known(block.window, "block.window"), block.softcap or 0.0
         self.kernel = "dense"  # Decoder.prepare chooses
+        self.memory: Memory | None = None  # keys and values of the tokens before, where a text is read in parts
         self.used: tuple[int, ...] = ()  # the key-value heads that this rank's queries use, where it holds more
         bias = known(block.qkv_bias, "block.qkv_bias")
         self.query = Projection(width, self.heads * self.size, bias)
@@ -70,7 +73,10 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if self.used:
             k, v = (torch.stack([x[:, :, head] for head in self.used], 2) for x in (k, v))
-        seen = attention(q, k, v, segments, self.window, self.kernel, self.softcap)
+        if self.memory is not None:
+            seen = self.memory.attend(q, k, v, self.window, self.softcap)
+        else:
+            seen = attention(q, k, v, segments, self.window, self.kernel, self.softcap)
         return project(seen.flatten(-2), (self.output,))[0]
 
 
@@ -150,7 +156,8 @@ class Decoder(nn.Module):
     """A decoder-only transformer as the model section in force describes it.
 
     Parameters live in `master` on the meta device until they are given memory and `weights.initialise` fills them;
-    activations and matrix products are in `compute`. Parameter names are the contract of every checkpoint:
+    activations and matrix products are in `compute`, other classes of parameters compute in the type that `kinds` has for them
+    (model/precisions.py). Parameter names are the contract of every checkpoint:
     embedding.weight, positions.weight, blocks.N.attention_norm.weight, blocks.N.attention.{query,key,value,output}.weight,
     blocks.N.attention.{query,key}_norm.weight, blocks.N.mlp_norm.weight, blocks.N.{attention,mlp}_post_norm.weight,
     blocks.N.mlp.{gate,up,down}.weight, norm.weight, head.weight, and .bias beside each where asked.
@@ -160,9 +167,10 @@ class Decoder(nn.Module):
 
     def __init__(
         self, model: ModelSection, *, seed: int = 1, compute: torch.dtype = torch.float32,
-        master: torch.dtype = torch.float32,
+        master: torch.dtype = torch.float32, kinds: Kinds | None = None,
     ):  # fmt: skip
         super().__init__()
+        self.kinds: Kinds = {**usual(compute), **(kinds or {})}
         self.section, self.seed, self.compute = model, seed, compute
         self.shapes = layers(model)
         self.rotary = known(model.positions, "positions") == "rotary"
@@ -171,6 +179,7 @@ class Decoder(nn.Module):
         self.softcap, self.z_loss = model.softcap or 0.0, model.z_loss or 0.0
         width, vocabulary = known(model.width, "width"), known(model.vocabulary, "vocabulary")
         self.compile_loss = False
+        self.reach = 0  # positions that there are at least, where a text is read in parts
         self._tables: dict[tuple[Any, ...], Tensor] = {}
         with torch.device("meta"):
             self.embedding: nn.Embedding | None = nn.Embedding(vocabulary, width)
@@ -179,6 +188,9 @@ class Decoder(nn.Module):
             self.norm: Norm | None = norm_of(model.block, width)
             self.head = None if known(model.tied, "tied") else Projection(width, vocabulary, bias=False)
         self.to(master)
+        for module in self.modules():
+            if isinstance(module, Norm):
+                module.kind = self.kinds["norm"]
         self.whole, self.own, self.part = Joint(), Joint(), Joint()  # as in a block
         self.every = Joint()  # from this rank's entries of the vocabulary to all of them
 
@@ -218,6 +230,8 @@ class Decoder(nn.Module):
             own.kernel = (
                 kernels.choose(device, sequence, compiled, self.compute, capped=True) if own.softcap else kernel
             )
+        # The last norm stays eager: compiled it spares 3 ms of 2,048 tokens, under 2% of the laptop job's step, for one more
+        # graph that every start and restart has to load. Blocks are compiled by whoever shards them.
         self.compile_loss = compiled
         return kernel
 
@@ -245,11 +259,11 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """What enters the first block: [B, S, D], or this rank's part of S."""
-        length = tokens.shape[1]
-        x: Tensor = self.own(lookup(tokens, here(self.embedding).weight).to(self.compute), length)
+        length, kind = tokens.shape[1], self.kinds["embedding"]
+        x: Tensor = self.own(lookup(tokens, here(self.embedding).weight).to(kind), length)
         if self.positions is not None:
-            x = x + lookup(self.part(positions, length), self.positions.weight).to(self.compute)
-        return x
+            x = x + lookup(self.part(positions, length), self.positions.weight).to(kind)
+        return x.to(self.compute)
 
     def finish(self, x: Tensor, length: int) -> Tensor:
         """Hidden states of all `length` tokens from what the last block made."""
@@ -258,7 +272,8 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, S, D] to [B, S, V], whole: for sampling, not for training."""
-        own = F.linear(hidden, local(self.head_weight).to(hidden.dtype))
+        kind = self.kinds["head"]
+        own = F.linear(hidden.to(kind), local(self.head_weight).to(kind))
         found: Tensor = self.every(own, self.head_weight.shape[0])
         return self.softcap * torch.tanh(found / self.softcap) if self.softcap else found
 
@@ -269,8 +284,9 @@ class Decoder(nn.Module):
 
     def hidden_loss(self, hidden: Tensor, batch: Any, chunk: int) -> Tensor:
         """The same from the hidden states [B, S, D] after the last norm."""
+        near = hidden.to(self.kinds["head"])
         return loss_sum(
-            hidden, self.head_weight, batch.labels, batch.weights, chunk,
+            near, self.head_weight, batch.labels, batch.weights, chunk,
             compiled=self.compile_loss, softcap=self.softcap, z=self.z_loss,
         )  # fmt: skip
 
@@ -280,9 +296,9 @@ class Decoder(nn.Module):
             return None
         size = known(self.shapes[index].head_size, "block.head_size")
         wide = torch.promote_types(self.compute, torch.float32)
-        wanted = (size, positions.shape[1], positions.device)
+        length, device = max(positions.shape[1], self.reach), positions.device
+        wanted = (size, length, device)
         if wanted not in self._tables:
-            length, device = positions.shape[1], positions.device
             self._tables[wanted] = rotation_table(length, size, self.theta, device, wide, self.scaling)
         return self._tables[wanted][positions]
 

@@ -41,7 +41,9 @@ class Joint(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMSNorm or LayerNorm over the last dimension, computed in at least float32."""
+    """RMSNorm or LayerNorm over the last dimension, computed in `kind`: None is the type of what flows, at least float32."""
+
+    kind: torch.dtype | None = None
 
     def __init__(self, size: int, kind: str, epsilon: float, bias: bool):
         super().__init__()
@@ -52,13 +54,14 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] to the same shape and type."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        kind = self.kind or torch.promote_types(x.dtype, torch.float32)
+        wide = x.to(kind)
         if self.centred:
             wide = wide - self.average(wide.mean(-1, keepdim=True), x.shape[1])
         variance = self.average(wide.square().mean(-1, keepdim=True), x.shape[1])
-        wide = wide * torch.rsqrt(variance + self.epsilon) * local(self.weight)
+        wide = wide * torch.rsqrt(variance + self.epsilon) * local(self.weight).to(kind)
         if self.bias is not None:
-            wide = wide + local(self.bias)
+            wide = wide + local(self.bias).to(kind)
         return wide.to(x.dtype)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from argosy.device.shards import box, local
 from argosy.model.decoder import Decoder
 from argosy.model.layers import known
+from argosy.plan.derive import growth
 from argosy.random import bits, key, unit
 
 PIECE = 1 << 20  # elements made at once: bounds the float64 intermediates
@@ -25,7 +26,8 @@ def spread(decoder: Decoder, name: str) -> float | None:
 
     Tables of embeddings get 0.02 (Radford et al., "GPT-2", 2019). Matrices get sqrt(2 / (5 D)), the small initialisation
     of Nguyen and Salazar, 2019; those that write into the residual stream are divided by sqrt(2 x layers), since so
-    many of them add up.
+    many of them add up. Under muP the head's shrink with the width itself, 1 / D, and are the same at the base width (Yang et
+    al., "Tensor Programs V", 2022, table 3); all others have the right width already.
     """
     if name.endswith(".bias") or "norm." in name:
         return None
@@ -33,6 +35,8 @@ def spread(decoder: Decoder, name: str) -> float | None:
         return 0.02
     width, layers = known(decoder.section.width, "width"), len(decoder.shapes)
     matrix = sqrt(2 / (5 * width))
+    if name.startswith("head."):
+        return matrix / sqrt(growth(decoder.section))
     return matrix / sqrt(2 * layers) if name.endswith(("output.weight", "down.weight")) else matrix
 
 

@@ -123,6 +123,7 @@ def svg(chart: Chart, *, colours: Sequence[str] = ()) -> str:
     (wide, high), kind = chart.size, "small" if chart.size == SMALL else "large"
 
     def at(point: Point) -> Point:
+        """Where a point lies on the paper."""
         across = (point[0] - x_low) / (x_high - x_low) if x_high > x_low else 0.5
         up = min(1.0, (point[1] - y_low) / (y_high - y_low)) if y_high > y_low else 0.5
         return _LEFT + across * (wide - _LEFT - _RIGHT), high - _BOTTOM - up * (high - _TOP - _BOTTOM)
@@ -192,11 +193,19 @@ def _style(colours: Sequence[str]) -> str:
     return f"<style>{''.join(rules)}</style>"
 
 
+SIGNS = {
+    "line": "—",
+    "faint": "┄",
+    "dots": "●",
+    "triangles": "▲",
+    "crosses": "✕",
+}  # what a legend has for each kind of series
+
+
 def legend(chart: Chart) -> str:
     """What is drawn how, as HTML."""
-    signs = {"line": "—", "faint": "┄", "dots": "●", "triangles": "▲", "crosses": "✕"}
     items = [
-        f"<li>{_sign(0 if series.kind == 'faint' else index, signs[series.kind])} {escape(series.name)}</li>"
+        f"<li>{_sign(0 if series.kind == 'faint' else index, SIGNS[series.kind])} {escape(series.name)}</li>"
         for index, series in enumerate(chart.series)
         if series.points
     ]

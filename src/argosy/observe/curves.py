@@ -14,6 +14,13 @@ from argosy.observe.text import clock
 from argosy.quantities import count_text
 
 Row = Mapping[str, Any]
+SHOWN = 6  # layers with a line of their own in a small diagram
+MOST_LAYERS = 10_001  # that a job may have, and the rest of the model
+ENDS = ("gradient_norm", "update_ratio")  # figures that the rest has too
+IN_PASSING = (
+    "Taken while the step was computed, as often as observe.numerics_every says. The scores are those of up to 64 query rows "
+    "drawn from the step, exact, with every key that they see; the largest of the whole step may be larger."
+)
 
 
 def learning(summary: Summary) -> list[tuple[str, Chart]]:
@@ -38,6 +45,7 @@ def learning(summary: Summary) -> list[tuple[str, Chart]]:
     for label, title, across, form in axes:
 
         def place(step: int, across: Sequence[float] = across) -> float:
+            """How far along the axis `step` lies."""
             at = bisect_right(steps, step) - 1
             return across[at] if at >= 0 else 0.0
 
@@ -49,6 +57,7 @@ def learning(summary: Summary) -> list[tuple[str, Chart]]:
             Series("saved", tuple((place(step), 0.0) for step in _steps(summary.saves)), "triangles"),
             Series("fault", tuple((place(step), 0.0) for step in _steps(summary.faults)), "crosses"),
             Series("each step", thin(raw) if window > 1 else (), "faint"),
+            *(Series(name, _held_out(held, place, key), "dots") for name, held in summary.sets.items()),
         )
         chart = Chart(f"{unit} against {label}", title, unit, series, form, lambda value: f"{value:.3g}")
         if not chart.empty:
@@ -71,6 +80,41 @@ def steps(summary: Summary) -> list[tuple[str, Chart]]:
         if not chart.empty:
             found.append((key, chart))
     return found
+
+
+def layers(summary: Summary) -> list[tuple[str, Chart]]:
+    """(name, chart) of the figures that were taken of every layer; of many layers SHOWN, evenly chosen."""
+    found = []
+    for key, title, unit in (
+        ("gradient_norm", "Gradient norm of each layer", "norm"),
+        ("update_ratio", "Update over weights of each layer", "ratio"),
+        ("activation_rms", "Activations of each layer", "root mean square"),
+        ("attention_logit", "Largest attention score of each layer", "score"),
+    ):
+        lines = _by_layer(summary.metrics, key)
+        count = max(0, len(lines) - (key in ENDS))  # the last one of these is no block
+        chosen = sorted({index * (count - 1) // max(1, min(count, SHOWN) - 1) for index in range(min(count, SHOWN))})
+        named = [(f"layer {index}", lines[index]) for index in chosen]
+        named += [("embedding and head", lines[count])] if len(lines) > count else []
+        series = tuple(Series(name, thin(points, 100)) for name, points in named)
+        chart = Chart(title, "step", unit, series, count_text, lambda value: f"{value:.3g}", SMALL)
+        if not chart.empty:
+            found.append((key, chart))
+    return found
+
+
+def _by_layer(rows: Sequence[Row], key: str) -> list[list[Point]]:
+    """The points of each layer's line; what is no number is left out: others' folders are read too."""
+    lines: list[list[Point]] = []
+    for row in rows:
+        told = row.get("layers")
+        values = told.get(key) if isinstance(told, Mapping) else None
+        for layer, value in enumerate(values if isinstance(values, list) else ()):
+            if layer == len(lines) < MOST_LAYERS:
+                lines.append([])
+            if layer < len(lines) and isinstance(value, int | float) and math.isfinite(value):
+                lines[layer].append((float(row["step"]), float(value)))
+    return lines
 
 
 def smooth(points: Sequence[Point]) -> tuple[list[Point], int]:

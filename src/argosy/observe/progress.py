@@ -54,7 +54,8 @@ def mode(out: TextIO, *, quiet: bool = False, json: bool = False) -> Mode:
         return "json"
     if quiet:
         return "quiet"
-    return "terminal" if out.isatty() and os.environ.get("TERM", "dumb") != "dumb" else "plain"
+    terminal = getattr(out, "isatty", None)  # what stands in for a stream may have none
+    return "terminal" if terminal is not None and terminal() and os.environ.get("TERM", "dumb") != "dumb" else "plain"
 
 
 def screen(mode: Mode, out: TextIO | None = None, *, log: Path | None = None, log_every: float = 10.0) -> Screen:
@@ -122,7 +123,12 @@ class Screen:
         if best:
             self._best = value
         told = "not finite" if value is None else f"{value:.3f} {unit}"
-        text = f"  step {row['step']:>5,}   held out {told}{'   best so far' if best else ''}"
+        for name, other in (row.get("sets") or {}).items():
+            figure = other.get("bits_per_byte") if other.get("bits_per_byte") is not None else other.get("loss")
+            told += f", {harmless(str(name))} {'not finite' if figure is None else f'{figure:.3f}'}"
+        by = f" by {harmless(str(row['by']))}" if row.get("sets") and row.get("by") else ""
+        best = bool(row["best"]) if "best" in row else best
+        text = f"  step {row['step']:>5,}   held out {told}{f'   best so far{by}' if best else ''}"
         self._both(text, "held_out", dict(row))
 
     def sample(self, row: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ LONG = 400  # characters of a value, a name or a sentence that are shown
 SAMPLE = 3000  # characters of a sample
 ROWS = 100  # rows of a table that grows with the run
 PANES = 12  # that one row of choices may have
+MEASURED = ("train.precision", "train.compile", "batch.micro")  # what a start decides by measuring, where it can
 
 
 def text(value: object, limit: int = LONG, lines: bool = False) -> str:
@@ -102,8 +103,8 @@ def _figures(summary: Summary) -> list[tuple[str, str, str]]:
         found.append((place, f"{value:.3f}", unit))
     if summary.tokens_per_second and not summary.own:
         found.append(("speed", f"{summary.tokens_per_second:,.0f}", "tokens/s"))
-    if summary.gemm_share and summary.gemm_share <= 1:
-        found.append(("of its matrix products' speed", f"{summary.gemm_share:.0%}", "timed alone, beside it"))
+    if summary.gemm_share:
+        found.append(("of its matrix products' speed", f"{summary.gemm_share:.0%}", words.timed(summary)))
     if summary.mfu:
         found.append(("MFU", f"{summary.mfu:.0%}", "of the device's peak"))
     if summary.account.total:
@@ -190,6 +191,13 @@ def speed(summary: Summary) -> str:
     """Speed, learning rate and gradient norm by step."""
     found = [figure(chart, name) for name, chart in curves.steps(summary)]
     return f'<section><h2>Step by step</h2><div class="two">{"".join(found)}</div></section>' if found else ""
+
+
+def layers(summary: Summary) -> str:
+    """The figures of every layer, where some were taken."""
+    found = [figure(chart, f"layers-{name}") for name, chart in curves.layers(summary)]
+    told = f'<h2>Layer by layer</h2><p class="quiet">{curves.IN_PASSING}</p><div class="two">{"".join(found)}</div>'
+    return f"<section>{told}</section>" if found else ""
 
 
 def data(summary: Summary) -> str:
@@ -333,10 +341,14 @@ def repeat(summary: Summary) -> str:
 
 
 def _found_here(summary: Summary) -> list[str]:
-    """What another start would measure or find anew, perhaps otherwise, as words of the command line."""
+    """What another start would measure or find anew, perhaps otherwise, as words of the command line.
+
+    MEASURED always: where nothing was measured this time, the next start may well, and then decide otherwise.
+    """
     words = ["--workers", str(summary.info["workers"])] if "workers" in summary.info else []
     for one in summary.settings:
-        if one.origin in ("measured", "this machine") and one.key.startswith(("train.", "batch.", "layout.")):
+        here = one.origin in ("measured", "this machine") and one.key.startswith(("train.", "batch.", "layout."))
+        if here or one.key in MEASURED:
             words += [f"--{one.key}", one.used if isinstance(one.used, str) else json.dumps(one.used)]
     return words
 
@@ -354,6 +366,7 @@ ORDER: tuple[Callable[[Summary], str], ...] = (
     writes,
     predicted,
     speed,
+    layers,
     data,
     settings,
     checkpoints,

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from argosy.observe import goodput
+from argosy.observe.text import harmless
 from argosy.run import parquet, record
 from argosy.run.folder import Run
 from argosy.run.lines import rows
@@ -151,7 +152,7 @@ class Summary:
                         **{key: manifest.get(key) for key in ("step", "created", "torch")},
                     }
                 )
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue  # half written, or damaged: no checkpoint
         return found
 
@@ -254,10 +255,25 @@ class Summary:
             if self.predicted.get(key) and measured
         ]
 
+    @cached_property
+    def sets(self) -> dict[str, list[dict[str, Any]]]:
+        """The evaluations of each named held-out set: step, loss and bits_per_byte."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in self.evaluations:
+            named = row.get("sets")
+            for name, held in named.items() if isinstance(named, dict) else ():
+                values = {key: held.get(key) if isinstance(held, dict) else None for key in ("loss", "bits_per_byte")}
+                if all(isinstance(value, int | float | None) for value in values.values()):
+                    found.setdefault(harmless(str(name)), []).append({"step": row["step"], **values})
+        return found
+
     @property
     def best(self) -> dict[str, Any] | None:
-        """The evaluation with the lowest loss."""
+        """The evaluation that was the best by the set that decided; where none says so, the one with the lowest loss."""
         found = [row for row in self.evaluations if row.get("loss") is not None]
+        chosen = [row for row in found if row.get("best") is True]
+        if chosen:
+            return chosen[-1]
         return min(found, key=lambda row: float(row["loss"])) if found else None
 
     @property

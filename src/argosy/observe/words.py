@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
-from argosy.job.schema import Job
+from argosy.job.schema import Job, LayoutSection
 from argosy.job.setting import Setting
+from argosy.layout.layout import Layout
 from argosy.observe.progress import EndFacts, StartFacts
 from argosy.observe.summary import Compared, Summary
 from argosy.quantities import bytes_text, count_text, seconds_text
@@ -89,12 +90,14 @@ def start(
     threads: int,
     backend: str,
     because: str = "",
+    decays: int | None = None,
     notes: Sequence[str] = (),
 ) -> StartFacts:
     """The block before the first step.
 
     run: "runs/laptop (new)". data: `Prepared.summary`; documents, tokens: what is trained on; held_out: documents kept
-    back. backend: "gloo" or "nccl". because: who says how many threads, where it is not the cores.
+    back. backend: "gloo" or "nccl". because: who says how many threads, where it is not the cores. decays: the step from
+    which "wsd" falls, where the ledger says more than the job.
     """
     why = {setting.key: setting.why for setting in settings}
     steps, all_tokens = int(job.train.steps or 0), int(job.train.tokens or 0)
@@ -106,12 +109,12 @@ def start(
             f"{data}\n{held_out:,} of {documents + held_out:,} document{'s' * (documents + held_out != 1)} held out",
         ),
         ("Batch", _batch(job, steps, all_tokens, tokens)),
-        ("Optim", _optim(job, steps)),
+        ("Optim", _optim(job, steps, decays)),
         ("Layout", _layout(job, workers, threads, backend, because)),
         ("Numbers", _numbers(job, why)),
         (
             "Expect",
-            f"≈{seconds_text(prediction.seconds)} of steps, ≈{prediction.tokens_per_second:,.0f} tokens/s"
+            f"≈{seconds_text(prediction.seconds)} of steps, ≈{float(f'{prediction.tokens_per_second:.2g}'):,.0f} tokens/s"
             f"{f' ({prediction.basis})' if prediction.basis else ''}, "
             f"{bytes_text(prediction.memory_bytes)} per worker, {bytes_text(prediction.disk_bytes)} on disk"
             + _timed(settings),
@@ -152,7 +155,7 @@ def _batch(job: Job, steps: int, all_tokens: int, tokens: int) -> str:
     )
 
 
-def _optim(job: Job, steps: int) -> str:
+def _optim(job: Job, steps: int, decays: int | None) -> str:
     optim, per_step = job.optim, job.batch.tokens
     words: list[str] = ["muon + adamw" if optim.name == "muon" else optim.name]
     lr = optim.lr or 0.0
@@ -160,9 +163,11 @@ def _optim(job: Job, steps: int) -> str:
     if optim.warmup:
         words.append(f"warm-up {max(1, round(optim.warmup / per_step)):,} steps")
     if optim.schedule == "wsd" and optim.decay:
-        words.append(f"decay from step {round(steps * (1 - optim.decay)):,}")
+        words.append(f"decay from step {decays or round(steps * (1 - optim.decay)):,}")
     elif optim.schedule == "cosine":
         words.append("half a cosine")
+    if optim.rewarm:
+        words.append(f"up again over {count_text(optim.rewarm)} tokens after a fork")
     words.append(f"weight decay {optim.weight_decay:g}")
     words.append(f"clip {optim.clip:g}" if optim.clip else "no clipping")
     return ", ".join(words)
@@ -170,16 +175,41 @@ def _optim(job: Job, steps: int) -> str:
 
 def _layout(job: Job, workers: int, threads: int, backend: str, because: str = "") -> str:
     told = f" ({because})" if because else ""
+    each = f"{threads} thread{'s' * (threads != 1)}{told}"
     if workers == 0:
-        return "in this process, no workers" + (f", {threads} thread{'s' * (threads != 1)}{told}" if told else "")
-    text = f"{workers} worker{'s' * (workers != 1)} of {threads} thread{'s' * (threads != 1)}{told}: {job.layout.shape}"
-    sharded = f", ZeRO-{job.layout.zero}" if "dp" in job.layout.shape.replace("dp1", "") else ""
-    return text + sharded + (f" over {backend}" if workers > 1 else "") + f", {job.batch.micro} sequences at once"
+        text = "in this process, no workers" + (f", {each}" if told else "")
+    else:
+        text = f"{workers} worker{'s' * (workers != 1)} of {each}: {job.layout.shape}"
+        text += f", ZeRO-{job.layout.zero}" if Layout.parse(job.layout.shape).dp_shard > 1 else ""
+        text += (f" over {backend}" if workers > 1 else "") + f", {job.batch.micro} sequences at once"
+    unusual = _unusual(job)
+    return "\n".join([text, ", ".join(unusual)] if unusual else [text])
+
+
+def _unusual(job: Job) -> list[str]:
+    """What of the layout acts and is not as it is when nobody asks, in words."""
+    asked, usual, layout = job.layout, LayoutSection(), Layout.parse(job.layout.shape)
+    found = []
+    if asked.order != usual.order and sum(degree > 1 for degree in layout.degrees) > 1:
+        found.append(f"axes in the order {asked.order}")
+    if layout.pp > 1 and asked.schedule != usual.schedule:
+        found.append(asked.schedule + (f" with {asked.virtual} stages a rank" if asked.virtual > 1 else ""))
+    if layout.pp > 1 and asked.stages:
+        found.append(f"stages of {' + '.join(map(str, asked.stages))} layers")
+    if layout.tp > 1 and not asked.sequence:
+        found.append("sequences whole on every tensor rank")
+    if layout.dp_shard > 1 and asked.secondary:
+        found.append(f"a second shard over {asked.secondary} ranks")
+    if job.memory.recompute:
+        found.append(f"backward recomputes {', '.join(job.memory.recompute)}")
+    return found
 
 
 def _numbers(job: Job, why: Mapping[str, str]) -> str:
     reason = why.get("train.precision", "")
-    text = f"{job.train.precision}" + (f" ({reason})" if reason else "") + f"; weights kept in {job.train.master}"
+    text = f"{job.train.precision}" + (f" ({reason})" if reason else "")
+    others = [f"{name} in {kind}" for name, kind in job.train.precision_of if kind not in ("auto", job.train.precision)]
+    text = "; ".join([text, *others, f"weights kept in {job.train.master}"])
     reason = why.get("train.compile", "")
     return text + ("; blocks compiled" if job.train.compile else f"; not compiled{f' ({reason})' if reason else ''}")
 
@@ -197,6 +227,9 @@ def end(run: Run) -> EndFacts:
     if summary.state == "stopped" and saved < summary.step:
         sentence += f" Nothing is saved since step {saved:,}." if saved else " Nothing is saved."
     lines = [("Held out", held_out(summary))] if held_out(summary) else []
+    if isinstance(summary.info.get("early"), str) and summary.info["early"] and summary.state == "finished":
+        lines.append(("Early", summary.info["early"]))
+    lines += sets(summary)
     if summary.tokens_per_second:
         lines.append(("Speed", speed(summary)))
     if summary.compared:
@@ -224,8 +257,24 @@ def held_out(summary: Summary) -> str:
     text = f"{last[key]:.3f} {unit}" + (f", loss {last['loss']:.3f} per token" if key != "loss" else "")
     if len(rows) > 1 and first.get(key) is not None:
         place = "the best so far" if best is last else f"best at step {best['step']:,}"
+        place += f" by {best['by']}" if best.get("sets") and best.get("by") else ""
         text += f" (from {first[key]:.3f} at step {first['step']:,}; {place})"
     return text
+
+
+def sets(summary: Summary) -> list[tuple[str, str]]:
+    """(name, words) of each named held-out set: its newest figure, from which first, and its best."""
+    told = []
+    for name, rows in summary.sets.items():
+        bits = all(row["bits_per_byte"] is not None for row in rows)
+        key, unit = ("bits_per_byte", "bits/byte") if bits else ("loss", "nats per token")
+        known = [(int(row["step"]), float(row[key])) for row in rows if row[key] is not None]
+        if not known:
+            continue
+        (begun, first), (_, last), (at, best) = known[0], known[-1], min(known, key=lambda one: one[1])
+        more = f" (from {first:.3f} at step {begun:,}; best {best:.3f} at step {at:,})" if len(known) > 1 else ""
+        told.append((name, f"{last:.3f} {unit}{more}"))
+    return told
 
 
 def speed(summary: Summary) -> str:
@@ -233,8 +282,16 @@ def speed(summary: Summary) -> str:
     text = f"{summary.tokens_per_second:,.0f} tokens/s"
     if summary.gemm_share:
         share = f"{summary.gemm_share:.0%}" if summary.gemm_share >= 0.01 else "less than 1%"
-        text += f" = {share} of the speed of its matrix products alone, timed beside it"
+        text += f" = {share} of the speed of its matrix products alone, {timed(summary)}"
     return text + (f"; {summary.mfu:.0%} of the device's peak" if summary.mfu else "")
+
+
+def timed(summary: Summary) -> str:
+    """When the matrix products were timed, and by whom."""
+    if int(summary.info.get("workers") or 1) == 1:
+        return "timed between steps"
+    devices = (summary.info.get("machine") or {}).get("devices")
+    return "timed on one rank while the others wait" if devices else "timed on all ranks at once"
 
 
 def compared(item: Compared) -> str:

@@ -1,1 +1,1 @@
-"""The update: AdamW, Muon and the learning rate by tokens. Takes named parameters with gradients; knows no model and no run."""
+"""The update: AdamW, Muon, LAMB; the learning rate by tokens. Knows named parameters with gradients; no model and no run."""

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from argosy.device.shards import box, local, slices, whole, zeros
+from argosy.device.shards import alike_shard, box, local, slices, whole, zeros
 from argosy.device.torch_versions import gather_into, interpolate_all, multiply_all
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's: steepest at zero, so that few iterations do
@@ -54,10 +54,14 @@ class Muon:
 
     def __init__(
         self, parameters: Mapping[str, Tensor], *, momentum: float, iterations: int, weight_decay: float,
-        kind: torch.dtype, group: dist.ProcessGroup | None = None,
+        kind: torch.dtype, group: dist.ProcessGroup | None = None, rates: Mapping[str, float] | None = None,
     ):  # fmt: skip
-        """`kind` is the type of the iterations (the device's fast one); `group` shares them out."""
+        """`kind` is the type of the iterations (the device's fast one); `group` shares them out.
+
+        `rates`, by name: the share of the learning rate that a matrix takes, left out: all of it. Its decay takes all of it.
+        """
         self.parameters = dict(parameters)
+        self.rates = dict.fromkeys(self.parameters, 1.0) | dict(rates or {})
         self.momentum, self.iterations, self.weight_decay, self.kind = momentum, iterations, weight_decay, kind
         self.state = {name: zeros(parameter) for name, parameter in self.parameters.items()}
         self.group = group if group is not None and dist.get_world_size(group) > 1 else None
@@ -77,12 +81,19 @@ class Muon:
             one = torch.ones((), dtype=torch.float64, device=own[0].device)
             decay = 1 - lr * self.weight_decay
             multiply_all(own, decay if good is None else torch.where(good, one.new_full((), decay), one))
-        for parameter, target, update in zip(self.parameters.values(), own, updates, strict=True):
-            scale = 0.2 * sqrt(max(parameter.shape))
+        for (name, parameter), target, update in zip(self.parameters.items(), own, updates, strict=True):
+            scale = 0.2 * sqrt(max(parameter.shape)) * self.rates[name]
             mine = update[slices(box(parameter))].to(target.dtype)
             if good is not None:
                 mine = torch.where(good, mine, 0.0)
             target.add_(mine, alpha=-lr * scale)
+
+    def named_state(self) -> dict[str, Tensor]:
+        """The momentum of each matrix: "optim.<matrix>.momentum"."""
+        return {f"optim.{name}.momentum": momentum for name, momentum in self.state.items()}
+
+    def load_count(self, updates: int) -> None:
+        """Nothing here depends on how many updates there were."""
 
     def _nesterov(self, good: Tensor | None) -> list[Tensor]:
         """Momentum's look-ahead of every matrix, sharded as the parameters are."""
@@ -98,7 +109,9 @@ class Muon:
         else:  # one by one: no second copy of all momenta stands for the sake of a step that may be none
             for old, gradient in zip(held, towards, strict=True):
                 old.copy_(torch.where(good, torch.lerp(old, gradient, 1 - self.momentum), old))
-        return [torch.lerp(gradient, m, self.momentum) for gradient, m in zip(gradients, momenta, strict=True)]
+        ahead = [torch.lerp(gradient, m, self.momentum) for gradient, m in zip(towards, held, strict=True)]
+        # Not by an operator on the sharded ones: what is gathered later lies over the parameters' own mesh.
+        return [alike_shard(own, like) for own, like in zip(ahead, self.parameters.values(), strict=True)]
 
     def _orthogonal(self, updates: list[Tensor]) -> list[Tensor]:
         """Every matrix whole and orthogonal, whoever computed it."""

@@ -7,7 +7,7 @@ gathering of its weights stays outside the compiled code. Later dimensions are a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,8 @@ from argosy.errors import BUG, Refused
 from argosy.job.schema import Job
 from argosy.model.decoder import Decoder
 from argosy.model.layers import known
+from argosy.model.own import decoder_of, own_loss
+from argosy.model.precisions import class_of
 from argosy.model.weights import initialise
 from argosy.parallel import pipeline, tensor
 from argosy.parallel import recompute as recomputation
@@ -27,8 +29,8 @@ from argosy.parallel.data import Replicated, Sharded, Summed, Tied
 from argosy.parallel.execute import Executor, Plain, Whole
 from argosy.parallel.links import Links
 from argosy.parallel.mesh import Mesh
-from argosy.parallel.norm import norm2
 from argosy.plan import layouts
+from argosy.plan.classes import Carried, carried, of_classes
 
 
 @dataclass
@@ -80,12 +82,14 @@ def shard(
     reduce: torch.dtype | None = None,
     summed: Summed | None = None,
     tied: Tied | None = None,
+    ends: torch.dtype | None = None,
+    kept: Collection[str] = (),
 ) -> Applied:
     """Make `model` trainable on `mesh`: its `units` (blocks) are compiled and sharded each by itself.
 
     A model on `meta` is sharded without weights; `materialise` and first weights come after this call. Gradient buffers of a
     replicated model are made by `materialise`, which has real parameters. `summed`: what tensor ranks must add up; `tied`:
-    what the first and the last stage of a pipeline must.
+    what the first and the last stage of a pipeline must. `ends` and `kept`: as `Sharded` has them, `kept` by name.
     """
     order = []
     if mesh.pp is not None:
@@ -101,18 +105,34 @@ def shard(
     whole = Whole(model)
     data: Replicated | Sharded
     if mesh.shard is not None:
+        named = dict(model.named_parameters())
         data = Sharded(
-            whole, units, mesh, zero, compute=compute, reduce=reduce, summed=summed, tied=tied, secondary=secondary
+            whole,
+            units,
+            mesh,
+            zero,
+            compute=compute,
+            reduce=reduce,
+            summed=summed,
+            tied=tied,
+            secondary=secondary,
+            ends=ends,
+            kept={name: named[name] for name in kept},
         )
         second = f", second shard over {secondary}" if secondary else ""
         order.append(f"shard over {mesh.layout.dp_shard} (ZeRO-{zero}{second})")
-        if mesh.replicate is not None:
-            order.append(f"replicate {mesh.layout.dp_replicate} times")
+        if kept:
+            order.append(f"keep {len(kept)} norms whole")  # in digits that sharded weights lose on their way
     else:
         data = Replicated((), mesh.data, reduce, summed, tied)
-        if mesh.data is not None:
-            order.append(f"replicate {mesh.layout.dp_replicate} times")
+    if mesh.replicate is not None:
+        order.append(f"replicate {mesh.layout.dp_replicate} times")
     return Applied(whole, data, tuple(order))
+
+
+def whole_under(carrying: Carried, name: str) -> bool:
+    """Whether the decoder's parameter `name` must not be sharded, since weights are carried so."""
+    return class_of(name) == "norm" and (carrying.norms if name.startswith("blocks.") else carrying.last_norm)
 
 
 def materialise(applied: Applied, device: torch.device) -> None:
@@ -145,13 +165,10 @@ class Laid:
         """Ranks that compute the same loss: the vote divides by it. A rank without the last stage brings a loss of zero."""
         return self.mesh.layout.tp * self.mesh.layout.cp
 
-    def gradients(self) -> Sequence[Tensor]:
-        """This rank's gradients, or the buffers that hold them, after a step's backward passes."""
-        return self.applied.data.gradients()
-
-    def norm2(self) -> Tensor:
-        """This rank's share [scalar, float64] of the squared norm of the whole gradient."""
-        return norm2(self.gradients(), self.mesh.layout.world // self.mesh.layout.pp)
+    @property
+    def world(self) -> int:
+        """Ranks that hold the same stages of the pipeline: over them copies are counted in the norm of the gradient."""
+        return self.mesh.layout.world // self.mesh.layout.pp
 
 
 def chunk(tokens: int, most: int) -> int:
@@ -162,8 +179,9 @@ def chunk(tokens: int, most: int) -> int:
 def decoder(job: Job, mesh: Mesh, device: torch.device) -> Laid:
     """The model of `job` (in force) laid out on `mesh`, on `device`, with its first weights."""
     compute, master, reduce = (dtype(str(name)) for name in (job.train.precision, job.train.master, job.train.reduce))
-    compiled = job.train.compile is True
-    model = Decoder(job.model, seed=job.train.seed, compute=compute, master=master)
+    kinds = {name: dtype(kind) for name, kind in of_classes(job.train).items()}
+    carrying, compiled = carried(job.train), job.train.compile is True
+    model = decoder_of(job.model)(job.model, seed=job.train.seed, compute=compute, master=master, kinds=kinds)
     layers = layouts.stage_layers(job, mesh.layout)
     tied = None if mesh.pp is None else pipeline.split(model, mesh, layers)
     kernel = model.prepare(device.type, job.batch.sequence, compiled)
@@ -181,29 +199,35 @@ def decoder(job: Job, mesh: Mesh, device: torch.device) -> Laid:
         reduce=reduce,
         summed=summed,
         tied=tied,
+        ends=dtype(carrying.ends),
+        kept=[name for name, _ in model.named_parameters() if whole_under(carrying, name)],
     )
     materialise(applied, device)
     initialise(model, job.train.seed)
     number = torch.zeros((), dtype=torch.int64, device=device)
     size = chunk(int(job.batch.micro) * job.batch.sequence, job.memory.loss_chunk)
 
+    theirs = None if job.train.loss is None else own_loss(job.train.loss)
+
     def loss(whole: Decoder, batch: Any) -> Tensor:
         """The loss of a micro-batch, summed over counted labels, in nats."""
-        return whole.loss(batch, size, number)
+        return whole.loss(batch, size, number) if theirs is None else theirs(whole, batch, number)
 
     if mesh.pp is None:
         return Laid(model, applied, Plain(applied.whole, loss, applied.data), number, kernel, mesh, size)
+    own, ends = mesh.layout.stages_of(mesh.rank), (0, mesh.layout.stages - 1)
     execute = pipeline.Pipeline(
         mesh.layout,
         mesh.rank,
         job.layout.schedule,
         applied.whole,
-        pipeline.computes(layers, mesh.layout.stages_of(mesh.rank), number, size),
+        pipeline.computes(layers, own, number, size),
         applied.data,
-        Links(mesh),
+        Links(mesh, device),
         pipeline.flowing(mesh, known(job.model.width, "width"), compute, job.layout.sequence),
         compute,
         device,
+        {stage: pipeline.trained(model, layers[stage], applied.whole, end=stage in ends) for stage in own},
     )
-    scores = partial(execute.scores, pipeline.logits(layers[-1]))
+    scores = partial(execute.scores, pipeline.logits(layers[-1]), kinds["head"])
     return Laid(model, applied, execute, number, kernel, mesh, size, scores)

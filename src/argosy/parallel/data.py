@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from argosy.device.shards import alike_shard, local
-from argosy.device.torch_versions import reshard_over
+from argosy.device.torch_versions import partial_sums, reshard_over
 from argosy.parallel.mesh import Mesh
 
 
@@ -31,6 +31,9 @@ class DataParallel(Protocol):
 
     def micro(self, *, last: bool) -> None:
         """A micro-batch starts; `last` of this step."""
+
+    def ends(self, units: Iterable[nn.Module]) -> None:
+        """The backward pass that comes is the last one of this step that goes through `units`, which others may follow."""
 
     def finish(self) -> None:
         """All backward passes are done: gradients become the sum over ranks."""
@@ -138,6 +141,9 @@ class Replicated:
     def micro(self, *, last: bool) -> None:
         """Nothing to do: gradients add up in their buffers."""
 
+    def ends(self, units: Iterable[nn.Module]) -> None:
+        """Nothing to do: the sum over ranks is made at the end."""
+
     def finish(self) -> None:
         """Sum the buffers over the ranks."""
         for flat in self.flat:
@@ -180,8 +186,11 @@ class Sharded:
     """`fully_shard` as ZeRO stage 1, 2 or 3 over `mesh.shard`, replicated over `mesh.replicate` where there is one.
 
     Stage 1 keeps whole gradients until the last micro-batch, stage 2 sums them into shards after each, stage 3 also gives the
-    whole weights back after each block's forward pass. A divide factor set on the root
-    alone is wrong in silence, so it is set on every module. Over weights that tensor ranks share out it cuts what is left.
+    whole weights back after each block's forward pass. Shards are added up over their copies once a step, at the last
+    micro-batch. A divide factor set on the root alone is wrong in silence, so it is set on every module. Over weights that
+    tensor ranks share out it cuts what is left.
+    `compute` is the type in which the weights of `units` are gathered, `ends` that of all others (left out: the same). The
+    parameters `kept`, by name, are not sharded: their gradients are added up over all data ranks after the last backward pass.
     `secondary`: under stage 3, between a block's forward and backward pass so many neighbouring ranks keep its weights, and the
     backward pass gathers among them alone (Wang et al., "ZeRO++", 2023, section 3.2).
     """
@@ -198,6 +207,8 @@ class Sharded:
         summed: Summed | None = None,
         tied: Tied | None = None,
         secondary: int = 0,
+        ends: torch.dtype | None = None,
+        kept: Mapping[str, nn.Parameter] | None = None,
     ):
         if stage not in (1, 2, 3):
             raise ValueError(f"ZeRO stage {stage}")
@@ -205,12 +216,19 @@ class Sharded:
         if grid is None:
             raise ValueError("nothing to shard over: dp_shard is 1")
         self.stage, self.reduce, self.summed, self.tied = stage, reduce, summed, tied
-        policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce, cast_forward_inputs=False)
+        own, others = (
+            MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=reduce, cast_forward_inputs=False)
+            for kind in (compute, ends or compute)
+        )
+        kept = kept or {}
+        self.kept = None if not kept or mesh.data is None else Summed(mesh.data, frozenset(kept))
+        ignored, again = set(kept.values()) or None, stage == 3
         for unit in units:
-            fully_shard(unit, mesh=grid, reshard_after_forward=stage == 3, mp_policy=policy)
-        fully_shard(root, mesh=grid, reshard_after_forward=stage == 3, mp_policy=policy)
+            fully_shard(unit, mesh=grid, reshard_after_forward=again, mp_policy=own, ignored_params=ignored)
+        fully_shard(root, mesh=grid, reshard_after_forward=again, mp_policy=others, ignored_params=ignored)
         self.modules = [module for module in root.modules() if isinstance(module, FSDPModule)]
         self.root = self.modules[0]
+        self.copied = mesh.replicate is not None
         second = mesh.secondary(secondary)
         for module in self.modules:
             module.set_gradient_divide_factor(1.0)
@@ -226,14 +244,32 @@ class Sharded:
 
     def micro(self, *, last: bool) -> None:
         """Say whether this backward pass sums gradients over ranks and gives whole weights back."""
-        self.root.set_requires_gradient_sync(last or self.stage > 1)
+        for module in self.modules:  # torch itself would look through all layers of all blocks for them, three times
+            module.set_requires_gradient_sync(last or self.stage > 1, recurse=False)
+            if self.copied:
+                module.set_requires_all_reduce(last, recurse=False)
+            module.set_reshard_after_backward(last or self.stage == 3, recurse=False)
         self.root.set_is_last_backward(last)
-        self.root.set_reshard_after_backward(last or self.stage == 3)
+
+    def ends(self, units: Iterable[nn.Module]) -> None:
+        """Let the copies of the shards of `units` add them up in the backward pass that comes.
+
+        Where a rank has several stages, most have their last backward pass before the step's last one: a sum over shards that
+        stood until then would never be added up over copies, since nothing comes after it.
+        """
+        if self.copied:
+            for unit in units:
+                if isinstance(unit, FSDPModule):
+                    unit.set_requires_all_reduce(True, recurse=False)
 
     def finish(self) -> None:
         """The backward pass has summed over the data ranks; what is left are shares of tensor ranks and of another stage."""
+        if self.copied and any(partial_sums(module) for module in self.modules):
+            raise RuntimeError("a gradient was added up over shards but not over their copies")
         named = ((name.removeprefix("model."), p.grad) for name, p in self._trained.named_parameters())
         gradients = {name: gradient for name, gradient in named if gradient is not None}
+        if self.kept is not None:
+            self.kept(gradients, self.reduce)
         if self.summed is not None:
             self.summed(gradients, self.reduce)
         if self.tied is not None:

@@ -72,6 +72,7 @@ def derive(model: nn.Module, forward: Callable[[nn.Module], Any]) -> Plan:
     ran: list[str] = []
 
     def note(name: str) -> Callable[..., None]:
+        """A hook that writes down that the module `name` ran."""
         return lambda *_: ran.append(name)
 
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -21,7 +22,7 @@ class Links:
     left alone: whoever needs a letter waits for it, and what was sent is kept until it has surely been read.
     """
 
-    def __init__(self, mesh: Mesh):
+    def __init__(self, mesh: Mesh, device: torch.device | None = None):
         if mesh.pp is None:
             raise ValueError("no pipeline: pp is 1")
         self.layout, self.rank = mesh.layout, mesh.rank
@@ -37,8 +38,23 @@ class Links:
                     made = mesh.among(ends, name=f"{way}{border}")
                     assert made is not None
                     self._groups[way, border] = made
+                    self._open_up(way, border, device)
         self._open: dict[Action, tuple[dist.Work | None, Tensor]] = {}  # no work: it has come
         self._sent: dict[Action, tuple[dist.Work, Tensor]] = {}
+
+    def _open_up(self, way: str, border: int, device: torch.device | None) -> None:
+        """Send one number through a channel while nothing else goes on.
+
+        NCCL makes the connection of two ranks at their first letter, and neither goes on before the other is there. A schedule
+        opens letter boxes long before the letters come: there ranks would wait for each other in a circle. Here they cannot,
+        since every rank goes through its borders in ascending order.
+        """
+        begin, end = (border, border + 1) if way == FORWARD else (border + 1, border)
+        number, group = torch.zeros(1, device=device), self._groups[way, border]
+        if self.rank == self._holder(begin):
+            dist.send(number, self._holder(end), group=group)
+        else:
+            dist.recv(number, self._holder(begin), group=group)
 
     def _holder(self, stage: int) -> int:
         return self.layout.holder(self.rank, stage)

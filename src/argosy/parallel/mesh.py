@@ -3,7 +3,8 @@
 In: a Layout, a rank, the incarnation's number. Out: a Mesh with one group per set of ranks that must talk. Rank 0 of each
 incarnation opens a fresh store on a free port and publishes its address in a file; every key has the prefix (run,
 incarnation), so that new workers never read the addresses of dead ones. A rank touches the store only for groups that it is
-in; nothing waits for the whole world. A single rank has no group, no store and needs no network.
+in, and to hear that rank 0 has done what may take longer than a collective waits; nothing waits for the whole world. A single
+rank has no group, no store and needs no network.
 """
 
 from __future__ import annotations
@@ -11,23 +12,26 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from argosy.device.torch_versions import forget_meshes, let_go_of_groups, new_group
 from argosy.errors import BUG, Refused
-from argosy.layout.layout import Layout
+from argosy.layout.layout import GROUPS, Layout
 
 PATIENCE = timedelta(
     minutes=30
 )  # of a collective: a rank may compile, evaluate or wait for a disk; the parent notices the dead
 LOOPBACK = "127.0.0.1"
+LONGEST_PAUSE = 0.5  # seconds between two looks for rank 0's word; the first ones follow each other at once
 
 
 @dataclass(frozen=True)
@@ -44,16 +48,9 @@ class Meeting:
     hosted: bool = False
 
 
-# What each group of a mesh is for, and the axes along which its members differ. Made in this order on every rank.
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "tp": ("tp",),  # share every matrix of a layer
-    "cp": ("cp",),  # share every sequence
-    "shard": ("dp_shard",),  # share weights, gradients, optimizer state
-    "replicate": ("dp_replicate",),  # hold copies of each other's shards
-    "data": ("dp_replicate", "dp_shard"),  # read different sequences, have the same part of the model
-    "pp": ("pp",),  # share the layers
-    "stage": ("dp_replicate", "dp_shard", "cp", "tp"),  # hold the same stages of the pipeline
-}
+_named: dict[
+    tuple[str | int, ...], tuple[str, ...]
+] = {}  # device meshes that torch may remember, and their groups' names
 PARENT = ("dp_replicate", "dp_shard", "tp")  # dimensions of the one device mesh from which all others are cut
 
 
@@ -81,9 +78,14 @@ class Mesh:
     data: dist.ProcessGroup | None = None
     pp: dist.ProcessGroup | None = None
     stage: dist.ProcessGroup | None = None
-    _store: dist.Store | None = field(default=None, repr=False)
+    _store: dist.Store | None = field(default=None, repr=False)  # of this incarnation alone
+    _words: int = 0  # how often rank 0 has been waited for
+    # Whether torch forgets all device meshes before and after this one. A process that makes many, and remembers them, must
+    # leave that to `_told_apart`.
+    forgets: bool = True
     _made: dict[tuple[str | int, ...], dist.ProcessGroup] = field(default_factory=dict, repr=False)
     _parent: DeviceMesh | None = field(default=None, repr=False)
+    _meshes: list[DeviceMesh] = field(default_factory=list, repr=False)
 
     @property
     def size(self) -> int:
@@ -104,10 +106,8 @@ class Mesh:
             if self.world is not None and not name and len(ranks) == self.layout.world:
                 self._made[members] = self.world
                 return self.world
-            made = dist.new_group(list(ranks), timeout=PATIENCE, use_local_synchronization=True)
-            if not isinstance(made, dist.ProcessGroup):
-                raise RuntimeError(f"rank {self.rank} is no member of the group {list(ranks)}")
-            self._made[members] = made
+            label = blake2b(repr(members).encode(), digest_size=16).hexdigest()
+            self._made[members] = new_group(ranks, label, PATIENCE)
         return self._made[members]
 
     def root(self) -> DeviceMesh | None:
@@ -122,12 +122,25 @@ class Mesh:
                 return None
             ranks = torch.tensor(self.layout.line(self.rank, *axes), dtype=torch.int)
             shape = [int(getattr(self.layout, axis)) for axis in axes]
+            self._told_apart((*axes, *shape, *ranks.tolist()), groups)
             if len(axes) == 1:
                 self._parent = DeviceMesh.from_group(groups[0], self.kind, mesh_dim_names=(axes[0],))
             else:
                 names = tuple(axes)
                 self._parent = DeviceMesh.from_group(groups, self.kind, mesh=ranks.view(shape), mesh_dim_names=names)
+            self._meshes.append(self._parent)
         return self._parent
+
+    def _told_apart(self, like: tuple[str | int, ...], groups: Sequence[dist.ProcessGroup]) -> None:
+        """Let torch forget its meshes if it would take this one for an earlier one whose groups had other names.
+
+        Groups are named by their members, but that of all ranks is the world's own, which torch names.
+        """
+        names = tuple(group.group_name for group in groups)
+        if _named.setdefault(like, names) != names:
+            forget_meshes()
+            _named.clear()
+            _named[like] = names
 
     def part(self, *axes: str) -> DeviceMesh | None:
         """Those dimensions of the root that have a degree above 1; None where none has."""
@@ -153,33 +166,64 @@ class Mesh:
         at = line.index(self.rank)
         near = self.among(sorted(line[at - at % ranks : at - at % ranks + ranks]))
         far = self.among(sorted(line[at % ranks :: ranks]))
-        return DeviceMesh.from_group(
+        made = DeviceMesh.from_group(
             [group for group in (far, near) if group is not None], self.kind,
             mesh=torch.tensor(line, dtype=torch.int).view(-1, ranks), mesh_dim_names=("far", "near"),
         )  # fmt: skip
+        self._meshes.append(made)
+        return made
+
+    def first(self, work: Callable[[], object], pause: Callable[[float], object] = time.sleep) -> None:
+        """Rank 0 does `work`, and all others wait until it is done, however long that takes. All ranks call it.
+
+        A collective would give up after PATIENCE. A rank 0 that dies takes its store along, which is an error to who waits.
+        """
+        self._words += 1
+        word, wait = f"argosy/first/{self._words}", 0.002
+        if self.rank == 0:
+            work()
+            if self._store is not None:
+                self._store.set(word, "done")
+            return
+        if self._store is None:
+            raise ValueError(f"rank {self.rank} has no store to hear rank 0 by")
+        while not self._store.check([word]):
+            pause(wait)
+            wait = min(LONGEST_PAUSE, wait * 1.5)
 
     def close(self) -> None:
         """Leave all groups. Waits for nobody."""
         if self.world is not None:
             dist.destroy_process_group()
+            for made in self._meshes:
+                let_go_of_groups(
+                    made
+                )  # or they, and with them their sockets, would be kept as long as torch knows the mesh
+            if self.forgets:
+                forget_meshes()
+        self._meshes.clear()
         self.world = self._store = self._parent = None
         for name in GROUPS:
             setattr(self, name, None)
         self._made.clear()
 
 
-def join(layout: Layout, rank: int, meeting: Meeting, *, backend: str = "gloo", kind: str = "cpu") -> Mesh:
+def join(
+    layout: Layout, rank: int, meeting: Meeting, *, backend: str = "gloo", kind: str = "cpu", forgets: bool = True
+) -> Mesh:
     """Join the groups of `rank`. Refused (exit code 1) when rank 0's store does not appear within `PATIENCE`."""
-    mesh = Mesh(layout, rank, kind)
+    mesh = Mesh(layout, rank, kind, forgets=forgets)
     if layout.world == 1:
         return mesh
-    mesh._store = _store(rank, meeting)
-    return joined_over(mesh, dist.PrefixStore(meeting.prefix, mesh._store), backend)
+    mesh._store = dist.PrefixStore(meeting.prefix, _store(rank, meeting))
+    return joined_over(mesh, mesh._store, backend)
 
 
 def joined_over(mesh: Mesh, store: dist.Store, backend: str) -> Mesh:
     """Make all groups of `mesh` over `store`: operations on it are for groups that the rank is in, and for nothing else."""
     layout, rank = mesh.layout, mesh.rank
+    if mesh.forgets:
+        forget_meshes()  # of another job in this process
     dist.init_process_group(backend, store=store, rank=rank, world_size=layout.world, timeout=PATIENCE)
     mesh.world = dist.group.WORLD
     for name, axes in GROUPS.items():
@@ -188,9 +232,11 @@ def joined_over(mesh: Mesh, store: dist.Store, backend: str) -> Mesh:
 
 
 @contextmanager
-def joined(layout: Layout, rank: int, meeting: Meeting, *, backend: str = "gloo", kind: str = "cpu") -> Iterator[Mesh]:
+def joined(
+    layout: Layout, rank: int, meeting: Meeting, *, backend: str = "gloo", kind: str = "cpu", forgets: bool = True
+) -> Iterator[Mesh]:
     """`join`, and leave at the end."""
-    mesh = join(layout, rank, meeting, backend=backend, kind=kind)
+    mesh = join(layout, rank, meeting, backend=backend, kind=kind, forgets=forgets)
     try:
         yield mesh
     finally:

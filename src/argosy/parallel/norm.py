@@ -6,22 +6,11 @@ Over any mix of meshes: each rank adds what it holds, divided by how many ranks 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import prod
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from argosy.device.shards import cuts, local
-
-
-def copies(tensor: Tensor, world: int) -> int:
-    """How many of `world` ranks hold the same elements of `tensor`: all of them for a plain tensor."""
-    if not isinstance(tensor, DTensor):
-        return world
-    if any(placement.is_partial() for placement in tensor.placements):
-        raise ValueError("a partial sum has no norm yet: reduce it first")
-    return world // prod(tensor.device_mesh.size(axis) for axis, _ in cuts(tensor))
+from argosy.device.shards import copies, local
 
 
 def norm2(gradients: Iterable[Tensor], world: int = 1) -> Tensor:

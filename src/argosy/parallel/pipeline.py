@@ -75,7 +75,8 @@ class Part(nn.Module):
 class Pipeline:
     """The Executor over the stages of a rank: runs the actions of a schedule, a list for each number of micro-batches.
 
-    `computes` are this rank's stages. The loss is 0 on ranks without the last stage.
+    `computes` are this rank's stages, `units` the modules that each of them trains. The loss is 0 on ranks without the last
+    stage.
     """
 
     def __init__(
@@ -90,8 +91,10 @@ class Pipeline:
         like: Like,
         kind: torch.dtype,
         device: torch.device,
+        units: Mapping[int, Sequence[nn.Module]] | None = None,
     ):
         self.layout, self.rank, self.name, self.data, self.links = layout, rank, name, data, links
+        self.units = units or {}
         self.whole, self.like, self.kind, self.device = whole, like, kind, device
         self.parts = {stage: Part(whole, compute) for stage, compute in computes.items()}
         self.coupled = False  # letters are exchanged as one thing, as before MegaScale: to compare
@@ -120,7 +123,7 @@ class Pipeline:
     def stages(self, micro: int) -> Mapping[int, PipelineStage]:
         """Torch's stages of this rank, ready for so many micro-batches at least."""
         if self._ready[0] < micro or not self._ready[1]:
-            micro = max(1, micro)
+            micro = max(micro, self.layout.micro)  # as many as a step has: an evaluation before the first one has fewer
             made = {
                 stage: pipeline_stage(part, stage, self.layout.stages, self.links.group, (self.kind, 3), micro)
                 for stage, part in self.parts.items()
@@ -150,8 +153,10 @@ class Pipeline:
         return self._actions(micro, True)[1].get(action, [])
 
     @torch.no_grad()
-    def scores(self, compute: Compute, tokens: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
-        """What the last stage makes of a text by `compute`, on every rank of the pipeline: logits, to sample from."""
+    def scores(
+        self, compute: Compute, kind: torch.dtype, tokens: Tensor, positions: Tensor, segments: Tensor
+    ) -> Tensor:
+        """What the last stage makes of a text by `compute`, in type `kind`, on every rank of the pipeline: logits."""
         batch = Text(tokens, positions, segments)
         x: Tensor | None = None
         last = self.layout.stages - 1
@@ -160,17 +165,17 @@ class Pipeline:
                 continue
             if stage > 0:
                 arrival = Action(RECV_F, stage, 0)
-                shape, kind = self.like(batch)
-                self.links.open(arrival, torch.empty(shape, dtype=kind, device=self.device))
+                shape, between = self.like(batch)
+                self.links.open(arrival, torch.empty(shape, dtype=between, device=self.device))
                 x = self.links.read(arrival)
             made: Tensor = self.whole(compute if stage == last else self.parts[stage].compute, x, batch)
             if stage < last:
                 self.links.send(Action(SEND_F, stage, 0), made)
             x = made
         self.links.close()
-        return self._told(x)
+        return self._told(x, kind)
 
-    def _told(self, made: Tensor | None) -> Tensor:
+    def _told(self, made: Tensor | None, kind: torch.dtype) -> Tensor:
         """`made` on the last stage's rank, on all ranks of the pipeline."""
         source = self.layout.holder(self.rank, self.layout.stages - 1)
         size = torch.tensor(made.shape if made is not None else (0, 0, 0), dtype=torch.int64, device=self.device)
@@ -178,7 +183,7 @@ class Pipeline:
         if self.rank == source and made is not None:
             found = made.contiguous()
         else:
-            found = torch.empty(size.tolist(), dtype=self.kind, device=self.device)
+            found = torch.empty(size.tolist(), dtype=kind, device=self.device)
         dist.broadcast(found, source, group=self.links.group)
         return found
 
@@ -201,7 +206,7 @@ class Run:
         self.stages = pipeline.stages(len(micro))
         self.last = pipeline.layout.stages - 1
         self.total = torch.zeros((), dtype=torch.float64, device=pipeline.device)
-        self.backwards = len(self.stages) * len(micro)  # still to come
+        self.backwards = dict.fromkeys(self.stages, len(micro))  # still to come, by stage
         self.losses: dict[int, Tensor] = {}
         self.letters: dict[Action, Tensor] = {}
         self.posted: deque[Action] = deque()
@@ -255,8 +260,10 @@ class Run:
         if stage < self.last:
             own.set_local_bwd_input((self.pipeline.links.read(Action(RECV_B, stage, micro)),), micro)
         self.pipeline.links.let_go(self.pipeline.freed(len(self.micro), Action(BACKWARD, stage, micro)))
-        self.backwards -= 1
-        self.pipeline.data.micro(last=self.backwards == 0)
+        self.backwards[stage] -= 1
+        self.pipeline.data.micro(last=not any(self.backwards.values()))
+        if not self.backwards[stage]:
+            self.pipeline.data.ends(self.pipeline.units.get(stage, ()))
         unwrapped(own.backward_one_chunk, micro, self.losses.pop(micro, None))
         if stage > 0:
             (gradient,) = own.get_local_bwd_output(micro)
@@ -282,6 +289,8 @@ def computes(layers: Sequence[range], own: Sequence[int], number: Tensor, chunk:
     """
 
     def stage(index: int) -> Compute:
+        """What the stage `index` computes."""
+
         def compute(decoder: Any, x: Tensor | None, batch: Any) -> Tensor:
             """Embed on the first stage, the stage's blocks, norm and loss on the last."""
             made = through(decoder, x, batch, layers[index], number)
@@ -293,6 +302,11 @@ def computes(layers: Sequence[range], own: Sequence[int], number: Tensor, chunk:
         return compute
 
     return {index: stage(index) for index in own}
+
+
+def trained(decoder: Decoder, blocks: range, whole: Whole, *, end: bool) -> list[nn.Module]:
+    """The modules whose weights a stage of these `blocks` trains; at an `end` of the model also the outermost one's."""
+    return [decoder.blocks[index] for index in blocks] + ([whole] if end else [])
 
 
 def logits(blocks: range) -> Compute:

@@ -36,6 +36,7 @@ def again(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`forward`, which keeps its arguments alone, and is called again when its gradient is wanted."""
 
     def recomputed(*arguments: Any) -> Tensor:
+        """`forward`, of which only the arguments are kept until the backward pass."""
         found: Tensor = checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False)
         return found
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from argosy.cluster.here import Machine
 from argosy.errors import Refused
-from argosy.job.schema import Job
+from argosy.job.schema import Job, LayoutSection
+from argosy.layout import legal
+from argosy.layout.asked import Remedy, remedy
 from argosy.layout.layout import Layout, share
 from argosy.plan import bytes as memory
 from argosy.plan import layouts
@@ -20,12 +23,15 @@ if TYPE_CHECKING:
 TOKENS_AT_ONCE = 16_384  # more tokens in one micro-batch make a CPU no faster and a device hardly
 
 
-def settle_memory(draft: _Draft, layout: Layout, machine: Machine, world: int) -> None:
-    """Put the micro-batch in force; Refused, with overrides that would help, where no micro-batch fits."""
+def settle_memory(draft: _Draft, layout: Layout, machine: Machine, world: int, local: int) -> None:
+    """Put the micro-batch in force; Refused, with overrides that would help, where no micro-batch fits.
+
+    local: how many of the `world` workers are on this machine and share its memory.
+    """
     asked = draft.loaded.job.batch.micro
     device = "cuda" if machine.devices else "cpu"
     job = draft.job()
-    limit = _limit(draft, job, machine, world)
+    limit = _limit(draft, job, machine, local)
     sequences = job.batch.tokens // job.batch.sequence
     mine = max(len(share(sequences, layout.data, part)) for part in range(layout.data))
     # A pipeline waits for (pp - 1) micro-batches a step: with four for each of its ranks that is a fifth of the time at most.
@@ -41,10 +47,10 @@ def settle_memory(draft: _Draft, layout: Layout, machine: Machine, world: int) -
         micro = _chosen(draft, job, layout, mine, most, limit, device)
     draft.put("batch.micro", micro, "")
     if draft.loaded.job.memory.limit == "auto":
-        draft.put("memory.limit", limit * world, "this machine", "free when the run started")
+        draft.put("memory.limit", limit * local, "this machine", "free when the run started")
     need = memory.peak(job, layout, micro, device).total
     if need > limit:
-        raise _refusal(draft, job, layout, micro, limit, device, world, need)
+        raise _refusal(draft, job, micro, limit, device, world, local, need)
 
 
 def _chosen(draft: _Draft, job: Job, layout: Layout, mine: int, most: int, limit: int, device: str) -> int:
@@ -57,14 +63,14 @@ def _chosen(draft: _Draft, job: Job, layout: Layout, mine: int, most: int, limit
     return micro
 
 
-def _limit(draft: _Draft, job: Job, machine: Machine, world: int) -> int:
-    """Bytes that one worker may take."""
+def _limit(draft: _Draft, job: Job, machine: Machine, local: int) -> int:
+    """Bytes that each of the `local` workers of this machine may take."""
     asked = draft.loaded.job.memory.limit
     if asked != "auto":
-        return int(asked) // world
+        return int(asked) // local
     if machine.devices:
         return min(device.memory_bytes for device in machine.devices)
-    return max(0, machine.memory_available - memory.beside(job)) // world
+    return max(0, machine.memory_available - memory.beside(job)) // local
 
 
 def largest(job: Job, layout: Layout, mine: int, limit: int, device: str) -> int:
@@ -76,14 +82,17 @@ def largest(job: Job, layout: Layout, mine: int, limit: int, device: str) -> int
 
 
 def _refusal(
-    draft: _Draft, job: Job, layout: Layout, micro: int, limit: int, device: str, world: int, need: int
+    draft: _Draft, job: Job, micro: int, limit: int, device: str, world: int, local: int, need: int
 ) -> Refused:
     """Which overrides bring the prediction down, those that suffice first."""
     remedies = []
-    if world > 1 and device == "cpu" and memory.peak(job, Layout(), micro, device).total <= limit * world:
-        remedies.append((memory.peak(job, Layout(), micro, device).total, "--workers 1"))
-    for text, changed, at in _remedies(job, micro, world):
-        found = memory.peak(changed, _relaid(layout, changed, world), at, device).total
+    if local == world > 1 and device == "cpu" and memory.peak(job, Layout(), micro, device).total <= limit * world:
+        # A shape that somebody wrote has more ranks, and what is said of its pipeline does nothing in one.
+        written = draft.loaded.job.layout.shape != "auto"
+        alone = "--workers 1" + (f" {_alone(draft, job, world).text()}" if written else "")
+        remedies.append((memory.peak(job, Layout(), micro, device).total, alone))
+    for text, changed, at in _remedies(job, micro, world, draft.loaded.written):
+        found = memory.peak(changed, layouts.of(changed.layout, world), at, device).total
         if found < need:
             remedies.append((found, text))
     lines = [
@@ -92,7 +101,7 @@ def _refusal(
     ]
     may = bytes_text(limit) if limit else "nothing beside what the run keeps outside its workers"
     what = f"not enough memory: a worker needs about {bytes_text(need)}, it may take {may}"
-    what += f" ({world} workers share it)." if world > 1 and device == "cpu" else "."
+    what += f" ({local} workers share it)." if local > 1 and device == "cpu" else "."
     where = draft.loaded.written.get("memory.limit", "")
     if lines and all(found > limit and text[:2] != "--" for found, text in remedies):
         lines = [" a smaller model.preset, or a larger machine; less need:", *lines]
@@ -101,29 +110,45 @@ def _refusal(
     )
 
 
-def _relaid(layout: Layout, job: Job, world: int) -> Layout:
-    del layout
-    return layouts.of(job.layout, world)
+def _alone(draft: _Draft, job: Job, world: int) -> Remedy:
+    """One rank instead of the shape that was written."""
+    asked = layouts.asked(job, layouts.of(job.layout, world), draft.loaded.written)
+    return remedy(asked, {"layout.shape": "dp1"})
 
 
-def _remedies(job: Job, micro: int, world: int) -> list[tuple[str, Job, int]]:
-    """(override, the job with it, its micro-batch)."""
+def _sharded(job: Job, world: int, written: Mapping[str, str]) -> tuple[str, Job] | None:
+    """All ranks share everything: the override and the job with it; None where it is so already or breaks a rule."""
+    layout = layouts.of(job.layout, world)
+    asked = layouts.asked(job, layout, written)
+    way = remedy(asked, {"layout.shape": Layout(dp_shard=world).text(), "layout.zero": 3})
+    if world == 1 or not legal.helps(asked, way) or (layout.dp_shard == world and job.layout.zero == 3):
+        return None
+    usual = LayoutSection()
+    values = {key.removeprefix("layout."): value for key, value in way.changes.items()}
+    section = {name: getattr(usual, name) if value is None else value for name, value in values.items()}
+    return way.text(), job.model_copy(update={"layout": job.layout.model_copy(update=section)})
+
+
+def _remedies(job: Job, micro: int, world: int, written: Mapping[str, str]) -> list[tuple[str, Job, int]]:
+    """(override, the job with it, its micro-batch); `written`: the keys that somebody wrote."""
 
     def with_(section: str, **values: object) -> Job:
+        """The job with other values in a section."""
         inner = getattr(job, section).model_copy(update=values)
         return job.model_copy(update={section: inner})
 
     found = []
     if micro > 1:
         found.append(("batch.micro=1", job, 1))
+    if "block" not in job.memory.recompute:
+        found.append(("memory.recompute=block", with_("memory", recompute=("block",)), micro))
     if job.memory.loss_chunk > 128:
         found.append(("memory.loss_chunk=128", with_("memory", loss_chunk=128), micro))
     if job.batch.sequence >= 256:
         half = job.batch.sequence // 2
         found.append((f"batch.sequence={half}", with_("batch", sequence=half), micro))
-    if world > 1:
-        sharded = job.model_copy(update={"layout": job.layout.model_copy(update={"shape": f"dp{world}", "zero": 3})})
-        found.append((f"layout.shape=dp{world} layout.zero=3", sharded, micro))
+    if (sharded := _sharded(job, world, written)) is not None:
+        found.append((*sharded, micro))
     if (job.model.layers or 0) > 1 and not job.model.pattern and "pp" not in job.layout.shape:
         fewer = (job.model.layers or 0) // 2
         found.append((f"model.layers={fewer}", with_("model", layers=fewer), micro))

@@ -9,7 +9,8 @@ from math import prod
 from argosy.cluster.here import Machine
 from argosy.errors import Refused
 from argosy.job.schema import Job, LayoutSection, layers
-from argosy.layout import legal, stages
+from argosy.layout import stages
+from argosy.layout.asked import Asked
 from argosy.layout.layout import Layout, axes_of, share
 from argosy.plan import flops
 
@@ -35,8 +36,8 @@ def workers(job: Job, machine: Machine, asked: int | None = None, world: int | N
         if asked < 0:
             raise Refused(f"--workers {asked} is no number of workers.", do="Give 0 (inside this process) or more.")
         return _seated(asked, machine, f"--workers {asked}")
-    named = 1 if job.layout.shape == "auto" else _product(job.layout.shape)
-    count = max(len(machine.devices) or min(2, machine.cores), named)
+    least = 1 if job.layout.shape == "auto" else named(job.layout.shape)
+    count = max(len(machine.devices) or min(2, machine.cores), least)
     return _seated(count, machine, f'layout.shape = "{job.layout.shape}"')
 
 
@@ -51,7 +52,8 @@ def _seated(count: int, machine: Machine, asked_by: str) -> int:
     return count
 
 
-def _product(shape: str) -> int:
+def named(shape: str) -> int:
+    """The ranks that the degrees of `shape` make."""
     return prod(degree for axis, degree in Layout.degrees_named(shape).items() if axis != "ep")
 
 
@@ -72,24 +74,44 @@ def chosen(job: Job, world: int, accelerated: bool) -> tuple[Layout, str]:
 def of(section: LayoutSection, world: int, micro: int = 1) -> Layout:
     """The layout that `section` (its shape not "auto") makes of `world` ranks with `micro` micro-batches each."""
     layout = Layout.parse(section.shape, world)
-    return replace(layout, virtual=section.virtual, micro=micro, order=axes_of(section.order))
+    virtual = section.virtual if layout.pp > 1 else 1  # without a pipeline there is one stage
+    return replace(layout, virtual=virtual, micro=micro, order=axes_of(section.order))
 
 
-def asked(job: Job, layout: Layout, written: Mapping[str, str]) -> legal.Asked:
-    """What the table of rules is asked for `job`, whose model section is in force; `written`: the keys somebody wrote."""
+def in_force(job: Job, world: int, shape: str | None = None) -> Layout:
+    """The layout of `job`, which is in force, over `world` ranks, with its micro-batches; `shape`: instead of the job's own."""
+    section = job.layout.model_copy(update={"shape": shape or job.layout.shape})
+    layout = of(section, world)
     rows = job.batch.tokens // job.batch.sequence
     own = max(len(share(rows, layout.data, part)) for part in range(layout.data))
-    return legal.Asked(
+    return of(section, world, max(1, -(-own // int(job.batch.micro))))
+
+
+def rows_at_once(job: Job, layout: Layout) -> int:
+    """Sequences that an evaluation of `job`, in force, reads at once: a micro-batch for each rank that reads its own.
+
+    In a pipeline so many more that its ranks are busy, but no more than the evaluation has: one at a time would leave all of
+    them but one idle.
+    """
+    rows = int(job.batch.micro) * layout.data
+    if layout.pp == 1:
+        return rows
+    return rows * min(4 * layout.pp, -(-job.evaluate.tokens // (rows * job.batch.sequence)))
+
+
+def asked(job: Job, layout: Layout, written: Mapping[str, str]) -> Asked:
+    """What the table of rules is asked for `job`, whose model section is in force; `written`: the keys somebody wrote."""
+    return Asked(
         layout,
         layers=job.model.layers or 0,
         heads=[block.heads or 1 for block in layers(job.model)],
         sequence=job.batch.sequence,
-        sequences=rows,
+        sequences=job.batch.tokens // job.batch.sequence,
         zero=job.layout.zero,
         secondary=job.layout.secondary,
         schedule=job.layout.schedule,
         stages=job.layout.stages,
-        micro=-(-own // job.batch.micro) if isinstance(job.batch.micro, int) else None,
+        rows=job.batch.micro if isinstance(job.batch.micro, int) else None,
         written=written,
     )
 
@@ -102,7 +124,7 @@ def stage_layers(job: Job, layout: Layout) -> tuple[range, ...]:
     layer = (flops.flops_per_token(model, job.batch.sequence) - head) / max(1, count)
     # Looking a row up and adding it to a gradient are two operations an element.
     ends = (2.0 * (model.width or 0) / layer, head / layer) if layer else (0.0, 0.0)
-    return stages.assign(count, layout.stages, job.layout.stages, ends)
+    return stages.assign(count, layout.stages, job.layout.stages if layout.pp > 1 else (), ends)
 
 
 def stages_held(job: Job, layout: Layout) -> list[str]:
@@ -122,3 +144,16 @@ def _layers(held: range, stage: int, of: int) -> str:
     if held:
         parts.append(f"layers {held[0]}-{held[-1]}" if len(held) > 1 else f"layer {held[0]}")
     return " + ".join([*parts, *(["head"] if stage == of - 1 else [])])
+
+
+def refuse_own(job: Job, layout: Layout, written: Mapping[str, str]) -> None:
+    """Refused where ranks would share what only its owner knows how to share: a model's class, or a loss, of one's own."""
+    model = getattr(job.model, "class")
+    for key, said, axes in (("model.class", model, ("tp", "pp")), ("train.loss", job.train.loss, ("pp",))):
+        shared = [f"{axis}{getattr(layout, axis)}" for axis in axes if getattr(layout, axis) > 1]
+        if said is not None and shared:
+            raise Refused(
+                f"{key} = {said} is code of your own, which {' and '.join(shared)} cannot share out.",
+                where=written.get("layout.shape", ""),
+                do=f"Leave {' and '.join(shared)} away: its ranks then go to dp.",
+            )

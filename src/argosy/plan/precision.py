@@ -42,7 +42,9 @@ def _speeds(job: Job, probed: Mapping[str, Any], world: int) -> tuple[float, flo
     """How fast bfloat16 and float32 are, and the measured figures in words; None where nothing was measured."""
     if {"bfloat16", "float32"} <= set(probed.get("pieces", {})):
         half, single = (seconds.from_pieces(_in(job, kind), probed, world) for kind in ("bfloat16", "float32"))
-        return 1 / half, 1 / single, f"{half:.3g} against {single:.3g} s a step, timed with this model's own layers"
+        busy = "" if probed.get("steady", True) else " on a busy machine"
+        told = f"about {half:.2g} against {single:.2g} s a step, timed with this model's own layers{busy}"
+        return 1 / half, 1 / single, told
     rates = probed.get("gemm", {})
     half, single = rates.get("bfloat16"), rates.get("float32")
     if not half or not single:

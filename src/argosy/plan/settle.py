@@ -19,11 +19,13 @@ from argosy.job.load import Loaded
 from argosy.job.schema import BlockSection, Job, ModelSection, layers
 from argosy.job.setting import Setting
 from argosy.layout import legal
+from argosy.layout.asked import without_effect
 from argosy.layout.layout import Layout
 from argosy.plan import bytes as memory
-from argosy.plan import derive, fit, flops, layouts, precision, seconds
+from argosy.plan import classes, derive, fit, flops, layouts, precision, seconds
 from argosy.plan.prepared import PreparedFacts
 
+UNKNOWN = PreparedFacts(2, 0, 0, 0, 0.0)  # nothing was looked at
 COMPILE_EARNS = 20.0  # seconds of compiled training from which compiling pays: eager takes more than twice as long
 
 
@@ -120,11 +122,13 @@ def settle(
     kept: Mapping[str, Setting] | None = None,
     folder: Path | None = None,
     read: tuple[int, int] = (0, 0),
+    local: int | None = None,
 ) -> Settled:
     """The job in force over `workers` ranks (0 = one, in this process), its settings, notes and prediction.
 
     kept: settings of the unfinished run that is continued. folder: where the run will lie, for the disk's free space.
-    read: (steps, tokens) of this run before its batch.tokens last changed.
+    read: (steps, tokens) of this run before its batch.tokens last changed. local: how many of the workers are on this
+    machine and share its memory; None = all.
     Refused where the data does not fit the model, the workers not the layout, or memory or disk would not suffice.
     """
     draft = _Draft(loaded, kept or {}, dict(leaves.leaves(loaded.job)), read=read)
@@ -137,7 +141,7 @@ def settle(
     _optimizer(draft)
     _compile(draft, probed, machine, world)
     layout = layouts.of(draft.job().layout, world)
-    fit.settle_memory(draft, layout, machine, world)
+    fit.settle_memory(draft, layout, machine, world, max(1, world if local is None else local))
     job = draft.job()
     legal.check(layouts.asked(job, layout, loaded.written))
     if job.batch.ramp is not None:  # its first steps have the fewest micro-batches
@@ -147,6 +151,18 @@ def settle(
     place = folder or Path.cwd()
     fit.check_disk(job, plan.disk_bytes, machine.disk_free(place), fit.kept(place))
     return Settled(job, _settings(draft, job), draft.notes, plan)
+
+
+def refuse_layout(loaded: Loaded, accelerated: bool, workers: int, prepared: PreparedFacts = UNKNOWN) -> Job:
+    """Refused where `settle` would refuse the layout, whatever the data: asked before any process starts.
+
+    Returns the job with its model section and its layout.shape in force. No rule of layouts asks for the vocabulary, but
+    the layers that a pipeline's stages get do: who wants to know them says what is `prepared`.
+    """
+    draft = _Draft(loaded, {}, dict(leaves.leaves(loaded.job)))
+    _model(draft, prepared)
+    _layout(draft, max(1, workers), accelerated)
+    return draft.job()
 
 
 def _model(draft: _Draft, prepared: PreparedFacts) -> None:
@@ -183,7 +199,10 @@ def _model(draft: _Draft, prepared: PreparedFacts) -> None:
         draft.values["model.context"] = None
     if model.positions == "learned":
         draft.values["model.rope_theta"] = draft.values["model.rope_scaling"] = None
-    for key, value in (("model.rope_scaling", "none"), ("model.softcap", 0.0), ("model.z_loss", 0.0)):
+    if model.scaling == "mup" and model.base_width is None:
+        draft.put("model.base_width", derive.BASE_WIDTH, "derived", "the laptop job's, for which the rates were found")
+    plain = {"model.rope_scaling": "none", "model.softcap": 0.0, "model.z_loss": 0.0, "model.scaling": "none"}
+    for key, value in plain.items():
         if draft.values[key] is None and (key != "model.rope_scaling" or model.positions != "learned"):
             draft.put(key, value, "default")
     _blocks(draft, model)
@@ -229,10 +248,13 @@ def _layout(draft: _Draft, world: int, accelerated: bool) -> None:
     draft.put("layout.shape", layout.text() if world > 1 else "dp1", origin, why)
     asked = layouts.asked(draft.job(), layout, draft.loaded.written)
     legal.check(asked)
-    for wrong in legal.without_effect(asked):
+    for wrong in without_effect(asked):
         if job.layout.shape != "auto" and world > 1:
             raise Refused(wrong.what, where=draft.loaded.written[wrong.key], do=wrong.do)
         draft.dead(wrong.key, wrong.what.rstrip("."))
+    layouts.refuse_own(job, layout, draft.loaded.written)
+    if getattr(job.model, "class") is not None:
+        draft.notes.append("model.class: size, memory and time are predicted for the plain decoder of these numbers")
 
 
 def _numbers(draft: _Draft, probed: Mapping[str, Any], world: int, accelerated: bool) -> None:
@@ -251,6 +273,10 @@ def _numbers(draft: _Draft, probed: Mapping[str, Any], world: int, accelerated: 
         )
     if train.reduce == "auto":
         draft.put("train.reduce", draft.values["train.master"], "derived", "the master's")
+    for name, kind in classes.of_classes(_for_speed(draft).train).items():
+        if getattr(train.precision_of, name) == "auto":
+            why = f"at least {classes.LEAST[name]}" if name in classes.LEAST else "as train.precision"
+            draft.put(f"train.precision_of.{name}", kind, "derived", why)
     if train.deterministic and not accelerated:
         draft.dead("train.deterministic", "train.deterministic = true changes nothing on a CPU: its runs repeat anyway")
 
@@ -261,6 +287,7 @@ def _length(draft: _Draft, probed: Mapping[str, Any], world: int, accelerated: b
     done, read = draft.read
 
     def steps_of(tokens: int) -> int:
+        """After how many steps so many tokens are read."""
         return max(1, done + max(0, -(-(tokens - read) // batch.tokens)))
 
     if train.tokens is not None:

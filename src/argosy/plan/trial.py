@@ -19,6 +19,7 @@ from argosy.plan import flops, seconds
 from argosy.plan.prepared import PreparedFacts
 from argosy.plan.settle import Settled, settle
 
+VERSION = 3  # of what is timed: answers to an older question are not taken for it
 WORK = 1.5e10  # FLOP that one pass over a piece should take at most on a CPU: a tenth of a second of a slow core
 TOKENS = 16_384  # tokens of a pass at most
 FEWEST = 32  # fewer say nothing about a step; a piece that is too large with these is not timed
@@ -27,9 +28,9 @@ FEWEST = 32  # fewer say nothing about a step; a piece that is too large with th
 def request(job: Job, workers: int, threads: int, device: str) -> dict[str, Any]:
     """The question for `job` in force, trained by `workers` of this machine with `threads` threads each on `device`.
 
-    Keys: model (of one block), rows and sequence (of a pass over a block), ends (tokens of a pass over embedding, norm and
-    loss), chunk, optim, kinds, workers, threads, device, block and head (shapes of weights). Empty where even a small pass
-    would take too long.
+    Keys: version, model (of one block), rows and sequence (of a pass over a block), ends (tokens of a pass over embedding,
+    norm and loss), chunk, optim, kinds, workers, threads, device, block and head (shapes of weights). Empty where even a
+    small pass would take too long.
     """
     model, block = job.model, job.model.block
     limit = (
@@ -42,6 +43,7 @@ def request(job: Job, workers: int, threads: int, device: str) -> dict[str, Any]
     sequence = min(job.batch.sequence, limit)
     kinds = ["float32", "bfloat16"] + ["float64"] * (job.train.precision == "float64")
     return {
+        "version": VERSION,
         "model": {**model.model_dump(mode="json"), "layers": 1, "pattern": [], "init": "random"},
         "sequence": sequence,
         "rows": max(1, min(int(job.batch.micro), limit // sequence)),
@@ -83,15 +85,29 @@ def settled(
     *,
     folder: Path | None = None,
     read: tuple[int, int] = (0, 0),
+    local: int | None = None,
 ) -> tuple[Settled, dict[str, Any], Mapping[str, Any]]:
     """Settle the job twice: to know what to time, and with the answer. Gives also the request and its answer.
 
-    The arguments are those of `settle`; `ask` answers a request. Refused as `settle` does, before anything is timed.
+    The arguments are those of `settle`; `ask` answers a request; as many workers as are on this machine are timed beside each
+    other. Refused as `settle` does, before anything is timed.
     """
-    draft = settle(loaded, machine, {}, prepared, workers, kept, folder=folder, read=read).job
-    asked = request(draft, max(1, workers), machine.threads(workers), "cuda" if machine.devices else "cpu")
+    mine = workers if local is None else local
+    draft = settle(loaded, machine, {}, prepared, workers, kept, folder=folder, read=read, local=local).job
+    asked = request(draft, max(1, mine), machine.threads(mine), "cuda" if machine.devices else "cpu")
     answer = ask(asked) if asked else {"failed": "one block of this model is too large to be timed in a second"}
-    return settle(loaded, machine, answer, prepared, workers, kept, folder=folder, read=read), asked, answer
+    found = settle(loaded, machine, answer, prepared, workers, kept, folder=folder, read=read, local=local)
+    return found, asked, answer
+
+
+def doubt(answer: Mapping[str, Any]) -> str:
+    """A sentence where the machine was too busy to be measured, and what stands on it; nothing where it was quiet."""
+    if answer.get("steady", True):
+        return ""
+    again = "a new run from an hour later on measures again"
+    if "pieces" in answer:
+        return f"this machine was busy while this model's layers were timed, so types and times may be off; {again}"
+    return f"this machine was too busy to time this model's layers, so types and times are a guess; {again}"
 
 
 def _ends(model: ModelSection) -> float:

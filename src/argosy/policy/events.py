@@ -21,7 +21,7 @@ class End:
     signal: int = 0  # where it was killed or stopped
     kind: str = ""  # what it told: bug, refused, diverged, out_of_memory, out_of_disk, peer
     sentence: str = ""  # what it told, for people
-    starved: bool = False  # the kernel's count of processes killed for memory has risen
+    starved: str = ""  # whose memory ran out, where the kernel's count of processes killed for that has risen
     after: float = 0.0  # seconds until it was seen
 
     @property

@@ -55,7 +55,7 @@ def give_up(fleet: Fleet, event: Event) -> Decision | None:
     end = culprit(event.ends)
     told = fleet.evidence[-1]
     if end.starved and end.manner == "killed":
-        return _leave(fleet, MACHINE, "out_of_memory", f"{told}: the machine's memory ran out and the kernel chose it")
+        return _leave(fleet, MACHINE, "out_of_memory", f"{told}: {end.starved} ran out and the kernel chose it")
     if end.manner == "left" and end.code in _FINAL and end.kind != "peer":
         kind = _FINAL[end.code] if end.kind in ("", "refused") else end.kind
         return _leave(fleet, end.code, kind, told)
@@ -85,7 +85,9 @@ def restart(fleet: Fleet, event: Event) -> Decision | None:
     reached = max(fleet.reached, fleet.step)
     fleet = replace(fleet, incarnation=following, reached=reached, restarts=fleet.restarts + 1)
     whom = {1: "the worker", 2: "both workers"}.get(fleet.world, f"all {fleet.world} workers")
+    beside = [story(one, fleet.step) for one in event.ends if one.trade == "server" and one is not end]
     because = f"{told}; {whom} start{'s' if fleet.world == 1 else ''} again from the newest checkpoint"
+    because += "".join(f"; {one}: it is started again too" for one in beside)
     return Decision(fleet, (Restart(following),), because)
 
 

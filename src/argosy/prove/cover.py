@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from random import Random
 from typing import Any
 
-from argosy.prove.options import OPTIONS, RULES, Case, Rule
+from argosy.prove.options import DEAR, OPTIONS, RULES, Case, Rule
 
 Options = Mapping[str, Sequence[Any]]
 RARELY = 1_000  # more values than any option has: what no rule speaks of is chosen last
 Pair = tuple[str, Any, str, Any]  # option, value, option, value; options in the table's order
+_legal: set[Pair] = set()  # of the table of options, once it has been worked out: that takes seconds
 
 
 class Cover:
     """The pairs of a table of options: which are legal, and which have been drawn."""
 
-    def __init__(self, options: Options = OPTIONS, rules: Sequence[Rule] = RULES):
-        self.options = options
+    def __init__(
+        self, options: Options = OPTIONS, rules: Sequence[Rule] = RULES, dear: Collection[str] = DEAR
+    ):  # of `dear` options, whose values are numbers, the smallest of equally good values is taken
+        self.options, self.dear = options, dear
         self.rules_of = {name: [rule for rule in rules if name in rule.options] for name in options}
         # What rules speak of is chosen first: whatever is free then fits.
         self.bound = [name for name in options if self.rules_of[name]]
         self.names = [*self.bound, *(name for name in options if not self.rules_of[name])]
-        self.legal = {pair for pair in self._all() if self._possible(pair)}
+        known = _legal if (options, rules) == (OPTIONS, RULES) else set()
+        if not known:
+            known |= {pair for pair in self._all() if self._possible(pair)}
+        self.legal = set(known)
         self.open = set(self.legal)
+        self._sorted = sorted(self.legal, key=str)  # sets have no order, and a seed must draw the same everywhere
+        self._places = {option: place for place, option in enumerate(options)}
 
     def draw(self, case: Mapping[str, Any]) -> int:
         """Note that `case` was drawn; how many pairs it is the first to hold."""
@@ -35,13 +43,16 @@ class Cover:
     def covering(self, random: Random) -> Iterator[Case]:
         """Cases that close all open pairs, each as many as it can; every one must be `draw`n before the next is asked."""
         while self.open:
-            first, a, second, b = random.choice(sorted(self.open, key=str))
+            first, a, second, b = random.choice([pair for pair in self._sorted if pair in self.open])
             chosen = {first: a, second: b}
 
             def gain(name: str, chosen: Mapping[str, Any]) -> Iterable[Any]:
+                """Values of an option, those first that bring most pairs."""
                 values = list(self.options[name])
                 random.shuffle(values)
-                return sorted(values, key=lambda value: -self._gain(chosen, name, value))
+                return sorted(
+                    values, key=lambda value: (-self._gain(chosen, name, value), value if name in self.dear else 0)
+                )
 
             case = self.complete(chosen, gain)
             assert case is not None  # only legal pairs are open
@@ -52,6 +63,7 @@ class Cover:
         while True:
 
             def shuffled(name: str, chosen: Mapping[str, Any]) -> Iterable[Any]:
+                """Values of an option in any order."""
                 return random.sample(list(self.options[name]), len(self.options[name]))
 
             if (case := self.complete({}, shuffled)) is not None:
@@ -118,9 +130,9 @@ class Cover:
 
     def _gain(self, chosen: Mapping[str, Any], name: str, value: Any) -> int:
         """How many open pairs `value` closes with what is chosen already."""
-        places = {option: place for place, option in enumerate(self.options)}
+        at = self._places[name]
         return sum(
-            ((name, value, other, has) if places[name] < places[other] else (other, has, name, value)) in self.open
+            ((name, value, other, has) if at < self._places[other] else (other, has, name, value)) in self.open
             for other, has in chosen.items()
         )
 

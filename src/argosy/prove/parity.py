@@ -70,6 +70,7 @@ class Found:
     worst_norm: float = 0.0
     worst_weight: tuple[str, float] = ("", 0.0)
     first_loss: float = 0.0  # of the first step, before any update
+    norm: float = 0.0  # of the first step's gradient, before it is clipped
     wrong: str = ""
     raised: bool = False  # a rank raised, died or hung: nothing was compared
     order: tuple[str, ...] = ()
@@ -110,7 +111,8 @@ class Bench:
             )
             if judging is not None:
                 (self._known[name],) = self.pool.answers(judging, limit=LIMIT)
-            compared = self.pool.call(COMPARE, {"file": file}, ranks=trial.ranks, limit=LIMIT)
+            told = {"file": file, "precision": trial.precision}
+            compared = self.pool.call(COMPARE, told, ranks=trial.ranks, limit=LIMIT)
         except Failed as error:
             return Found(wrong=_told(str(error)), raised=True, seconds=time.monotonic() - begin)
         found = measured(answers, compared, self._known[name], _shapes(file))
@@ -163,6 +165,7 @@ def measured(
         worst_norm=max(map(max, norms)),
         worst_weight=worst["weight"][::-1],
         first_loss=max(each[0] for each in losses),
+        norm=true[0]["norm"],
         wrong=missing([one["boxes"] for one in compared], shapes),
     )
 

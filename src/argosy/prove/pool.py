@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
+import io
 import json
 import os
 import select
@@ -23,6 +24,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -145,7 +147,9 @@ class Pool:
         """Let the server, started where there is none, fork new ranks."""
         if self._server is None or self._server.poll() is not None:
             command = [sys.executable, "-m", "argosy.prove.pool", str(self.ranks)]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            # Ranks are forked after a backward pass, which torch allows where there is no GPU to touch.
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
             self._server = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
         assert self._server.stdin is not None
         self._server.stdin.write(line.encode())
@@ -153,21 +157,37 @@ class Pool:
 
 
 def serve(ranks: int) -> None:
-    """Import what ranks need; for each address read, kill the ranks there are and fork new ones. The pool's own program.
+    """Load what ranks need; for each address read, kill the ranks there are and fork new ones. The pool's own program.
 
     Ends, and its ranks with it, when its input closes: that is how it learns that the owner is gone.
     """
     import torch
+    import torch.distributed.pipelining  # each rank would load it by itself
 
     import argosy.train.worker  # noqa: F401
 
     torch.set_num_threads(1)
+    with suppress(Exception):  # what is wrong here is wrong in a rank too, and a rank can tell
+        _warm()
+    gc.collect()
+    gc.freeze()
     children: list[int] = []
     for line in sys.stdin:
         _kill(children)
         children = [_forked(line.strip(), rank) for rank in range(ranks)]
     _kill(children)
     os._exit(0)  # without the interpreter's farewell, which takes torch a while
+
+
+def _warm() -> None:
+    """One step of the plainest draw: what torch loads on first use is loaded once, and not by each rank again."""
+    from argosy.prove import judge, measure
+    from argosy.prove.options import plain
+    from argosy.prove.parity import Trial
+
+    payload = {**Trial.of(plain()).payload(), "steps": 1}
+    measure.steps(0, 1, os.devnull, payload)
+    judge.judge(0, 1, os.devnull, {**payload, "file": io.BytesIO()})
 
 
 def _forked(address: str, rank: int) -> int:

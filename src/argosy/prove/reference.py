@@ -173,6 +173,7 @@ def loss(weights: Weights, model: Shape, batch: Mapping[str, Tensor], dropout: D
     for row, places in documents(batch["segments"]):
 
         def dropped(name: str, vectors: Tensor, row: int = row, places: Tensor = places) -> Tensor:
+            """What dropout leaves of `vectors`, where there is any."""
             return vectors if dropout is None else dropout(name, row, places, vectors)
 
         tokens, positions = batch["tokens"][row, places], batch["positions"][row, places]

@@ -20,6 +20,7 @@ def batch_of(step: int, rows: int, sequence: int, vocabulary: int, packed: bool)
     from argosy.data.batch import Batch
 
     def draw(name: str, below: int) -> Any:
+        """Whole numbers from 0 to `below`, [rows, sequence], the same everywhere."""
         index = np.arange(rows * sequence, dtype=np.int64).reshape(rows, sequence)
         with np.errstate(over="ignore"):
             return (bits(key(SEED, "parity", f"{name} {step}"), index) & 0x7FFFFFFF) % below

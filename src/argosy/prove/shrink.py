@@ -21,6 +21,7 @@ def smallest(
     known: dict[str, bool] = {}
 
     def still(tried: Case) -> bool:
+        """Whether another, legal case fails too; each is tried once."""
         if tried == case or not legal(tried, rules):
             return False
         name = str(sorted(tried.items()))
@@ -76,6 +77,7 @@ def _one_less(
     """The first failing case in which one option has a plainer value; None where there is none."""
 
     def rank(one: Case) -> list[int]:
+        """How simple a case is: the first values are the simplest."""
         return [list(values).index(one[name]) for name, values in options.items()]
 
     for name, values in options.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from argosy.run.parquet import Folder
 from argosy.run.record import Entries
 
 YARDSTICKS = ("flops_per_token", "gemm_rate", "peak_rate")  # scalars that speed is compared with
+LAYERS = "layer_"  # what scalars of single layers begin with
 MINUTE = 60_000_000_000  # ns after which a measured rate says nothing more about a step
 
 
@@ -32,10 +33,13 @@ class Line:
 
 
 class Archive:
-    """The parent's hold on a run's record. Its files are made anew from the record when it is opened."""
+    """The parent's hold on a run's record. Its files are made anew from the record when it is opened.
 
-    def __init__(self, run: Folder):
-        self.run = run
+    sets: names of the held-out sets that rank 0 numbers from 1; by: the set that says what is best, where one was chosen.
+    """
+
+    def __init__(self, run: Folder, sets: Sequence[str] = (), by: str = ""):
+        self.run, self.sets, self.by = run, tuple(sets), by
         self.metrics = Rows(run.path / "metrics.jsonl")
         self.evaluations = Rows(run.path / "evaluations.jsonl")
         self._samples = run.path / "samples.jsonl"
@@ -52,7 +56,7 @@ class Archive:
         self.poll()
         self.close()
         self._samples_at = self._samples.stat().st_size if self._samples.exists() else 0
-        self._follower, self._merge = record.follow(self.run, 0, incarnation), Merge(incarnation)
+        self._follower, self._merge = record.follow(self.run, 0, incarnation), Merge(incarnation, self.sets, self.by)
 
     def poll(self) -> list[Line]:
         """Merge what rank 0 wrote since the last call; the news, in order."""
@@ -95,7 +99,7 @@ class Archive:
             self.evaluations.cut(-1)
             incarnations = sorted({*incarnations, *(number for number, _ in parquet.rotated(self.run.path))})
         for incarnation in incarnations:
-            merge = Merge(incarnation)
+            merge = Merge(incarnation, self.sets, self.by)
             self._apply([*merge.take(parquet.entries(self.run, incarnation)), *merge.rest()], again=True)
 
     def _apply(self, lines: list[Line], again: bool = False) -> None:
@@ -171,24 +175,32 @@ class Archive:
 class Merge:
     """Turns rank 0's entries of one incarnation into rows, entry by entry."""
 
-    def __init__(self, incarnation: int):
-        self.incarnation = incarnation
+    def __init__(self, incarnation: int, sets: Sequence[str] = (), by: str = ""):
+        self.incarnation, self.sets, self.by = incarnation, tuple(sets), by
         self._values: dict[int, dict[str, float]] = {}
         self._held: dict[int, dict[str, float]] = {}
+        self._named: dict[int, dict[int, dict[str, float]]] = {}  # the same of named sets, by step and number
+        self._layers: dict[int, dict[str, dict[int, float]]] = {}  # by step, name and number of the layer
         self._seconds: dict[int, float] = {}
         self._tokens: float | None = None
         self._rates: dict[str, tuple[int, float]] = {}  # of YARDSTICKS: when it was written, in ns, and how much
 
     def take(self, found: Entries) -> Iterator[Line]:
         """The rows that `found` completes."""
-        for _, kind, index, _, step, entered, left, value, *_ in found.tolist():
+        for _, kind, index, _, step, entered, left, value, extra, *_ in found.tolist():
             name = record.name(kind, index)
             if kind == record.SCALAR:
                 if name in YARDSTICKS:
                     self._rates[name] = (entered, value)
                     continue
+                if name.startswith(LAYERS):
+                    self._layers.setdefault(step, {}).setdefault(name.removeprefix(LAYERS), {})[extra] = value
+                    continue
                 into = self._held if name.startswith("held_out_") else self._values
-                into.setdefault(step, {})[name] = value
+                if into is self._held and extra:
+                    self._named.setdefault(step, {}).setdefault(extra, {})[name] = value
+                else:
+                    into.setdefault(step, {})[name] = value
             elif kind == record.STEP:
                 yield from self._evaluated(before=step)
                 yield Line("step", self._step(step, entered, left))
@@ -198,7 +210,7 @@ class Merge:
             elif kind == record.MARK:
                 if name in ("evaluated", "finished", "stopped", "ended"):
                     yield from self._evaluated(time=entered)
-                row = {"name": name, "step": step, "value": value, "time": entered / 1e9}
+                row = {"name": name, "step": step, "value": value, "extra": extra, "time": entered / 1e9}
                 yield Line("mark", {**row, "incarnation": self.incarnation})
 
     def rest(self) -> Iterator[Line]:
@@ -230,6 +242,9 @@ class Merge:
             del row["gemm_rate"]
         if values.get("skipped"):
             row["skipped"] = True
+        layers = self._layers.pop(step, None)
+        if layers:
+            row["layers"] = {name: _listed(found) for name, found in layers.items()}
         return row
 
     def _evaluated(self, before: int | None = None, time: int | None = None) -> Iterator[Line]:
@@ -238,11 +253,31 @@ class Merge:
                 continue
             values = self._held.pop(step)
             row: dict[str, Any] = {"step": step, "tokens": None if self._tokens is None else int(self._tokens)}
-            row["loss"] = values["held_out_loss"]
-            row["bits_per_byte"] = values.get("held_out_bits_per_byte")
-            for name in ("documents", "tokens"):
-                value = values.get(f"held_out_{name}")
-                row["documents" if name == "documents" else "held_out_tokens"] = None if value is None else int(value)
+            row |= _measured(values)
+            named = self._named.pop(step, {})
+            if named:
+                row["sets"] = {self._name(number): _measured(held) for number, held in sorted(named.items())}
+            if "held_out_best" in values:
+                row["best"] = values["held_out_best"] > 0
+                row |= {"by": self.by} if self.by else {}
             row |= {"seconds": self._seconds.pop(step, None), "incarnation": self.incarnation}
             row["time"] = None if time is None else time / 1e9
             yield Line("held_out", row)
+
+    def _name(self, number: int) -> str:
+        return self.sets[number - 1] if number <= len(self.sets) else f"set {number}"
+
+
+def _measured(values: Mapping[str, float]) -> dict[str, Any]:
+    """One held-out set's part of a line of evaluations.jsonl."""
+    row: dict[str, Any] = {"loss": values.get("held_out_loss"), "bits_per_byte": values.get("held_out_bits_per_byte")}
+    for name in ("documents", "tokens"):
+        value = values.get(f"held_out_{name}")
+        row["documents" if name == "documents" else "held_out_tokens"] = None if value is None else int(value)
+    return row
+
+
+def _listed(values: Mapping[int, float]) -> list[float | None]:
+    """Numbers of layers in their order, six digits each; None for what is missing or not finite."""
+    known = (values.get(layer, math.nan) for layer in range(max(values) + 1))
+    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in known]

@@ -1,7 +1,7 @@
 """What every process of a run does first and last, whatever its trade: guardian, signals, log, exit code.
 
 `enter("argosy.train.worker:main", ...)` is what the parent's children run; the entry is named, not imported, because the
-towers meet in names and files only. Also a program: `python -m argosy.run.child ENTRY ROLE RUN INCARNATION PARENT`.
+towers meet in names and files only. Also a program: `python -m argosy.run.child ENTRY ROLE RUN INCARNATION PARENT [RANK]`.
 """
 
 from __future__ import annotations
@@ -141,6 +141,7 @@ def _signals(local: Path) -> None:
         os.setpgid(0, 0)
 
     def forward(number: int, frame: FrameType | None) -> None:
+        """Leave the signal where whoever runs the training finds it."""
         requests.forward(local, number)
 
     for number in ASKING:
@@ -150,5 +151,5 @@ def _signals(local: Path) -> None:
 
 
 if __name__ == "__main__":
-    _entry, _role, _run, _incarnation, _parent = sys.argv[1:]
-    leave(_entry, _role, _run, int(_incarnation), int(_parent))
+    _entry, _role, _run, *_numbers = sys.argv[1:]
+    leave(_entry, _role, _run, *map(int, _numbers))

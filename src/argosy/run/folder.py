@@ -12,8 +12,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from argosy.run.ledger import Ledger
 
 VERSION = 1
 PREPARED = "data.prepared"  # an extra setting, no key of a job: the folder of prepared text
+HELD = "evaluate.prepared"  # another: name and folder of each named held-out set
 # The names that a run makes in its folder, and those that were written half when it was killed.
 MADE = re.compile(
     r"(run|settings|tokenizer|chat)\.json|job\.toml|(ledger|journal|metrics|evaluations|samples)\.jsonl|log\.txt|crash\.txt"
@@ -111,6 +112,11 @@ class Run:
         """The folder of the prepared text."""
         return Path(str(self.setting(PREPARED).used))
 
+    def held_sets(self) -> list[tuple[str, Path]]:
+        """Name and folder of prepared text of each of `evaluate.sets`, in their order."""
+        found = next((setting.used for setting in self.settings() if setting.key == HELD), ())
+        return [(str(name), Path(str(folder))) for name, folder in found]  # type: ignore[attr-defined]
+
     def journal(self, event: Mapping[str, object]) -> None:
         """Append one event or decision, with the time, to journal.jsonl."""
         append_line(self.path / "journal.jsonl", {"time": time.time(), **event})
@@ -130,11 +136,9 @@ class Run:
 
     def metrics(self) -> Any:
         """The table of metrics.jsonl as a pyarrow.Table, one row a step; empty before the first."""
-        import pyarrow as pa  # here, not above: a worker that has no use for it starts sooner
+        from argosy.run.lines import rows, table
 
-        from argosy.run.lines import rows
-
-        return pa.Table.from_pylist(rows(self.path / "metrics.jsonl"))
+        return table(rows(self.path / "metrics.jsonl"))
 
     def busy(self) -> int | None:
         """The pid of the process that holds the lock, None where nobody does."""
@@ -154,11 +158,11 @@ class Run:
     def lock(self, patience: float = PATIENCE, note: Callable[[str], None] = lambda text: None) -> Iterator[int]:
         """Hold the folder while inside; gives the descriptor, which children inherit, so that orphans keep it busy.
 
-        A busy folder is waited for up to `patience` seconds, told to `note` once; then Refused names the pid.
+        A busy folder is waited for up to `patience` seconds, told to `note` once; then Refused names the pid. Refused also
+        where it was removed meanwhile.
         """
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = _taken(self.path, patience, note)
         try:
-            _wait(descriptor, self.path, patience, note)
             os.set_inheritable(descriptor, True)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -204,11 +208,18 @@ def new_id() -> str:
 
 
 def settle(
-    run: Run, asked: Job, written: Mapping[str, str], settings: Iterable[Setting], prepared: Path, text: str
-) -> None:
-    """Keep what is in force from now on, and the folder of prepared text beside it. text: the job as asked."""
-    rows = [setting for setting in settings if setting.key != PREPARED]
+    run: Run, asked: Job, written: Mapping[str, str], settings: Iterable[Setting], prepared: Path, text: str,
+    sets: Sequence[tuple[str, Path]] = (),
+) -> None:  # fmt: skip
+    """Keep what is in force from now on, and the folder of prepared text beside it. text: the job as asked.
+
+    sets: name and folder of the prepared text of each of `evaluate.sets`.
+    """
+    rows = [setting for setting in settings if setting.key not in (PREPARED, HELD)]
     rows.append(Setting(PREPARED, None, str(prepared), "this machine", "found by the content of the text"))
+    if sets:
+        folders = [[name, str(folder)] for name, folder in sets]
+        rows.append(Setting(HELD, None, folders, "this machine", "found by the content of each"))
     table = {
         "version": VERSION,
         "asked": asked.model_dump(mode="json"),
@@ -256,6 +267,24 @@ def append_line(path: Path, row: Mapping[str, object]) -> None:
             os.ftruncate(descriptor, before)
             raise
     finally:
+        os.close(descriptor)
+
+
+def _taken(path: Path, patience: float, note: Callable[[str], None]) -> int:
+    """The lock of the folder that lies at `path` now: whoever held it while we waited may have removed that folder."""
+    while True:
+        try:
+            descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            raise Refused("this run was just removed.", where=str(path), do="Give the same command again.") from None
+        try:
+            _wait(descriptor, path, patience, note)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(path / "lock"), os.fstat(descriptor)):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 
@@ -307,7 +336,7 @@ def _table(path: Path) -> dict[str, Any]:
         table = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Refused(f"there is no run here: {path.name} is missing.", where=str(path.parent)) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Refused(f"{path.name} cannot be read.", where=str(path.parent), found=str(error)) from None
     if not isinstance(table, dict) or not isinstance(table.get("version"), int):
         raise Refused(f"{path.name} is no file of Argosy.", where=str(path.parent))

@@ -26,13 +26,14 @@ def watch(parent: int, leave: Callable[[], None] | None = None) -> threading.Thr
     return thread
 
 
-def bind() -> None:
+def bind(parent: int | None = None) -> None:
     """Let the kernel kill this process when the one that started it dies (Linux; elsewhere nothing happens).
 
-    For a process that may have no second thread. Not kept by processes forked from it.
+    For a process that may have no second thread. Not kept by processes forked from it. parent: who that must be; it may
+    have died before.
     """
     if sys.platform == "linux":
-        parent = os.getppid()
+        parent = parent or os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:  # it died in between
             _leave()

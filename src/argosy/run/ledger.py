@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 
+from argosy.errors import Refused
+
 VERSION = 1
 
 
@@ -61,11 +63,23 @@ class Ledger:
 
     @staticmethod
     def read(path: Path) -> Ledger:
-        """The ledger in the file `path`; a torn last line (killed while appending) is left out."""
+        """The ledger in the file `path`; a torn last line (killed while appending) is left out.
+
+        Refused where the file holds anything else: what every step reads depends on it.
+        """
         entries = []
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+            if not line.endswith(b"\n"):
+                continue
+            try:
                 entries.append(Entry(**json.loads(line)))
+            except (ValueError, TypeError, RecursionError):
+                raise Refused(
+                    "this is no entry of a ledger.",
+                    where=f"{path}:{number}",
+                    found=repr(line[:60])[2:-1],
+                    do="Restore the file, or begin a new run: --run DIR.",
+                ) from None
         return Ledger(tuple(entries))
 
     def write(self, path: Path) -> None:

@@ -104,6 +104,8 @@ def _value(key: str, value: object) -> str:
         if key in _EXACT:
             return f"{value:.17g}"
         return f"{value:{_FORMS.get(key, '.1f')}}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(name)}: {_value(name, inner)}" for name, inner in value.items()) + "}"
     return json.dumps(value)
 
 
@@ -113,9 +115,17 @@ def whole(line: bytes, key: str = "step") -> dict[str, Any] | None:
         return None
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and key in row and (key != "step" or isinstance(row["step"], int)) else None
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> Any:
+    """Rows as a pyarrow.Table with every key that any of them has, null where a row lacks it."""
+    import pyarrow as pa  # here, not above: a worker that has no use for it starts sooner
+
+    names = dict.fromkeys(name for row in found for name in row)
+    return pa.table({name: pa.array([row.get(name) for row in found]) for name in names})
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -127,7 +137,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
         for line in file:
             try:
                 row = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             if isinstance(row, dict):
                 found.append(row)

@@ -9,8 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from argosy.errors import Refused
 from argosy.run import record
 from argosy.run.record import Entries
+
+# What is read of a rotated record; `rotate` writes the incarnation, too.
+COLUMNS = ["rank", "segment", "sequence", "kind", "name", "step", "entered", "left", "value"]
+EXTRA = "extra"  # a column that files of before it was needed do not have
 
 
 class Folder(Protocol):
@@ -54,12 +59,13 @@ def rotate(folder: Path, incarnation: int, paths: Sequence[Path], node: int = 0)
             ("entered", arrow.timestamp("ns", tz="UTC")),
             ("left", arrow.timestamp("ns", tz="UTC")),
             ("value", arrow.float64()),
+            (EXTRA, arrow.int64()),
         ],
         metadata=facts,
     )
     with parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
         if path.exists():  # rotated before; what is there twice, because that was interrupted, is written once
-            earlier = parquet.read_table(path).cast(schema)
+            earlier = _with_extra(parquet.read_table(path)).cast(schema)
             again = {(name.rank, name.segment) for name in map(record.parse, paths)}
             held = zip(earlier["rank"].to_pylist(), earlier["segment"].to_pylist(), strict=True)
             writer.write_table(earlier.filter(arrow.array([place not in again for place in held])))
@@ -86,6 +92,7 @@ def _table(source: Path, schema: Any) -> Any:
         "entered": np.ascontiguousarray(found["entered"]).view("datetime64[ns]"),
         "left": np.ascontiguousarray(found["left"]).view("datetime64[ns]"),
         "value": np.ascontiguousarray(found["value"]),
+        EXTRA: found["extra"].astype(np.int64),
     }
     return arrow.table([arrow.array(columns[field.name]).cast(field.type) for field in schema], schema=schema)
 
@@ -105,10 +112,32 @@ def entries(run: Folder, incarnation: int, rank: int = 0) -> Entries:
 
 
 def _from_parquet(path: Path, rank: int) -> tuple[Entries, set[int]]:
-    """The entries of `rank` and the segments they come from."""
+    """The entries of `rank` and the segments they come from. Refused where the file is none that `rotate` wrote."""
+    import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    table = parquet.read_table(path, filters=[("rank", "=", rank)])
+    try:
+        columns = [*COLUMNS, *([EXTRA] if EXTRA in parquet.read_schema(path).names else [])]
+        return _entries_of(_with_extra(parquet.read_table(path, columns=columns, filters=[("rank", "=", rank)])))
+    except (arrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise Refused(
+            "this record cannot be read.",
+            where=str(path),
+            found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            do="Move it away: only figures about the past of this run are lost.",
+        ) from None
+
+
+def _with_extra(table: Any) -> Any:
+    """`table` with a column EXTRA, of zeros where the file has none."""
+    if EXTRA in table.column_names:
+        return table
+    import pyarrow as arrow
+
+    return table.append_column(EXTRA, arrow.array(np.zeros(table.num_rows, np.int64)))
+
+
+def _entries_of(table: Any) -> tuple[Entries, set[int]]:
     found = np.zeros(table.num_rows, record.ENTRY)
     kinds = {name: number for number, name in record.KINDS.items()}
     kind = [kinds.get(name, 0) for name in table["kind"].to_pylist()]
@@ -120,7 +149,7 @@ def _from_parquet(path: Path, rank: int) -> tuple[Entries, set[int]]:
         for number, name in zip(kind, table["name"].to_pylist(), strict=True)
     ]
     found["name"] = known
-    for column in ("sequence", "step", "value"):
+    for column in ("sequence", "step", "value", EXTRA):
         found[column] = table[column].to_numpy()
     for column in ("entered", "left"):
         found[column] = table[column].to_numpy().view(np.int64)

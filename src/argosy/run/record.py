@@ -66,10 +66,15 @@ SCALARS = (
     "memory_device",  # bytes on the device
     "skipped",  # 1 where a step's update was skipped
     "record_seconds",  # CPU seconds this writer took
-    "gemm_rate",  # FLOP/s of all ranks in the model's own matrix products alone, measured beside the run
+    "gemm_rate",  # FLOP/s of all ranks in the model's own matrix products alone: rank 0's, times their number
     "collected",  # objects that a garbage collection freed
     "flops_per_token",  # forward and backward, attention counted causally
     "peak_rate",  # dense peak of all ranks' devices in FLOP/s, by the catalogue; only where it is known
+    "layer_gradient_norm",  # of a layer, whose number is the entry's extra; of all that is no block, number = layers
+    "layer_update_ratio",  # length of the update over that of the weights, likewise
+    "layer_activation_rms",  # root mean square of what a block hands on, over the global batch's text
+    "layer_attention_logit",  # largest score of the query rows that are looked at
+    "held_out_best",  # 1 where an evaluation is better than all before it, else 0
 )
 MARKS = (
     "born",
@@ -83,6 +88,9 @@ MARKS = (
     "stopped",  # the end was agreed before the last step
     "failed",
     "ended",  # the writer closed its file
+    "starving",  # no batch came for long: value = seconds so far
+    "fed",  # it came: value = seconds waited for it
+    "enough",  # evaluations say that no more is learned: value = how many in a row, extra = the step of the best one
 )
 _TABLES = {PHASE: PHASES, SCALAR: SCALARS, MARK: MARKS}
 NUMBERS = {kind: {name: index for index, name in enumerate(table)} for kind, table in _TABLES.items()}
@@ -97,7 +105,7 @@ ENTRY = np.dtype(
         ("entered", "<i8"),  # ns since the epoch
         ("left", "<i8"),
         ("value", "<f8"),
-        ("extra", "<u8"),  # reserved, 0
+        ("extra", "<u8"),  # which one of several: the number of a held-out set, of a layer; 0 where there is one
         ("flags", "<u4"),  # reserved, 0
         ("check", "<u4"),  # CRC-32 of the 60 bytes before it
     ]

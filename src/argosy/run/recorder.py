@@ -39,15 +39,15 @@ class Recorder:
         """A part of a step, or of the time around steps, by its name in PHASES."""
         self._write(record.PHASE, record.NUMBERS[record.PHASE][name], step, entered, left, 0.0)
 
-    def scalar(self, name: str, step: int, value: float) -> None:
-        """A number of `step`, by its name in SCALARS."""
+    def scalar(self, name: str, step: int, value: float, extra: int = 0) -> None:
+        """A number of `step`, by its name in SCALARS; `extra` tells which one of several."""
         now = time.time_ns()
-        self._write(record.SCALAR, record.NUMBERS[record.SCALAR][name], step, now, now, float(value))
+        self._write(record.SCALAR, record.NUMBERS[record.SCALAR][name], step, now, now, float(value), extra)
 
-    def mark(self, name: str, step: int = 0, value: float = 0.0) -> None:
+    def mark(self, name: str, step: int = 0, value: float = 0.0, extra: int = 0) -> None:
         """Something happened, by its name in MARKS."""
         now = time.time_ns()
-        self._write(record.MARK, record.NUMBERS[record.MARK][name], step, now, now, float(value))
+        self._write(record.MARK, record.NUMBERS[record.MARK][name], step, now, now, float(value), extra)
 
     def during(self, name: str, step: int) -> During:
         """Context manager: the block is the phase `name` of `step`; recorded when it is left, also by an exception."""
@@ -61,7 +61,7 @@ class Recorder:
         self.mark("ended")
         self._close()
 
-    def _write(self, kind: int, name: int, step: int, entered: int, left: int, value: float) -> None:
+    def _write(self, kind: int, name: int, step: int, entered: int, left: int, value: float, extra: int = 0) -> None:
         began = time.thread_time_ns()
         with self._lock:
             if self._count == self._room:
@@ -71,7 +71,7 @@ class Recorder:
                 raise ValueError("the record was finished")
             self._count += 1
             at = record.SIZE * self._count  # the header takes the first place
-            body = record.BODY.pack(self._count, kind, name, 0, step, entered, left, value, 0, 0)
+            body = record.BODY.pack(self._count, kind, name, 0, step, entered, left, value, extra, 0)
             mapped[at + 8 : at + record.SIZE] = body[8:] + record.CHECK.pack(crc32(body))
             mapped[at : at + 8] = body[:8]  # published
             self.own += time.thread_time_ns() - began

@@ -2,6 +2,7 @@
 
 `argosy save|stop RUN` makes the file `save` or `stop` in the run folder; whoever leads the run turns it into `local/request`,
 whose change rank 0 sees within a step and puts into its vote. The file in the run folder goes when the request is done.
+Where $ARGOSY_LOCAL moves the local folder to each node's own disk, other nodes use `local/` in the run folder, which all see.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,40 +57,56 @@ def answer(run: Run, wish: Wish) -> int | None:
         return None
 
 
+def shared(run: Run) -> Path:
+    """The folder in which ranks of other nodes pass on and are told what concerns the run; it may not be there yet."""
+    return run.path / "local"
+
+
 def tell(run: Run, request: Request) -> None:
-    """Put `request` where rank 0 looks once a step."""
-    write_whole(run.local / "request", json.dumps(asdict(request)) + "\n")
+    """Put `request` where rank 0 looks once a step, and where other nodes look, if any do."""
+    for folder in _folders(run):
+        if folder == run.local or folder.is_dir():
+            write_whole(folder / "request", json.dumps(asdict(request)) + "\n")
 
 
-def told(run: Run) -> Request:
-    """What the workers shall vote for now; nothing where nobody asked."""
+def told(run: Run, folder: Path | None = None) -> Request:
+    """What the workers shall vote for now; nothing where nobody asked. folder: `shared` on another node than rank 0's."""
     try:
-        return Request(**json.loads((run.local / "request").read_text(encoding="utf-8")))
+        return Request(**json.loads(((folder or run.local) / "request").read_text(encoding="utf-8")))
     except FileNotFoundError:
         return Request()
 
 
 def clear(run: Run) -> None:
     """Forget wishes of an earlier start."""
-    for name in ("request", "forwarded"):
-        (run.local / name).unlink(missing_ok=True)
+    for folder in _folders(run):
+        for name in ("request", "forwarded"):
+            (folder / name).unlink(missing_ok=True)
     for wish in WISHES:
         (run.path / wish).unlink(missing_ok=True)
 
 
 def forward(folder: Path, number: int) -> None:
-    """Pass a signal that reached a worker on to the parent; safe inside a signal handler. `folder`: the run's local one."""
-    beside = folder / f".forwarded.{os.getpid()}"
+    """Pass a signal that reached a worker on to the parent; safe inside a signal handler. `folder`: the run's local one.
+
+    On another node than rank 0's: `shared`.
+    """
+    beside = folder / f".forwarded.{os.uname().nodename}.{os.getpid()}"  # nodes number their processes alike
     beside.write_text(signal.Signals(number).name, encoding="ascii")
     os.replace(beside, folder / "forwarded")
 
 
 def forwarded(run: Run) -> str | None:
     """The name of a signal that some worker received and passed on, once; None where there is none."""
-    path = run.local / "forwarded"
-    try:
-        name = path.read_text(encoding="ascii")
-        path.unlink()
-    except FileNotFoundError:
-        return None
-    return name
+    for folder in _folders(run):
+        path = folder / "forwarded"
+        with suppress(FileNotFoundError, NotADirectoryError):
+            name = path.read_text(encoding="ascii")
+            path.unlink()
+            return name
+    return None
+
+
+def _folders(run: Run) -> list[Path]:
+    """The local folder, and the one that other nodes see where that is another."""
+    return list(dict.fromkeys((run.local, shared(run))))

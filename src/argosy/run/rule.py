@@ -40,6 +40,7 @@ class Asked:
     fork: bool = False
     change: bool = False
     workers: int = 1
+    at: int | None = None  # the step to fork from; None = the newest checkpoint
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Verdict:
     source: Path | None = None  # the run that a fork starts from
     notes: tuple[str, ...] = ()
     renew: bool = False  # a copy: it gets an id of its own
+    exact: bool = False  # the step was asked for, and no other will do
 
     @property
     def refused(self) -> Refused:
@@ -221,9 +223,17 @@ def _fork(asked: Asked, found: Found, free: Path) -> Verdict:
     if unfit:
         what = f"--fork cannot change {_list(unfit)}: the checkpoint would not fit. Start a new run: --run DIR."
         return _refuse(found, what)
-    because = f"new, from step {found.step:,} of {found.path}"
-    notes = (f"changed from step {found.step + 1:,} on: {_list(changed)}",) if changed else ()
-    return Verdict("fork", free, because, step=found.step, changes=tuple(changed), source=found.path, notes=notes)
+    step = found.step if asked.at is None else asked.at
+    return Verdict(
+        "fork",
+        free,
+        f"new, from step {step:,} of {found.path}",
+        step=step,
+        changes=tuple(changed),
+        source=found.path,
+        notes=(f"changed from step {step + 1:,} on: {_list(changed)}",) if changed else (),
+        exact=asked.at is not None,
+    )
 
 
 def free_name(path: Path) -> Path:
@@ -273,11 +283,12 @@ def _reshapes(row: tuple[str, object, object], job: Job) -> bool:
 
 
 def _length(job: Job) -> str:
+    patient = "" if job.evaluate.patience is None else f" with evaluate.patience = {job.evaluate.patience}"
     for key in _LENGTH:
         value = getattr(job.train, key.removeprefix("train."))
         if value is not None:
-            return f"{key} = {value:,}"
-    return "the default length"
+            return f"{key} = {value:,}{patient}"
+    return f"the default length{patient}"
 
 
 def _list(changed: list[tuple[str, object, object]]) -> str:

@@ -8,14 +8,18 @@ means that they are done.
 from __future__ import annotations
 
 import gc
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from argosy.evaluate.held_out import Held
 from argosy.points import point
 from argosy.quantities import Interval
+from argosy.run.recorder import Recorder
 from argosy.train.vote import Vote
 
 if TYPE_CHECKING:
@@ -104,34 +108,100 @@ class Save(Callback):
             self.taker.flush()
 
 
-class Evaluate(Callback):
-    """Measures on held-out documents at an interval and after the last step of the run; never changes the training state.
+@dataclass
+class Best:
+    """The best evaluation so far by the set that decides, how many after it were not better, and whether it was saved."""
 
-    `measure()` returns (nats per token, bits per byte or None, documents, tokens), the same on every rank.
+    step: int
+    loss: float
+    worse: int = 0
+    kept: bool = False
+
+
+class Evaluate(Callback):
+    """Measures held-out sets at an interval and after the last step of the run; never changes the training state.
+
+    `measure()` gives what was found on each of the `sets`, the same on every rank, since ranks add it up: so all take the same
+    checkpoint as the best one (`keep`) at once. That `patience` is at its end, however, rank 0 says in the next vote.
     """
 
-    def __init__(self, measure: Callable[[], tuple[float, float | None, int, int]], every: Interval):
-        self.measure, self.every = measure, every
+    def __init__(
+        self,
+        measure: Callable[[], Sequence[Held]],
+        every: Interval,
+        *,
+        sets: Sequence[str] = ("",),
+        by: str = "",
+        keep: bool = False,
+        patience: int | None = None,
+    ):
+        self.measure, self.every, self.sets, self.by, self.keep = measure, every, tuple(sets), by, keep
+        self.patience = patience
+        self.best: Best | None = None
+
+    def start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        """Go on with the best evaluation that the checkpoint tells of, where the same set decided."""
+        told = facts.get("best")
+        if isinstance(told, dict) and told.get("set") == self.by:
+            self.best = Best(int(told["step"]), float(told["loss"]), int(told["worse"]), bool(told["kept"]))
+        if self.enough:  # the facts are the same on all ranks
+            trainer.enough = True
+            self._tell(trainer)
 
     def step(self, trainer: Trainer, vote: Vote) -> None:
         """Evaluate where due."""
         now = trainer.state.step
-        at_end = now >= trainer.steps and self.every != Interval()
+        at_end = trainer.complete and self.every != Interval()
         if not at_end and not due(self.every, now, trainer.steps):
             return
         trainer.settle()
         point("evaluate.begin")
         with trainer.recorder.during("evaluate", now):
-            loss, bits, documents, tokens = self.measure()
+            found = self.measure()
         point("evaluate.end")
+        better = self._judged(now, found[self.sets.index(self.by)].loss)
         if trainer.rank == 0:
-            recorder = trainer.recorder
-            recorder.scalar("held_out_loss", now, loss)
-            if bits is not None:
-                recorder.scalar("held_out_bits_per_byte", now, bits)
-            recorder.scalar("held_out_documents", now, documents)
-            recorder.scalar("held_out_tokens", now, tokens)
-            recorder.mark("evaluated", now)
+            for number, held in enumerate(found):
+                record(trainer.recorder, now, held, number)
+            trainer.recorder.scalar("held_out_best", now, better)
+            trainer.recorder.mark("evaluated", now)
+        if better and self.keep:
+            trainer.saving = True
+        if self.enough and not trainer.complete and trainer.rank == 0 and not trainer.wants_end:
+            trainer.wants_end = True
+            self._tell(trainer)
+
+    def save(self, trainer: Trainer, facts: dict[str, Any]) -> None:
+        """Add the best evaluation."""
+        if self.best is not None:
+            facts["best"] = {"set": self.by, **asdict(self.best)}
+
+    @property
+    def enough(self) -> bool:
+        """Whether so many evaluations in a row were not better that the run shall end."""
+        return self.patience is not None and self.best is not None and self.best.worse >= self.patience
+
+    def _judged(self, now: int, loss: float) -> bool:
+        """Whether `loss` is better than all before it. What is not finite is never better."""
+        if math.isfinite(loss) and (self.best is None or loss < self.best.loss):
+            self.best = Best(now, loss, kept=self.keep)
+            return True
+        if self.best is not None:
+            self.best.worse += 1
+        return False
+
+    def _tell(self, trainer: Trainer) -> None:
+        if trainer.rank == 0 and self.best is not None:
+            trainer.recorder.mark("enough", trainer.state.step, self.best.worse, self.best.step)
+
+
+def record(recorder: Recorder, step: int, held: Held, number: int = 0) -> None:
+    """Write what was found on the held-out set `number`; 0 is the run's own."""
+    recorder.scalar("held_out_loss", step, held.loss, number)
+    if held.bits_per_byte is not None:
+        recorder.scalar("held_out_bits_per_byte", step, held.bits_per_byte, number)
+    recorder.scalar("held_out_documents", step, held.documents, number)
+    recorder.scalar("held_out_tokens", step, held.counted, number)
 
 
 class Sample(Callback):
@@ -143,7 +213,7 @@ class Sample(Callback):
     def step(self, trainer: Trainer, vote: Vote) -> None:
         """Sample where due."""
         now = trainer.state.step
-        at_end = now >= trainer.steps and self.every != Interval()
+        at_end = trainer.complete and self.every != Interval()
         if at_end or due(self.every, now, trainer.steps):
             trainer.settle()
             with trainer.recorder.during("sample", now):

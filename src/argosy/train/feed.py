@@ -1,7 +1,7 @@
 """This rank's micro-batches of a step, on its device: the global batch cut by rows, padded with fillers to fixed shapes.
 
-In: global batches (from the node's reader or a local one). Out: `Part`. Every rank computes the same number of micro-batches of
-the same shape, so that collectives of sharded layouts meet; a missing row is a filler of weight zero.
+In: what the machine was given of global batches, by its reader or a thread. Out: `Part`. Every rank computes the same number of
+micro-batches of the same shape, so that collectives of sharded layouts meet; a missing row is a filler of weight zero.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from argosy.data.batch import Batch, filler, joined
-from argosy.data.reader import Batches
+from argosy.data.ring import Batches
 from argosy.layout.layout import Layout, share
 from argosy.model import kernels
 
@@ -29,25 +29,18 @@ class Part:
 
 
 class Feed:
-    """Cuts global batches for one rank. `weigh` tells the bytes of a global batch; only rank 0 needs them."""
+    """Cuts global batches for one rank."""
 
-    def __init__(
-        self,
-        batches: Batches,
-        layout: Layout,
-        rank: int,
-        micro: int,
-        device: torch.device,
-        weigh: Callable[[Batch], int] | None = None,
-    ):
-        self.batches, self.layout, self.micro, self.device, self.weigh = batches, layout, micro, device, weigh
+    def __init__(self, batches: Batches, layout: Layout, rank: int, micro: int, device: torch.device):
+        self.batches, self.layout, self.micro, self.device = batches, layout, micro, device
         self.part = layout.data_index(rank)
 
     def __call__(self, step: int) -> Part:
         """This rank's part of `step`."""
-        batch = self.batches.get(step)
-        micro = [tensors(piece, self.device) for piece in cut(batch, self.layout.data, self.part, self.micro)]
-        return Part(micro, batch.counted, int(batch.tokens.size), self.weigh(batch) if self.weigh else None)
+        given = self.batches.get(step)
+        rows = pieces(given.part, given.whole, self.layout.data, self.part, self.micro)
+        tokens = given.whole * given.batch.tokens.shape[1]
+        return Part([tensors(piece, self.device) for piece in rows], given.counted, tokens, given.bytes)
 
     def close(self) -> None:
         """Nothing more will be asked."""
@@ -56,14 +49,19 @@ class Feed:
 
 def cut(batch: Batch, parts: int, part: int, micro: int) -> list[Batch]:
     """The rows of `part` of `parts` as micro-batches of `micro` rows each, as many on every part, padded with fillers. Pure."""
-    mine = share(len(batch), parts, part)
-    most = max(len(share(len(batch), parts, other)) for other in range(parts))
-    pieces = []
+    return pieces(lambda rows: batch.rows(slice(rows.start, rows.stop)), len(batch), parts, part, micro)
+
+
+def pieces(rows_of: Callable[[range], Batch], whole: int, parts: int, part: int, micro: int) -> list[Batch]:
+    """The same of a batch of `whole` rows, some of which `rows_of` gives: those of `part` must be among them. Pure."""
+    mine = share(whole, parts, part)
+    most = max(len(share(whole, parts, other)) for other in range(parts))
+    found = []
     for begin in range(0, most, micro):
-        rows = batch.rows(slice(mine.start + min(begin, len(mine)), mine.start + min(begin + micro, len(mine))))
+        rows = rows_of(mine[begin : begin + micro])
         missing = micro - len(rows)
-        pieces.append(joined(rows, filler(batch, missing)) if missing else rows)
-    return pieces
+        found.append(joined(rows, filler(rows, missing)) if missing else rows)
+    return found
 
 
 def tensors(batch: Batch, device: torch.device) -> Batch:

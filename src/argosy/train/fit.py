@@ -40,7 +40,7 @@ from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
 from argosy.run.lines import rows
 from argosy.run.recorder import Recorder
-from argosy.run.signals import heard
+from argosy.run.signals import heard, hurried
 from argosy.train import fit_folder
 from argosy.train.any_optimizer import AnyOptimizer
 from argosy.train.callbacks import Callback, Garbage, Save
@@ -105,14 +105,9 @@ def fit(
         fit_folder.opened(
             place, fit_folder.fingerprint(module, chosen), begun, steps=steps, save_every=save_every, keep=keep
         )
-        number = Incarnation.next(place)
-        place.update_info(incarnation=number)
-        place.journal({"what": "begun", "command": "argosy.fit", "because": f"process {os.getpid()}"})
-        Incarnation(number, 1, "dp1", torch.get_num_threads(), parent=os.getpid()).write(place)
+        number = _begun(place)
         recorder = Recorder(place, 0, number)
-        archive = Archive(place)
-        archive.begin(number)
-        export = _Export(archive)
+        export = _Export(Archive(place), number)
         taker = _Taker(place, number)
         try:
             return _trained(
@@ -123,9 +118,16 @@ def fit(
         finally:
             taker.close()
             recorder.finish()
-            archive.poll()
-            archive.rotate()
-            archive.close()
+            export.close()
+
+
+def _begun(place: Run) -> int:
+    """Number this start of the run, and say so where everybody looks."""
+    number = Incarnation.next(place)
+    place.update_info(incarnation=number)
+    place.journal({"what": "begun", "command": "argosy.fit", "because": f"process {os.getpid()}"})
+    Incarnation(number, 1, "dp1", torch.get_num_threads(), parent=os.getpid()).write(place)
+    return number
 
 
 def _alone() -> None:
@@ -335,13 +337,21 @@ class _Asked(Callback):
 class _Export(Callback):
     """Brings the record into metrics.jsonl once a second: no parent of ours does it."""
 
-    def __init__(self, archive: Archive):
+    def __init__(self, archive: Archive, incarnation: int):
         self.archive, self.last = archive, time.monotonic()
+        archive.begin(incarnation)
 
     def step(self, trainer: Trainer, vote: Vote) -> None:
+        """Bring over what there is, where it is time."""
         if time.monotonic() - self.last >= 1:
             self.archive.poll()
             self.last = time.monotonic()
+
+    def close(self) -> None:
+        """Bring over the rest, once the record is finished."""
+        self.archive.poll()
+        self.archive.rotate()
+        self.archive.close()
 
 
 class _Last(Callback):
@@ -350,6 +360,7 @@ class _Last(Callback):
     loss: float | None = None
 
     def step(self, trainer: Trainer, vote: Vote) -> None:
+        """Keep that of this step."""
         self.loss = vote.loss / trainer.state.counted
 
 
@@ -362,12 +373,15 @@ class _Signal:
 
 @contextmanager
 def _stoppable() -> Iterator[_Signal]:
-    """Notes Ctrl-C, SIGTERM and SIGHUP while inside; a second Ctrl-C leaves at once."""
+    """Notes Ctrl-C, SIGTERM and SIGHUP while inside; a second Ctrl-C leaves at once, whatever came before it."""
     stop = _Signal()
+    seen: dict[str, float] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
+        """Remember the signal; a hurried one leaves at once."""
         name = signal.Signals(number).name
-        if name == "SIGINT" and stop.name == name:
+        if hurried(seen, name):
+            signal.signal(number, signal.SIG_IGN)  # a third one must not disturb the leaving
             raise KeyboardInterrupt
         stop.name = stop.name or name
 

@@ -1,4 +1,4 @@
-"""Samples during training: rank 0 lets the model continue the prompts and appends what it wrote to `samples.jsonl`."""
+"""Samples during training: the model continues the prompts, and rank 0 appends what it wrote to `samples.jsonl`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from argosy.evaluate.generate import continuations, following, logits, stream_of
+from argosy.evaluate.generate import Again, continuations, following, logits, stream_of
 from argosy.parallel.execute import Whole
 from argosy.run.folder import append_line, write_whole
 from argosy.run.lines import whole
@@ -22,7 +23,8 @@ class Samples:
     """Continues each of `prompts`. Every rank of a sharded model must call it, since weights are gathered for it.
 
     A prompt without text begins a document: the model sees the end mark of the one before. `scores` gives logits where `whole`
-    is not the whole model, since stages of a pipeline share it.
+    is not the whole model, since stages of a pipeline share it. `group`: all ranks that call it; rank 0 chooses for them,
+    since logits that differ in a bit would end a text on one rank, and leave the others waiting for its part of the weights.
     """
 
     def __init__(
@@ -37,8 +39,9 @@ class Samples:
         seed: int,
         device: torch.device | str = "cpu",
         scores: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        group: dist.ProcessGroup | None = None,
     ):
-        self.scores = scores or self.from_whole
+        self.scores, self.group = scores or self.from_whole, group
         self.whole, self.tokenizer, self.prompts = whole, tokenizer, tuple(prompts)
         self.tokens, self.temperature, self.context, self.seed, self.device = tokens, temperature, context, seed, device
 
@@ -50,15 +53,15 @@ class Samples:
         self.whole.eval()
         try:
             for chosen in continuations(
-                self.scores,
+                Again(self.scores, context=self.context, device=self.device),
                 begins,
                 tokens=self.tokens,
                 temperature=self.temperature,
                 context=self.context,
                 streams=[stream_of(self.seed, step, number) for number in range(len(begins))],
-                end=self.tokenizer.end,
+                ends=[self.tokenizer.end],
                 vocabulary=self.tokenizer.vocabulary,
-                device=self.device,
+                agree=None if self.group is None else self.agree,
             ):
                 for ids, new in zip(written, chosen, strict=True):
                     ids += [] if new is None else [new]
@@ -66,6 +69,12 @@ class Samples:
             self.whole.train(was)
         texts = [following(self.tokenizer, begin, ids) for begin, ids in zip(begins, written, strict=True)]
         return list(zip(self.prompts, texts, strict=True))
+
+    def agree(self, drawn: list[int]) -> list[int]:
+        """What rank 0 of the group has drawn, one id a prompt. A collective."""
+        ids = torch.tensor(drawn, dtype=torch.int64, device=self.device)
+        dist.broadcast(ids, group_src=0, group=self.group)
+        return [int(one) for one in ids.tolist()]
 
     def from_whole(self, tokens: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
         """Logits [B, S, V]."""

@@ -6,6 +6,7 @@ Knows parameters by their global names, an optimizer and a schedule; not what th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -71,6 +72,7 @@ class State:
         self.skipped = 0  # updates left out because a number was not finite
         self.skipped_in_a_row = 0
         self.multiplier = 0.0  # of the learning rate in this step
+        self.watched: Callable[[], AbstractContextManager[None]] = nullcontext  # around each change
         self.computing = "forward_backward"  # the phase that the record shows; "compile" while the compiler works
 
     def begin(self, counted: int, tokens: int) -> None:
@@ -94,12 +96,14 @@ class State:
         self.count(vote, self.step, self.counted)
         if vote.finite:
             scale = self.clip / vote.norm if self.clip is not None and vote.norm > self.clip else 1.0
-            self.optimizer.step(self.multiplier, scale)
+            with self.watched():
+                self.optimizer.step(self.multiplier, scale)
 
     def update_there(self, tally: Tally) -> None:
         """The same without waiting for the device: it decides from the sums that it holds. `learn` follows later."""
         self.multiplier = self.rate(self.step)
-        self.optimizer.step(self.multiplier, 1.0 if self.clip is None else tally.scale(self.clip), tally.good)
+        with self.watched():
+            self.optimizer.step(self.multiplier, 1.0 if self.clip is None else tally.scale(self.clip), tally.good)
 
     def learn(self, vote: Vote, step: int, counted: int) -> None:
         """What became of `update_there` in `step`, whose global batch had `counted` labels that count."""

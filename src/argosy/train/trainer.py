@@ -76,6 +76,8 @@ class Trainer:
         self.wants_save = False  # a callback of this rank wants a checkpoint: said in the next vote
         self.saving = False  # a save was agreed and not yet taken
         self.stopping = False  # a stop was agreed: this step is the last
+        self.wants_end = False  # a callback of this rank finds that the run is finished: said in the next vote
+        self.enough = False  # that was agreed: the run is finished, though steps are left
         self.vote = Vote()  # the last one that the host has heard
         self._queued: deque[Beat] = deque()  # steps whose vote it has not heard
         agree.asks = self.asks
@@ -88,7 +90,12 @@ class Trainer:
     @property
     def last(self) -> bool:
         """Whether no step follows the one just done."""
-        return self.stopping or self.state.step >= self.steps
+        return self.stopping or self.complete
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run is finished with the step just done: it was the last one, or all agree that it is enough."""
+        return self.enough or self.state.step >= self.steps
 
     def run(self, facts: dict[str, Any] | None = None) -> str:
         """Train to the end, or to an agreed stop: FINISHED or STOPPED. `facts` are those of the checkpoint gone on from."""
@@ -104,7 +111,7 @@ class Trainer:
                 callback.step(self, self.vote)
         for callback in self.callbacks:
             callback.end(self)
-        return FINISHED if self.state.step >= self.steps else STOPPED
+        return FINISHED if self.complete else STOPPED
 
     def beat(self) -> Vote:
         """The next step and its entries; gives the vote that the host heard last.
@@ -135,6 +142,7 @@ class Trainer:
             self.state.learn(self.vote, beat.step, max(1, beat.counted))
         self.saving = self.saving or self.vote.save > 0
         self.stopping = self.stopping or self.vote.stop > 0
+        self.enough = self.enough or self.vote.enough
         self.record(beat, self.vote)
 
     def settle(self) -> None:
@@ -146,7 +154,7 @@ class Trainer:
         """What this rank brings to the vote."""
         asked = self.asked()
         wants, self.wants_save = self.wants_save or "save" in asked, False
-        return Asks("stop" in asked, wants, self.held())
+        return Asks("stop" in asked, wants, self.held(), self.wants_end)
 
     def record(self, beat: Beat, vote: Vote) -> None:
         """Write the step; rank 0 also writes the numbers of the whole global batch, before it."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,27 @@ import torch.distributed as dist
 from argosy.checkpoint.load import load, tell_skipped
 from argosy.checkpoint.save import Saver, specs_over
 from argosy.checkpoint.store import Checkpoint, at, refuse_lost, search
-from argosy.data.batch import counted_bytes, held_out_batches
-from argosy.data.order import read_at, refuse_backdated, tokens_before
-from argosy.data.reader import LocalBatches, batches
-from argosy.data.shards import Shards
+from argosy.data.batch import counted_bytes
+from argosy.data.held import sets
+from argosy.data.order import refuse_backdated
+from argosy.data.reader import LocalBatches, OwnReader, batches
+from argosy.data.ring import Batches
+from argosy.data.shards import Shards, read_token_bytes
 from argosy.data.tokenizer import open_tokenizer
 from argosy.device.device import Device
 from argosy.device.precision import dtype
 from argosy.device.threads import limit, restored
 from argosy.device.torch_versions import compile_strictly
 from argosy.errors import Refused
-from argosy.evaluate.held_out import held_out
+from argosy.evaluate.held_out import Held, held_out
 from argosy.exchange.huggingface import begin
 from argosy.exchange.source import Source
-from argosy.job.schema import Job, OptimSection
+from argosy.job.schema import Job
 from argosy.optim.build import build
-from argosy.optim.schedule import rate
 from argosy.parallel import apply
 from argosy.parallel.mesh import Meeting, Mesh, join
 from argosy.plan import layouts
+from argosy.plan.derive import growth
 from argosy.points import point
 from argosy.quantities import interval
 from argosy.run.folder import Run, write_whole
@@ -44,14 +45,23 @@ from argosy.run.incarnation import Incarnation
 from argosy.run.ledger import Ledger
 from argosy.run.recorder import Recorder
 from argosy.train import samples
-from argosy.train.callbacks import Callback, Evaluate, Garbage, Sample, Save
+from argosy.train.callbacks import Callback, Garbage, Sample, Save
 from argosy.train.ending import explained
 from argosy.train.feed import Feed, cut, tensors
 from argosy.train.gauge import gauge
+from argosy.train.numerics import numerics
+from argosy.train.own import evaluation, own_callback
+from argosy.train.rates import scheduled
 from argosy.train.state import State
 from argosy.train.trainer import Trainer
 from argosy.train.vote import Agree
 from argosy.train.wishes import Wishes
+
+TABLES = (
+    "model.embedding.weight",
+    "model.head.weight",
+    "model.positions.weight",
+)  # may grow by rows: first weights stay there
 
 
 def main(run: str, rank: int, incarnation: int) -> int:
@@ -88,7 +98,7 @@ class Worker:
     def __init__(self, run: Run, start: Incarnation, rank: int, recorder: Recorder):
         self.run, self.start, self.rank, self.recorder = run, start, rank, recorder
         self.job: Job = run.job()
-        self.layout = layouts.of(self.job.layout.model_copy(update={"shape": start.layout}), start.world)
+        self.layout = layouts.in_force(self.job, start.world, start.layout)
         self.ledger = run.ledger()
         per_node = max(1, start.local_world)
         limit(start.threads)
@@ -126,7 +136,10 @@ class Worker:
                 self.recorder.mark(end, self.state.step)
                 return end
             finally:
+                self.numerics.stop()
                 self.feed.close()
+                if self.reader is not None:
+                    self.reader.close()
         finally:
             self.saver.close()
 
@@ -139,7 +152,10 @@ class Worker:
         self.laid = apply.decoder(job, mesh, device)
         self.decoder, self.applied, self.number = self.laid.module, self.laid.applied, self.laid.number
         kind = dtype(str(job.train.precision))
-        self.optimizer = build(self.applied.named().items(), job.optim, self.device.kind, group=mesh.stage, kind=kind)
+        wider = growth(job.model)
+        self.optimizer = build(
+            self.applied.named().items(), job.optim, self.device.kind, group=mesh.stage, kind=kind, growth=wider
+        )
         self.state = State(
             self.decoder,
             self.optimizer,
@@ -147,8 +163,10 @@ class Worker:
             self.recorder,
             rate=scheduled(job.optim, self.ledger, self.steps),
             clip=job.optim.clip,
-            world=self.layout.world // self.layout.pp,
+            world=self.laid.world,
         )
+        self.numerics = numerics(job, self.laid, self.recorder, self.ledger, self.steps)
+        self.state.watched = self.numerics.around
         self.recorder.mark("built")
 
     @property
@@ -173,8 +191,6 @@ class Worker:
 
     def load(self, mesh: Mesh) -> dict[str, Any]:
         """The newest good checkpoint, the same on all ranks; its facts, empty where the run begins."""
-        if self.rank == 0:
-            self.saver.settle()
         found = self.agreed(self.run, mesh)
         if found is None:
             if self.job.model.init != "random":
@@ -208,13 +224,29 @@ class Worker:
         if found is None:
             raise Refused("there is no checkpoint to start from.", where=str(other.path))
         weights = {name: tensor for name, tensor in self.state.tensors().items() if name.startswith("model.")}
-        load(other, found, weights, partial=True)
+        if getattr(self.job.model, "class") is not None:  # what such a class adds keeps its first weights
+            there = {spec.name for spec in found.manifest.specs}
+            weights = {name: tensor for name, tensor in weights.items() if name in there}
+        load(other, found, weights, partial=True, grown=TABLES)
         found.close()
 
     def agreed(self, run: Run, mesh: Mesh) -> Checkpoint | None:
-        """The checkpoint that rank 0 finds newest. The others are told, since one may just be being committed."""
-        found, reasons = search(run.checkpoints, aside=run is self.run) if self.rank == 0 else (None, [])
-        if reasons and run is self.run:
+        """The checkpoint that rank 0 finds newest. The others are told, since one may just be being committed.
+
+        That can take long: what an earlier start announced is written first, at the disk's pace, and every byte is read.
+        """
+        own = run is self.run
+        chosen: list[tuple[Checkpoint | None, list[str]]] = []
+
+        def choose() -> None:
+            """Look for the newest good checkpoint."""
+            if own:
+                self.saver.settle()
+            chosen.append(search(run.checkpoints, aside=own))
+
+        mesh.first(choose)
+        found, reasons = chosen[0] if chosen else (None, [])
+        if reasons and own:
             if found is None:
                 refuse_lost(run, reasons)
             tell_skipped(run, found, reasons)
@@ -228,41 +260,36 @@ class Worker:
     def trainer(self, mesh: Mesh) -> Trainer:
         """The loop with all its parts."""
         job, place, state = self.job, self.layout.data_index(self.rank), self.state
-        shards = Shards(self.run.prepared())
-        self.feed = Feed(
-            LocalBatches(job.train.seed, self.ledger, shards, state.step + 1)
-            if self.start.alone
-            else batches(self.run, self.start.number),
-            self.layout,
-            self.rank,
-            int(job.batch.micro),
-            self.device.torch,
-            (lambda batch: counted_bytes(batch, shards.bytes_of)) if self.rank == 0 else None,
-        )
+        self.feed = Feed(self.batches(), self.layout, self.rank, int(job.batch.micro), self.device.torch)
+        bytes_of = read_token_bytes(self.run.prepared())
         execute = self.laid.execute
         agree = Agree(mesh.world, device=self.device.torch, copies=self.laid.copies)
-        micro, rows = int(job.batch.micro), int(job.batch.micro) * self.layout.data
+        micro, rows = int(job.batch.micro), layouts.rows_at_once(job, self.layout)
 
-        def measure() -> tuple[float, float | None, int, int]:
-            self.applied.whole.eval()
-            held = held_out(
-                held_out_batches(shards, job.batch.sequence, rows, job.evaluate.tokens),
+        def measured(number: int) -> Held:
+            return held_out(
+                self.feed.batches.held_out(number, rows),
                 execute,
                 lambda batch: [tensors(part, self.device.torch) for part in cut(batch, self.layout.data, place, micro)],
-                lambda batch: counted_bytes(batch, shards.bytes_of),
+                lambda batch: counted_bytes(batch, bytes_of),
                 mesh.world,
                 self.device.torch,
                 copies=agree.copies,
             )
+
+        def measure() -> list[Held]:
+            self.applied.whole.eval()
+            found = [measured(number) for number in range(1 + len(job.evaluate.sets))]
             self.applied.whole.train()
-            return held.loss, held.bits_per_byte, held.documents, held.counted
+            return found
 
         callbacks: list[Callback] = [
-            Evaluate(measure, interval(job.evaluate.every)),
+            evaluation(measure, job.evaluate),
             Sample(self.sampler(), interval(job.observe.sample_every)),
+            *(own_callback(name) for name in job.train.callbacks),  # before the save, which asks them what to keep
             Keep(self.saver, job, self.ledger),
             Garbage(job.train.collect_every),
-            gauge(job, self.device, self.layout.world),
+            gauge(job, self.device, self.layout.world, mesh.world),
         ]
         self.applied.whole.train()
         return Trainer(
@@ -279,6 +306,25 @@ class Worker:
             device=self.device,
         )
 
+    def batches(self) -> Batches:
+        """Where batches come from: this machine's reader process; in a process that is the whole run, a thread of it.
+
+        Under a launcher nobody but the machine's first rank is there to start the reader.
+        """
+        following, seed = self.state.step + 1, self.job.train.seed
+        if self.start.parent == os.getpid():
+            shards = Shards(self.run.prepared())
+            return LocalBatches(seed, self.ledger, shards, following, lambda: sets(self.run, shards), self.waited)
+        if self.start.alone and self.rank % self.start.local_world == 0:
+            self.reader = OwnReader(self.run, self.start.number, self.rank)
+        return batches(self.run, self.start.number, self.rank, self.waited)
+
+    reader: OwnReader | None = None  # where this rank started it
+
+    def waited(self, seconds: float, there: bool) -> None:
+        """A batch did not come for long, or came at last: told at once, since the entry of the wait comes with its end."""
+        self.recorder.mark("fed" if there else "starving", self.state.step + 1, seconds)
+
     def fed(self, step: int) -> Any:
         """The part of `step`; the first of this process is where the compiler works."""
         if self.compiled and self.state.computing != "compile" and not self.warm:
@@ -287,6 +333,7 @@ class Worker:
             self.state.computing = "compile"
         part = self.feed(step)
         self.number.fill_(step)
+        self.numerics.begin(step, part.micro)
         return part
 
     warm = False  # whether the first step of this process is done
@@ -302,6 +349,7 @@ class Worker:
         """Writes the samples of a step: on rank 0 alone, with the help of all where weights are sharded."""
         job = self.job
         tokenizer = open_tokenizer(self.run.prepared())
+        together = self.layout.world > self.layout.dp_replicate
         write = samples.Samples(
             self.applied.whole,
             tokenizer,
@@ -312,8 +360,8 @@ class Worker:
             seed=job.train.seed,
             device=self.device.torch,
             scores=self.laid.scores,
+            group=self.laid.mesh.world if together else None,
         )
-        together = self.layout.world > self.layout.dp_replicate
 
         def sample(step: int) -> None:
             # Whole, also when a stop is asked for meanwhile: the weights of this step are gone when the run goes on.
@@ -338,18 +386,6 @@ class Keep(Save):
         facts["seed"] = self.job.train.seed
         facts["layout"] = self.job.layout.shape
         facts["ledger"] = {"length": len(self.ledger.entries), "digest": self.ledger.digest}
-
-
-def scheduled(section: OptimSection, ledger: Ledger, steps: int) -> Callable[[int], float]:
-    """The share of the peak learning rate by step, keyed by tokens: what all steps before it read, over what `steps` read."""
-    total = tokens_before(steps + 1, ledger)
-
-    def at(step: int) -> float:
-        read = read_at(step, ledger)
-        # The middle of a step stands for it: neither the first nor the last one has a rate of zero.
-        return rate(section, read.first_token + read.tokens / 2, total)
-
-    return at
 
 
 def meeting_of(run: Run, start: Incarnation) -> Meeting:

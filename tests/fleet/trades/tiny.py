@@ -1,5 +1,6 @@
 """Processes for tests of the fleet: they keep a record and checkpoints like real ones, without torch, and do as `script.json`
-says: {"INCARNATION:RANK:STEP": action}. Loaded by name in children of the driver.
+says: {"INCARNATION:RANK:STEP": action}, and in "loaded", if it is there, after which step they go on. Loaded by name in
+children of the driver.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 from argosy.errors import Refused
 from argosy.run import requests
@@ -25,7 +28,7 @@ def worker(run: str, rank: int, incarnation: int) -> int:
     start = Incarnation.read(place, incarnation)
     script = json.loads((place.path / "script.json").read_text())
     recorder = Recorder(place, rank, incarnation)
-    first = place.newest_step()
+    first = int(script.get("loaded", place.newest_step()))  # what is newest may be damaged
     recorder.mark("loaded", first)
     for step in range(first + 1, STEPS + 1):
         act(script.get(f"{incarnation}:{rank}:{step}", ""), place, start)
@@ -75,6 +78,12 @@ def act(action: str, place: Run, start: Incarnation) -> None:
         old = processes(place)[trade]
         os.kill(old, signal.Signals[number])
         until(lambda: processes(place).get(trade, old) != old)
+    elif word == "strand":  # the warm server stands still, and this process is killed: nobody can tell how it ended
+        until(lambda: processes(place).get("rank-0000") == os.getpid())
+        server = processes(place)["server"]
+        os.kill(server, signal.SIGSTOP)
+        until(lambda: stands(server))
+        os.kill(os.getpid(), signal.SIGKILL)
     elif word == "parent":
         os.kill(start.parent or 0, signal.Signals[rest])
         until(lambda: requests.told(place).stop)
@@ -97,6 +106,14 @@ def act(action: str, place: Run, start: Incarnation) -> None:
 def until(condition: Callable[[], object]) -> None:
     while not condition():
         time.sleep(0.01)
+
+
+def stands(pid: int) -> bool:
+    """Whether the process is stopped, or gone already: the driver repairs what stands still."""
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def processes(place: Run) -> dict[str, int]:

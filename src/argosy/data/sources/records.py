@@ -127,13 +127,14 @@ def _conversation(value: Any, name: str) -> Chat:
     """The chat in `value`. Raises Bad."""
     if not isinstance(value, list):
         raise Bad(f'has {_kind(value)} in "{name}", no list of messages')
-    messages = tuple(_message(one, number) for number, one in enumerate(value, 1))
+    messages = tuple(message(one, number) for number, one in enumerate(value, 1))
     if not any(message["role"] == "assistant" for message in messages):
         raise Bad("has no message of an assistant, so there is nothing to learn from it")
     return Chat(messages)
 
 
-def _message(one: Any, number: int) -> dict[str, Any]:
+def message(one: Any, number: int) -> dict[str, Any]:
+    """A message of a chat, the `number`th, as we call its speaker and its text. Raises Bad."""
     if not isinstance(one, Mapping):
         raise Bad(f"has {_kind(one)} as its message {number}, no table")
     who = one.get("role", one.get("from"))
