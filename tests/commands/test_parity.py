@@ -75,14 +75,14 @@ def test_a_failure_is_made_small_and_printed_as_a_job(monkeypatch: pytest.Monkey
     assert "Smallest: shard 2, zero 3, tied True: gradient of embedding.weight differs" in outcome.job_file
     assert shown[-2].endswith("The first one, as small as it still fails:") and shown[-1] == outcome.job_file
     _, rows = lines(seed=3, cases=60, as_json=True)
-    assert json.loads(rows[-1]) == {"job_file": outcome.job_file} and len(rows) == 61
+    assert json.loads(rows[-1]) == {"draw": None, "job_file": outcome.job_file} and len(rows) == 61
     file = tmp_path / "smallest.toml"
     file.write_text(outcome.job_file, encoding="utf-8")
     again, shown = lines(job=file)
     assert again.code == 3 and len(again.failed) == again.draws
     assert shown[-2].endswith("As a job file:") and shown[-1] == again.job_file
     _, rows = lines(job=file, as_json=True)
-    assert json.loads(rows[-1]) == {"job_file": again.job_file}
+    assert json.loads(rows[-1]) == {"draw": None, "job_file": again.job_file}
 
 
 def test_a_job_says_how_many_draws_it_has_and_a_small_one_is_tried_as_it_stands(

@@ -11,6 +11,8 @@ from argosy.commands import conduct
 from argosy.commands.conduct import Wanted
 from argosy.commands.train import early
 from argosy.errors import INPUT, Refused
+from argosy.job.load import load
+from argosy.plan.settle import refuse_layout
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +78,12 @@ def test_a_layout_that_cannot_be_is_refused_before_any_process_starts(
     assert again.value.text == caught.value.text
     assert psutil.Process().children(recursive=True) == before
     assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize("shape, way", [("tp4", "on 3 ranks"), ("dp3", "start 3 ranks")])
+def test_a_launcher_sets_the_number_of_ranks(shape: str, way: str) -> None:
+    loaded = load("laptop", [f"layout.shape={shape}"])
+    for launched in (False, True):
+        with pytest.raises(Refused) as refused:
+            refuse_layout(loaded, False, 4, launched=launched)
+        assert (way in refused.value.do, "--workers 3" in refused.value.do) == (launched, not launched)

@@ -140,7 +140,7 @@ def _end(outcome: Outcome, head: str, as_json: bool, show: Callable[[str], None]
     """The last words, with `head` above the job file of what failed; `of` is how many draws there are, where that is known."""
     if as_json:
         if outcome.failed:
-            show(json.dumps({"job_file": outcome.job_file}))
+            show(json.dumps({"draw": None, "job_file": outcome.job_file}))
         return
     if not outcome.failed:
         number = f"{outcome.draws} draws" if of is None else f"{outcome.draws} of the {of} draws of this job"
@@ -167,7 +167,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Does every layout, or that of JOB, train the same model? Draws cases and compares them with the formulas.
 
-        Exit code 0 when all agree, 3 when not. The first failure is printed as a job file; without JOB it is made small before.
+        Exit code 0 when all agree, 3 when not. The first failure is printed as a job file; without JOB the smallest like it.
         """
         from argosy.job.load import split
 

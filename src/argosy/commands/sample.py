@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import stat
@@ -50,6 +51,8 @@ def continued(
 
     readable(text)
     heat = model.job.observe.temperature if temperature is None else temperature
+    if not math.isfinite(heat):
+        raise Refused("a temperature is a number from 0 on.", where="--temperature", found=str(heat))
     prompt, ids = model.continued(text, tokens=tokens, temperature=heat, seed=seed)
     written = []
     for piece in pieces(model.tokenizer, ids, prompt):

@@ -155,17 +155,22 @@ class Layout:
         return named
 
     @staticmethod
-    def parse(shape: str, world: int | None = None) -> Layout:
-        """The layout of `shape` over `world` ranks; ranks not named go to dp_shard. Refused when it does not divide."""
+    def parse(shape: str, world: int | None = None, launched: bool = False) -> Layout:
+        """The layout of `shape` over `world` ranks; ranks not named go to dp_shard. Refused when it does not divide.
+
+        launched: a launcher set how many ranks there are.
+        """
         named = Layout.degrees_named(shape)
         ranks = prod(degree for axis, degree in named.items() if axis != "ep")
         if world is None or world == ranks:
             return _of(named)
         if world % ranks or "dp_shard" in named:
+            other = _workers(named, ranks, world)
+            others = f"start {other} ranks" if launched else f"--workers {other}"
             raise Refused(
                 f'layout.shape = "{shape}" makes {ranks} ranks, there are {world} workers'
                 + (": the product of the degrees must divide them." if "dp_shard" not in named else "."),
-                do=f'Nearest: layout.shape="{fitting(named, world)}", or --workers {_workers(named, ranks, world)}.',
+                do=f'Nearest: layout.shape="{fitting(named, world)}", or {others}.',
             )
         return _of({**named, "dp_shard": world // ranks})
 

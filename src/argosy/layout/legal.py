@@ -2,7 +2,8 @@
 
 A rule says what is wrong, with the numbers, and which ways there are out of it, the nearest first. A way is offered only
 after it was tried: it mends the rule, breaks no other one and leaves no written key without effect. A rule that a dimension
-needs stands here and nowhere else: `plan/` asks it for a job, `prove/` for every draw.
+needs stands here and nowhere else: `plan/` asks it for a job, `prove/scale.py` for the draws of one; the rules of the cases
+that are drawn over everything (`prove/options.py`) are held against it by their tests.
 """
 
 from __future__ import annotations
@@ -31,11 +32,22 @@ class Rule:
 
 def helps(asked: Asked, way: Remedy, rule: Rule | None = None) -> bool:
     """Whether `way` mends `rule`, breaks no other one and leaves no written key without effect that has one now."""
-    after = applied(asked, way)
+    return _helping(asked, rule)(way)
+
+
+def _helping(asked: Asked, rule: Rule | None) -> Callable[[Remedy], bool]:
+    """`helps` for many ways: what is wrong before any of them is looked at once."""
     before = {one for one in RULES if one is not rule and one.broken(asked) is not None}
-    if not {one for one in RULES if one.broken(after) is not None} <= before:
-        return False
-    return {one.key for one in without_effect(after)} <= {one.key for one in without_effect(asked)}
+    dead = {one.key for one in without_effect(asked)}
+
+    def helping(way: Remedy) -> bool:
+        """Whether `way` does."""
+        after = applied(asked, way)
+        if any(one.broken(after) is not None for one in RULES if one not in before):
+            return False
+        return {one.key for one in without_effect(after)} <= dead
+
+    return helping
 
 
 def _shapes(
@@ -188,9 +200,10 @@ def _more_sequences(asked: Asked) -> Iterator[Iterable[Remedy]]:
     layout = asked.layout
     yield [remedy(asked, {"batch.tokens": layout.data * asked.sequence})]
     copies = min(layout.dp_replicate, max(1, asked.sequences))
+    helping = _helping(asked, SEQUENCES)
     for shard in range(min(layout.dp_shard, max(1, asked.sequences // copies)), 0, -1):
         fewer = replace(layout, ep=1, dp_replicate=copies, dp_shard=shard)
-        if helps(asked, way := remedy(asked, {"layout.shape": fewer.text()}), SEQUENCES):
+        if helping(way := remedy(asked, {"layout.shape": fewer.text()})):
             yield [way]
             return
 
@@ -244,8 +257,10 @@ def broken(asked: Asked) -> Iterator[Wrong]:
     """Every rule of the table that `asked` breaks, with the ways out that were found to help. Pure."""
     for rule in RULES:
         if (wrong := rule.broken(asked)) is not None:
-            ways = (next((way for way in each if helps(asked, way, rule)), None) for each in rule.ways(asked))
-            found = list(dict.fromkeys(way.text(asked.layout.world) for way in ways if way is not None))[:OFFERED]
+            helping = _helping(asked, rule)
+            ways = (next(filter(helping, each), None) for each in rule.ways(asked))
+            said = (way.text(asked.layout.world, asked.launched) for way in ways if way is not None)
+            found = list(dict.fromkeys(said))[:OFFERED]
             yield Wrong(*wrong, f"Nearest: {', or '.join(found)}." if found else "")
 
 

@@ -32,12 +32,6 @@ def decayed(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and not TABLES & set(name.split("."))
 
 
-@torch.no_grad()
-def own(parameter: Tensor) -> Tensor:
-    """This rank's own memory of `parameter`, as a tensor that an optimizer takes."""
-    return local(parameter).detach()
-
-
 class Optimizer:
     """AdamW for some parameters, Muon for others, one learning rate."""
 
@@ -47,7 +41,7 @@ class Optimizer:
         self.lr, self.muon, self.adamw, self.updates = section.lr, muon, dict(adamw), 0
         # Every rank updates its own shards, element by element. Of sharded tensors torch would take those of one mesh only at
         # once, and work out anew in every step what becomes of them: as long as the update of a small model itself.
-        self.own = {name: own(parameter) for name, parameter in self.adamw.items()}
+        self.own = {name: local(parameter.detach()) for name, parameter in self.adamw.items()}
         alike: dict[bool, list[Tensor]] = {}
         for name, parameter in self.adamw.items():
             alike.setdefault(decayed(name, parameter), []).append(self.own[name])
@@ -77,15 +71,16 @@ class Optimizer:
         host need not know it, and says `uncount` when it learns that it was false. With a group or with shards, every rank
         must call. RuntimeError where a parameter of Muon has no gradient.
         """
+        gradients = {name: local(p.grad) for name, p in self._named() if p.grad is not None}
         if isinstance(scale, Tensor) or scale != 1.0:
-            multiply_all([local(p.grad) for p in self.parameters if p.grad is not None], scale)
+            multiply_all(list(gradients.values()), scale)
         if self.inner is not None:
             for group in self.inner.param_groups:
                 group["lr"] = self.lr * rate
             for name, parameter in self.adamw.items():
                 # Its memory may have become another one since the last step: a layout may lay shards out when first used.
                 self.own[name].data = local(parameter)
-                self.own[name].grad = None if parameter.grad is None else local(parameter.grad)
+                self.own[name].grad = gradients.get(name)
             self._update(self.inner, good)
             for shard in self.own.values():
                 shard.grad = None  # or it would stay when the parameter's is dropped
@@ -112,7 +107,10 @@ class Optimizer:
     @property
     def parameters(self) -> list[Tensor]:
         """All parameters, AdamW's first."""
-        return [*self.adamw.values(), *(self.muon.parameters.values() if self.muon else ())]
+        return [parameter for _, parameter in self._named()]
+
+    def _named(self) -> list[tuple[str, Tensor]]:
+        return [*self.adamw.items(), *(self.muon.parameters.items() if self.muon else ())]
 
     def named_state(self) -> dict[str, Tensor]:
         """The state tensors themselves, sharded as their parameters: "optim.<parameter>.<slot>".

@@ -26,7 +26,7 @@ TOKENS_AT_ONCE = 16_384  # more tokens in one micro-batch make a CPU no faster a
 def settle_memory(draft: _Draft, layout: Layout, machine: Machine, world: int, local: int) -> None:
     """Put the micro-batch in force; Refused, with overrides that would help, where no micro-batch fits.
 
-    local: how many of the `world` workers are on this machine and share its memory.
+    local: how many of the `world` workers are on one machine, at most, and share its memory.
     """
     asked = draft.loaded.job.batch.micro
     device = "cuda" if machine.devices else "cpu"
@@ -64,7 +64,7 @@ def _chosen(draft: _Draft, job: Job, layout: Layout, mine: int, most: int, limit
 
 
 def _limit(draft: _Draft, job: Job, machine: Machine, local: int) -> int:
-    """Bytes that each of the `local` workers of this machine may take."""
+    """Bytes that each of the `local` workers of a machine may take; the others are taken to be like this one."""
     asked = draft.loaded.job.memory.limit
     if asked != "auto":
         return int(asked) // local
@@ -86,7 +86,8 @@ def _refusal(
 ) -> Refused:
     """Which overrides bring the prediction down, those that suffice first."""
     remedies = []
-    if local == world > 1 and device == "cpu" and memory.peak(job, Layout(), micro, device).total <= limit * world:
+    together = local == world > 1 and device == "cpu" and not draft.launched  # a launcher says how many there are
+    if together and memory.peak(job, Layout(), micro, device).total <= limit * world:
         # A shape that somebody wrote has more ranks, and what is said of its pipeline does nothing in one.
         written = draft.loaded.job.layout.shape != "auto"
         alone = "--workers 1" + (f" {_alone(draft, job, world).text()}" if written else "")

@@ -64,16 +64,16 @@ def automatic(world: int, accelerated: bool) -> tuple[Layout, str]:
     return Layout(dp_replicate=world), "replication is the fastest at sizes that a CPU trains"
 
 
-def chosen(job: Job, world: int, accelerated: bool) -> tuple[Layout, str]:
-    """The layout in force over `world` ranks, with the reason where the machine chose."""
+def chosen(job: Job, world: int, accelerated: bool, launched: bool = False) -> tuple[Layout, str]:
+    """The layout in force over `world` ranks, with the reason where the machine chose. launched: a launcher set `world`."""
     if job.layout.shape == "auto":
         return automatic(world, accelerated)
-    return of(job.layout, world), ""
+    return of(job.layout, world, launched=launched), ""
 
 
-def of(section: LayoutSection, world: int, micro: int = 1) -> Layout:
+def of(section: LayoutSection, world: int, micro: int = 1, launched: bool = False) -> Layout:
     """The layout that `section` (its shape not "auto") makes of `world` ranks with `micro` micro-batches each."""
-    layout = Layout.parse(section.shape, world)
+    layout = Layout.parse(section.shape, world, launched)
     virtual = section.virtual if layout.pp > 1 else 1  # without a pipeline there is one stage
     return replace(layout, virtual=virtual, micro=micro, order=axes_of(section.order))
 

@@ -7,7 +7,7 @@ what measurement decided in an unfinished run is taken from there (`kept`), what
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class _Draft:
     reasons: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     read: tuple[int, int] = (0, 0)
+    launched: bool = False
 
     def put(self, key: str, value: object, origin: str, why: str = "") -> None:
         self.values[key] = value
@@ -127,11 +128,11 @@ def settle(
     """The job in force over `workers` ranks (0 = one, in this process), its settings, notes and prediction.
 
     kept: settings of the unfinished run that is continued. folder: where the run will lie, for the disk's free space.
-    read: (steps, tokens) of this run before its batch.tokens last changed. local: how many of the workers are on this
-    machine and share its memory; None = all.
+    read: (steps, tokens) of this run before its batch.tokens last changed. local: how many of the workers a launcher
+    started on one machine, at most, where they share its memory; None = there is none, and all are on this one.
     Refused where the data does not fit the model, the workers not the layout, or memory or disk would not suffice.
     """
-    draft = _Draft(loaded, kept or {}, dict(leaves.leaves(loaded.job)), read=read)
+    draft = _Draft(loaded, kept or {}, dict(leaves.leaves(loaded.job)), read=read, launched=local is not None)
     world = max(1, workers)
     accelerated = bool(machine.devices)
     _model(draft, prepared)
@@ -143,20 +144,24 @@ def settle(
     layout = layouts.of(draft.job().layout, world)
     fit.settle_memory(draft, layout, machine, world, max(1, world if local is None else local))
     job = draft.job()
-    legal.check(layouts.asked(job, layout, loaded.written))
+    legal.check(replace(layouts.asked(job, layout, loaded.written), launched=draft.launched))
     plan = _prediction(job, layout, probed, machine, world)
     place = folder or Path.cwd()
     fit.check_disk(job, plan.disk_bytes, machine.disk_free(place), fit.kept(place))
     return Settled(job, _settings(draft, job), draft.notes, plan)
 
 
-def refuse_layout(loaded: Loaded, accelerated: bool, workers: int, prepared: PreparedFacts = UNKNOWN) -> Job:
+def refuse_layout(
+    loaded: Loaded, accelerated: bool, workers: int, prepared: PreparedFacts = UNKNOWN, launched: bool = False
+) -> Job:
     """Refused where `settle` would refuse the layout, whatever the data: asked before any process starts.
+
+    launched: a launcher set the number of `workers`.
 
     Returns the job with its model section and its layout.shape in force. No rule of layouts asks for the vocabulary, but
     the layers that a pipeline's stages get do: who wants to know them says what is `prepared`.
     """
-    draft = _Draft(loaded, {}, dict(leaves.leaves(loaded.job)))
+    draft = _Draft(loaded, {}, dict(leaves.leaves(loaded.job)), launched=launched)
     _model(draft, prepared)
     _layout(draft, max(1, workers), accelerated)
     return draft.job()
@@ -232,10 +237,10 @@ def whole(model: ModelSection, block: BlockSection) -> BlockSection:
 def _layout(draft: _Draft, world: int, accelerated: bool) -> None:
     """The shape in force. Refused where it breaks a rule or where somebody wrote a key that does nothing in it."""
     job = draft.loaded.job
-    layout, why = layouts.chosen(job, world, accelerated)
+    layout, why = layouts.chosen(job, world, accelerated, draft.launched)
     origin = "this machine" if job.layout.shape == "auto" else ""
     draft.put("layout.shape", layout.text() if world > 1 else "dp1", origin, why)
-    asked = layouts.asked(draft.job(), layout, draft.loaded.written)
+    asked = replace(layouts.asked(draft.job(), layout, draft.loaded.written), launched=draft.launched)
     legal.check(asked)
     for wrong in without_effect(asked):
         if job.layout.shape != "auto" and world > 1:

@@ -267,7 +267,7 @@ class Worker:
             Sample(self.sampler(), interval(job.observe.sample_every)),
             Keep(self.saver, job, self.ledger),
             Garbage(job.train.collect_every),
-            gauge(job, self.device, self.layout.world, mesh.world),
+            gauge(job, self.device, self.layout.world, mesh.world, self.start.local_world),
         ]
         self.applied.whole.train()
         return Trainer(
