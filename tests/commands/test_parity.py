@@ -58,7 +58,8 @@ def test_draws_are_told_with_the_pairs_that_were_not_drawn(monkeypatch: pytest.M
     monkeypatch.setattr(compared.Bench, "try_", lambda self, trial: Found(worst_gradient=("norm.weight", 1e-15)))
     outcome, shown = lines(seed=3, cases=5)
     assert outcome.code == 0 and outcome.draws == 5 and outcome.missing > 0
-    assert sum("never drawn" in text for text in shown) == outcome.missing
+    assert sum("never drawn" in text for text in shown) == command.LISTED + 1
+    assert f"never drawn: {outcome.missing - command.LISTED:,} more; --cases 100" in "\n".join(shown)
     assert shown[-1] == "5 draws agree with the reference."
     outcome, shown = lines(seed=3, cases=100)
     assert outcome.missing == 0 and any(text.startswith("pairs of options drawn: ") for text in shown)

@@ -29,6 +29,21 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         # Degrees that do not multiply to the ranks.
         (["layout.shape=tp2 pp2"], 6, "makes 4 ranks, there are 6 workers", 'Nearest: layout.shape="'),
         (["layout.shape=dp3"], 4, "makes 3 ranks, there are 4 workers", 'Nearest: layout.shape="dp4", or --workers 3'),
+        # Of what is offered then nothing breaks a rule, and what no number of ranks would mend comes first.
+        (["layout.shape=dp2"], 64, "makes 2 ranks, there are 64 workers", "Nearest: --workers 2."),
+        (
+            ["layout.shape=tp4 dp2"],
+            12,
+            "tp4 must divide the 6 query heads",
+            'Nearest: layout.shape="dp2 tp3" --workers 6,',
+        ),
+        (
+            ["layout.shape=cp2 dp2"],
+            8,
+            "this version has no context parallelism",
+            'Nearest: layout.shape="dp4" --workers 4.',
+        ),
+        (["layout.shape=pp5 dp2"], 20, "pp5 makes 5 stages of 4 layers", 'Nearest: layout.shape="pp4 dp2" --workers 8'),
         # That do not divide what they must: heads; layers only where a list says so; the vocabulary need not divide.
         (
             ["layout.shape=tp4"],

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 HELP = "Check and change"
 CASES = 100
+LISTED = 20  # pairs of options that are named one by one, at most
 _WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -132,8 +133,10 @@ def _coverage(fuzzer: Fuzzer, show: Callable[[str], None]) -> None:
     """How many legal pairs of options were drawn, and which were not."""
     legal, still = len(fuzzer.cover.legal), fuzzer.cover.open
     show(f"pairs of options drawn: {legal - len(still)} of {legal} legal ones")
-    for first, a, second, b in sorted(still, key=str):
+    for first, a, second, b in sorted(still, key=str)[:LISTED]:
         show(f"  never drawn: {first} {a} with {second} {b}")
+    if len(still) > LISTED:
+        show(f"  never drawn: {len(still) - LISTED:,} more; --cases {CASES} draws all")
 
 
 def _end(outcome: Outcome, head: str, as_json: bool, show: Callable[[str], None], of: int | None = None) -> None:

@@ -39,6 +39,7 @@ class Asked:
     rows: int | None = None  # sequences of a micro-batch; None while not known
     written: Mapping[str, str] = field(default_factory=dict)  # key -> where
     launched: bool = False  # by a launcher, which sets how many ranks there are
+    ranks: int | None = 0  # that there are; 0: as many as the layout has; None: as many as any shape makes
 
     @property
     def micro(self) -> int | None:

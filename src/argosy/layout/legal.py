@@ -259,9 +259,15 @@ def broken(asked: Asked) -> Iterator[Wrong]:
         if (wrong := rule.broken(asked)) is not None:
             helping = _helping(asked, rule)
             ways = (next(filter(helping, each), None) for each in rule.ways(asked))
-            said = (way.text(asked.layout.world, asked.launched) for way in ways if way is not None)
+            ranks = asked.layout.world if asked.ranks == 0 else asked.ranks
+            said = (way.text(ranks, asked.launched) for way in ways if way is not None)
             found = list(dict.fromkeys(said))[:OFFERED]
             yield Wrong(*wrong, f"Nearest: {', or '.join(found)}." if found else "")
+
+
+def holds(asked: Asked) -> bool:
+    """Whether `asked` breaks no rule. Pure."""
+    return all(rule.broken(asked) is None for rule in RULES)
 
 
 def check(asked: Asked) -> None:

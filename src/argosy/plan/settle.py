@@ -237,7 +237,12 @@ def whole(model: ModelSection, block: BlockSection) -> BlockSection:
 def _layout(draft: _Draft, world: int, accelerated: bool) -> None:
     """The shape in force. Refused where it breaks a rule or where somebody wrote a key that does nothing in it."""
     job = draft.loaded.job
-    layout, why = layouts.chosen(job, world, accelerated, draft.launched)
+    written = draft.loaded.written
+    try:
+        layout, why = layouts.chosen(draft.job(), world, accelerated, written, draft.launched)
+    except Refused as refused:
+        refused.where = refused.where or written.get("layout.shape", "")
+        raise
     origin = "this machine" if job.layout.shape == "auto" else ""
     draft.put("layout.shape", layout.text() if world > 1 else "dp1", origin, why)
     asked = replace(layouts.asked(draft.job(), layout, draft.loaded.written), launched=draft.launched)
