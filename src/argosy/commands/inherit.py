@@ -42,6 +42,7 @@ def text(loaded: Loaded, verdict: Verdict, progress: Callable[[str, int, int], N
         progress(what, done, total)
 
     def made(section: DataSection) -> tuple[Prepared, bool]:
+        """The prepared text, and whether it was there before."""
         found = prepare(section, base=base, cache=cache, progress=preparing, workers=cores())
         return found, not told
 

@@ -98,16 +98,13 @@ def check(words: Sequence[str], *, strict: bool = False, workers: int | None = N
     from argosy.commands.inherit import first_weights
     from argosy.data.prepare import cache_folder, refuse_unwritable
     from argosy.data.sources import find
-    from argosy.data.sources.text import nothing
     from argosy.job.load import load, split
 
     name, overrides = split(words)
     loaded = load(name, overrides, strict=strict)
     first_weights(loaded)
     if loaded.job.data.source != "python":
-        found_text = find(loaded.job.data.source, loaded.base)
-        if not found_text.files:
-            raise nothing(found_text)
+        find(loaded.job.data.source, loaded.base)
     refuse_unwritable(loaded.job.data, base=loaded.base, cache=cache_folder(loaded.job.data, loaded.base))
     found = settled(loaded, workers)
     notes = "".join(f"\nnote: {note}" for note in (*loaded.notes, *found.notes))

@@ -30,7 +30,7 @@ from argosy.data.pool import encode_all
 from argosy.data.scan import Progress, Scan, fingerprint, scan, texts
 from argosy.data.shard_file import REMEDY, ShardFile
 from argosy.data.sources import find
-from argosy.data.sources.text import READS, nothing, packed
+from argosy.data.sources.text import READS, packed
 from argosy.errors import FULL, MACHINE, Refused
 from argosy.job import paths
 from argosy.job.schema import DataSection, Trained
@@ -129,8 +129,6 @@ def prepare(
     """
     progress = progress or (lambda what, done, total: None)
     source = find(section.source, base)
-    if not source.files:
-        raise nothing(source)
     key, content = _key(section, base)
     home = cache / "prepared"
     try:

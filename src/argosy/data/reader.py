@@ -320,6 +320,7 @@ def batches(run: Run, incarnation: int) -> Batches:
     begun = (run.local / f"incarnation-{incarnation}.json").stat().st_mtime_ns
 
     def failed() -> Exception | None:
+        """Why no batch will come any more; None while one may."""
         nonlocal last_sign
         told = _failure(run, begun)
         if told is not None:

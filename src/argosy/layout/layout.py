@@ -27,7 +27,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 _SPELLINGS = {"pp": "pp", "replicate": "dp_replicate", "dp": "dp_shard", "cp": "cp", "tp": "tp", "ep": "ep"}
 _WORDS = {axis: word for word, axis in _SPELLINGS.items()}
 _WORD = re.compile(r"([a-z]+)([0-9]{1,9})")
-BUILT = ("pp", "dp_replicate", "dp_shard", "tp")  # axes along which this version can share something out
+LATER = {"cp": "context", "ep": "expert"}  # axes whose dimension is not built yet
 MOST = 10_000_000  # ranks
 NEAR = 12  # degrees of an axis that are tried for another shape, the nearest
 
@@ -235,7 +235,7 @@ def _are(workers: int) -> str:
 
 def _meant(shape: str) -> str:
     """What to write instead of a `shape` that cannot be read."""
-    known = {word: axis for word, axis in _SPELLINGS.items() if axis in BUILT}
+    known = [word for word in _SPELLINGS if word not in LATER]
     found = re.findall(r"([a-z]+)[^a-z0-9]*([1-9][0-9]{0,5})(?![0-9])", shape.lower())
     words = [word for word, _ in found]
     if found and len(set(words)) == len(words) and all(word in known for word in words):

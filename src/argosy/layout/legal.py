@@ -15,10 +15,9 @@ from typing import Any
 
 from argosy.errors import Refused
 from argosy.layout.asked import Asked, Remedy, Wrong, applied, remedy, without_effect
-from argosy.layout.layout import Layout, divisors
+from argosy.layout.layout import LATER, Layout, divisors
 
 PLAIN_SCHEDULES = ("gpipe", "1f1b")  # one stage a rank
-LATER = {"cp": "context", "ep": "expert"}  # axes whose dimension is not built yet
 OFFERED = 3  # most ways out that are named
 
 
@@ -59,6 +58,7 @@ def _shapes(
     room = now * layout.dp_shard
 
     def shape(degree: int, **more: int) -> Layout:
+        """The layout with another degree along `axis`."""
         degrees: dict[str, Any] = {axis: degree, **more}
         return replace(layout, **degrees)
 

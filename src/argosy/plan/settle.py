@@ -67,6 +67,7 @@ class _Draft:
     launched: bool = False
 
     def put(self, key: str, value: object, origin: str, why: str = "") -> None:
+        """Give `key` its value in force; `origin` and `why` where they are not what was asked."""
         self.values[key] = value
         if origin:
             self.origins[key] = origin
@@ -107,6 +108,7 @@ class _Draft:
         self.notes.append(sentence)
 
     def job(self) -> Job:
+        """The job with all values so far."""
         return Job.model_validate(leaves.nested(self.values))
 
 

@@ -249,6 +249,7 @@ class Worker:
         micro, rows = int(job.batch.micro), layouts.rows_at_once(job, self.layout)
 
         def measure() -> tuple[float, float | None, int, int]:
+            """Of the held-out text: loss a token, bits per byte, documents, tokens counted. A collective."""
             self.applied.whole.eval()
             held = held_out(
                 held_out_batches(shards, job.batch.sequence, rows, job.evaluate.tokens),
@@ -322,6 +323,7 @@ class Worker:
         )
 
         def sample(step: int) -> None:
+            """Write this step's samples to the run folder; ranks that share the weights take part."""
             # Whole, also when a stop is asked for meanwhile: the weights of this step are gone when the run goes on.
             if self.rank == 0 or together:
                 texts = write(step)
@@ -351,6 +353,7 @@ def scheduled(section: OptimSection, ledger: Ledger, steps: int) -> Callable[[in
     total = tokens_before(steps + 1, ledger)
 
     def at(step: int) -> float:
+        """The share of the peak rate in `step`."""
         read = read_at(step, ledger)
         # The middle of a step stands for it: neither the first nor the last one has a rate of zero.
         return rate(section, read.first_token + read.tokens / 2, total)

@@ -11,4 +11,7 @@ from argosy.data.sources import text
 
 def find(source: str, base: Path) -> Source:
     """The files behind the job's `data.source`; relative paths are seen from `base`. Refused when nothing is readable."""
-    return corpus.python() if source == "python" else text.find(source, base)
+    found = corpus.python() if source == "python" else text.find(source, base)
+    if not found.files:
+        raise text.nothing(found)
+    return found
