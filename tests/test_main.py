@@ -69,7 +69,11 @@ def test_version(capsys):
         (["runs", "rm", "no-such-run"], "no-such-run"),
         (["nothing"], "nothing"),
         (["runs", "rm"], "RUN"),
+        (["report", "a" * 300], "File name too long"),
+        (["job", "check", "a" * 300], "File name too long"),
+        (["job", "check", "smoke", "--data.tokenizer", "a" * 300], "File name too long"),
     ],
+    ids=lambda value: " ".join(word[:12] for word in value) if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_sentence_and_code_2(words, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ Every file of `commands` that has `register(app)` is a command; `HELP` names its
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -18,10 +19,11 @@ import typer
 from typer.core import TyperGroup
 
 from argosy import commands
-from argosy.errors import BUG, FULL, INTERRUPTED, MACHINE, Refused
+from argosy.errors import BUG, FULL, INPUT, INTERRUPTED, MACHINE, Refused
 
 SECTIONS = ("Start here", "Runs", "Data and models", "Plan", "Clusters", "Check and change")
 PARTS = ("conduct", "launched")  # of `train`: no commands, and too heavy to load for a help text
+NAMED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)  # a file that somebody named and that cannot be opened for that
 EPILOG = (
     "Any key of a job can be given to train: --optim.lr 3e-4 or optim.lr=3e-4. "
     "argosy COMMAND --help for more. Runs live in ./runs (or $ARGOSY_RUNS). Nothing is sent anywhere."
@@ -91,6 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
         if error.errno in FULL:
             print(f"error: {error.filename or 'this machine'}: {FULL[error.errno]} ({error.strerror})", file=sys.stderr)
             return MACHINE
+        if error.errno in NAMED and error.filename:
+            print(f"error: {error.filename}: {error.strerror}. Name another one.", file=sys.stderr)
+            return INPUT
         return _wrong(error, "--debug" in words)
     except Exception as error:
         return _wrong(error, "--debug" in words)

@@ -170,3 +170,10 @@ def test_a_wrong_sidecar_is_damage(tmp_path: Path, wrong: dict[str, object]) -> 
     path.write_text(json.dumps(json.loads(good.text()) | wrong))
     with pytest.raises(Damaged, match=r"sidecar\.json"):
         Sidecar.read(path)
+
+
+def test_a_newer_sidecar_is_named_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "sidecar.json"
+    path.write_text(json.dumps(json.loads(Sidecar(1, 1, 10, "aa", ("bb",)).text()) | {"version": 9, "more": 1}))
+    with pytest.raises(Damaged, match="has version 9 of a sidecar, this program reads up to 1"):
+        Sidecar.read(path)

@@ -57,7 +57,7 @@ def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "canary" not in text
 
 
-def test_check_says_good_or_refuses() -> None:
+def test_check_says_good_or_refuses(tmp_path: Path) -> None:
     assert run("check", "smoke")[1].startswith("smoke.toml is good: ")
     with pytest.raises(Refused, match=r"Did you mean optim\.lr"):
         run("check", "smoke", "optim.learning_rate=1")
@@ -71,6 +71,8 @@ def test_check_says_good_or_refuses() -> None:
     ):
         with pytest.raises(Refused, match=said):
             run("check", "smoke", word)
+    with pytest.raises(Refused, match="0 text files there"):
+        run("check", "smoke", f"data.source={tmp_path}")
 
 
 def test_check_tries_whether_prepared_text_could_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,6 +242,57 @@ def test_a_rank_0_that_was_refused_is_not_waited_for_by_who_comes_later(
             assert note.path.exists() == left
 
 
+def test_what_somebody_else_left_where_ranks_meet_hinders_nobody(tmp_path: Path) -> None:
+    theirs = tmp_path / ".launch-Slurm-theirs.json"
+    theirs.mkdir()  # nobody, also no root, can unlink a folder
+    os.utime(theirs, (0, 0))
+    with launched.Note(World(0, 2, 0, 2, "localhost", 1, "Slurm"), tmp_path / "run") as note:
+        assert note.path.exists()
+    assert theirs.exists() and not note.path.exists()
+
+
+@pytest.mark.parametrize(("launcher", "code"), [("Slurm", 1), ("Slurm", SAVED), ("Slurm", DONE), ("torchrun", 1)])
+def test_a_rank_that_comes_when_the_run_has_failed_is_told(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str, code: int
+) -> None:
+    start, run = begin("train.steps=3")
+    monkeypatch.setattr(launched, "lead", lambda *given: Outcome(code, "failed" if code == 1 else "stopped", 0, "why"))
+    with launched.Note(World(0, 2, 0, 2, "localhost", 1, launcher), tmp_path / "run") as note:
+        launched.first(note, start, run)
+    assert note.path.exists() == (launcher == "Slurm" and code == 1)
+    if note.path.exists():
+        where = World(1, 2, 1, 2, "localhost", 1, launcher)
+        with pytest.raises(Refused, match="rank 0 left before this rank came"):
+            launched._wait(where, note.path, 36_000.0, 150.0, Hours(lambda minute: None))
+
+
+def test_a_note_that_cannot_be_taken_away_changes_nothing_of_how_it_ended(tmp_path: Path) -> None:
+    with launched.Note(World(0, 2, 0, 2, "localhost", 1, "torchrun"), tmp_path / "run") as note:
+        note.path.unlink()
+        note.path.mkdir()
+    assert note.path.is_dir()
+
+
+def test_a_rank_0_that_lives_beside_is_waited_for_when_its_note_was_swept(tmp_path: Path) -> None:
+    where = World(1, 2, 1, 2, "localhost", 1, "Slurm")
+    note = launched.Note(where, tmp_path / "run")
+
+    def happens(minute: int) -> None:
+        if minute == 3:
+            note._write()
+        elif minute == 5:
+            note.path.unlink()
+        elif minute == 20:
+            note.tell(Run(tmp_path / "run"), Incarnation(1, 2, "replicate2", 1))
+
+    assert launched._wait(where, note.path, 300.0, 150.0, Hours(happens))["run"] == str(tmp_path / "run")
+
+
+def test_only_a_named_run_is_looked_at_by_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conduct, "judged", lambda *given: pytest.fail("every rank reads all runs"))
+    assert launched.done(World(1, 2, 1, 2, "localhost", 1, "torchrun"), Wanted("smoke", WORDS)) is None
+
+
 def test_every_rank_sees_for_itself_that_there_is_nothing_to_do(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     _, run = begin("train.steps=3")
     words = [*WORDS, "train.steps=3"]

@@ -72,6 +72,11 @@ def test_a_folder_with_the_name_of_a_shape_does_not_hide_it(tmp_path: Path, monk
     [
         (["tp3 dp2"], {"workers": 8}, "makes 6 ranks, there are 8 workers"),
         (["zp2 dp2"], {}, "zp2 is no degree"),
+        (
+            ["tp2", "dp2", "layout.zero=3"],
+            {},
+            "tp2 dp2 is a shape, and layout.zero=3 belongs to a job. Name the job: argosy",
+        ),
         (["tp2"], {"rank": 2}, "--rank 2: tp2 has 2 ranks. Use 0 to 1."),
         (["tp8 dp32"], {"cluster": "two-nics"}, "has no device"),
         (["dp999999999"], {}, "more than the 1,000,000 that are drawn"),

@@ -58,7 +58,8 @@ def test_draws_are_told_with_the_pairs_that_were_not_drawn(monkeypatch: pytest.M
     monkeypatch.setattr(compared.Bench, "try_", lambda self, trial: Found(worst_gradient=("norm.weight", 1e-15)))
     outcome, shown = lines(seed=3, cases=5)
     assert outcome.code == 0 and outcome.draws == 5 and outcome.missing > 0
-    assert sum("never drawn" in text for text in shown) == outcome.missing
+    assert sum("never drawn" in text for text in shown) == command.LISTED + 1
+    assert f"never drawn: {outcome.missing - command.LISTED:,} more; --cases 100" in "\n".join(shown)
     assert shown[-1] == "5 draws agree with the reference."
     outcome, shown = lines(seed=3, cases=100)
     assert outcome.missing == 0 and any(text.startswith("pairs of options drawn: ") for text in shown)
@@ -75,14 +76,14 @@ def test_a_failure_is_made_small_and_printed_as_a_job(monkeypatch: pytest.Monkey
     assert "Smallest: shard 2, zero 3, tied True: gradient of embedding.weight differs" in outcome.job_file
     assert shown[-2].endswith("The first one, as small as it still fails:") and shown[-1] == outcome.job_file
     _, rows = lines(seed=3, cases=60, as_json=True)
-    assert json.loads(rows[-1]) == {"job_file": outcome.job_file} and len(rows) == 61
+    assert json.loads(rows[-1]) == {"draw": None, "job_file": outcome.job_file} and len(rows) == 61
     file = tmp_path / "smallest.toml"
     file.write_text(outcome.job_file, encoding="utf-8")
     again, shown = lines(job=file)
     assert again.code == 3 and len(again.failed) == again.draws
     assert shown[-2].endswith("As a job file:") and shown[-1] == again.job_file
     _, rows = lines(job=file, as_json=True)
-    assert json.loads(rows[-1]) == {"job_file": again.job_file}
+    assert json.loads(rows[-1]) == {"draw": None, "job_file": again.job_file}
 
 
 def test_a_job_says_how_many_draws_it_has_and_a_small_one_is_tried_as_it_stands(

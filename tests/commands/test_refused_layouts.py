@@ -11,6 +11,8 @@ from argosy.commands import conduct
 from argosy.commands.conduct import Wanted
 from argosy.commands.train import early
 from argosy.errors import INPUT, Refused
+from argosy.job.load import load
+from argosy.plan.settle import refuse_layout
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +29,21 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         # Degrees that do not multiply to the ranks.
         (["layout.shape=tp2 pp2"], 6, "makes 4 ranks, there are 6 workers", 'Nearest: layout.shape="'),
         (["layout.shape=dp3"], 4, "makes 3 ranks, there are 4 workers", 'Nearest: layout.shape="dp4", or --workers 3'),
+        # Of what is offered then nothing breaks a rule, and what no number of ranks would mend comes first.
+        (["layout.shape=dp2"], 64, "makes 2 ranks, there are 64 workers", "Nearest: --workers 2."),
+        (
+            ["layout.shape=tp4 dp2"],
+            12,
+            "tp4 must divide the 6 query heads",
+            'Nearest: layout.shape="dp2 tp3" --workers 6,',
+        ),
+        (
+            ["layout.shape=cp2 dp2"],
+            8,
+            "this version has no context parallelism",
+            'Nearest: layout.shape="dp4" --workers 4.',
+        ),
+        (["layout.shape=pp5 dp2"], 20, "pp5 makes 5 stages of 4 layers", 'Nearest: layout.shape="pp4 dp2" --workers 8'),
         # That do not divide what they must: heads; layers only where a list says so; the vocabulary need not divide.
         (
             ["layout.shape=tp4"],
@@ -76,3 +93,12 @@ def test_a_layout_that_cannot_be_is_refused_before_any_process_starts(
     assert again.value.text == caught.value.text
     assert psutil.Process().children(recursive=True) == before
     assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize("shape, way", [("tp4", "on 3 ranks"), ("dp3", "start 3 ranks")])
+def test_a_launcher_sets_the_number_of_ranks(shape: str, way: str) -> None:
+    loaded = load("laptop", [f"layout.shape={shape}"])
+    for launched in (False, True):
+        with pytest.raises(Refused) as refused:
+            refuse_layout(loaded, False, 4, launched=launched)
+        assert (way in refused.value.do, "--workers 3" in refused.value.do) == (launched, not launched)

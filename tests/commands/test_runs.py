@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from argosy.__main__ import main
+from argosy.checkpoint.slots import Slots
 from argosy.commands import runs, save, stop
 from argosy.errors import Refused
 from argosy.job.load import load
@@ -60,9 +62,10 @@ def test_the_list_says_how_far_each_is(root):
     assert "interrupted" in shown[1] and "1.250" in shown[1] and "0/20" in shown[1]
 
 
-def test_an_unreadable_run_is_listed_as_such(root):
+@pytest.mark.parametrize("damaged", ["{", '{"version": 1, "steps": "many"}', '{"version": 1, "steps": [3]}'])
+def test_an_unreadable_run_is_listed_as_such(root, damaged):
     made = make(root / "a")
-    (made.path / "run.json").write_text("{")
+    (made.path / "run.json").write_text(damaged)
     assert [row.state for row in runs.table()] == ["unreadable"]
 
 
@@ -100,6 +103,12 @@ def test_asking_waits_for_the_answer(root, command, wish):
     assert command("a") == 41
     done.set()
     thread.join(60)
+
+
+def test_nothing_is_removed_where_one_of_the_names_is_none(root):
+    made = make(root / "a")
+    assert main(["runs", "rm", "a", "nothere"]) == 2
+    assert made.exists
 
 
 def test_a_run_in_a_folder_of_something_else_is_not_removed_with_it(root):
@@ -157,7 +166,7 @@ def test_a_run_on_a_disk_of_its_own_node_is_removed_there_too(root, tmp_path, mo
 
 def test_who_waits_while_a_run_is_removed_finds_nothing_and_is_told(root, monkeypatch):
     made, waits, said = make(root / "a"), threading.Event(), []
-    really = runs.shutil.rmtree
+    really = Path.rename
 
     def start() -> None:
         with pytest.raises(Refused) as refused, made.lock(600, lambda text: waits.set()):
@@ -166,17 +175,56 @@ def test_who_waits_while_a_run_is_removed_finds_nothing_and_is_told(root, monkey
 
     waiting = threading.Thread(target=start)
 
-    def removing(path: Path, **more: object) -> None:
-        if not waits.is_set():
+    def renaming(path: Path, target: Path) -> Path:
+        if path.name == "a":  # the lock is held
             waiting.start()
             assert waits.wait(60)
-        really(path, **more)
+        return really(path, target)
 
-    monkeypatch.setattr("argosy.checkpoint.slots.shutil.rmtree", removing)  # of the slots: the lock is held
+    monkeypatch.setattr(Path, "rename", renaming)
     runs.remove("a")
     waiting.join(60)
     assert len(said) == 1 and "just removed" in said[0]
     assert not made.path.exists()
+
+
+def test_a_run_that_cannot_be_removed_loses_nothing(root, monkeypatch):
+    """Its newest checkpoint may still be in memory only."""
+    made = make(root / "a")
+    slots = Slots(made.path, made.local)
+    (slots.folder / "rank-0000-inc-0001-0.slot").write_bytes(b"newest")
+    (root / ".removed-taken").mkdir()
+    (root / ".removed-taken" / "file").touch()
+    monkeypatch.setattr(folder, "new_id", lambda: "taken")  # a folder that is not empty lies where it would be moved to
+    try:
+        with pytest.raises(Refused, match=r"cannot be removed\..*Nothing is lost\."):
+            runs.remove("a")
+        assert made.exists and (slots.folder / "rank-0000-inc-0001-0.slot").read_bytes() == b"newest"
+        monkeypatch.undo()
+        monkeypatch.setenv("ARGOSY_RUNS", str(root))
+        runs.remove("a")
+        assert not made.path.exists() and not slots.folder.exists()
+    finally:
+        slots.clear()
+
+
+def test_what_of_a_run_could_not_be_removed_is_named(root, monkeypatch):
+    make(root / "a")
+    (root / "latest").symlink_to("a")
+    really = runs.shutil.rmtree
+
+    def busy(path: Path, *rest: object, **more: object) -> None:
+        if (Path(path) / "run.json").is_file() and not more:
+            raise OSError(39, "Directory not empty", "log")  # as of an open file on NFS
+        really(path, *rest, **more)
+
+    monkeypatch.setattr(runs.shutil, "rmtree", busy)
+    with pytest.raises(
+        Refused, match=r"\.removed-.*not all of this run.*not empty \(log\)\. Remove that folder by hand"
+    ) as refused:
+        runs.remove("a")
+    assert Path(refused.value.where).is_dir() and refused.value.code == 2
+    assert not (root / "a").exists() and not (root / "latest").is_symlink()
 
 
 def test_asking_who_is_not_there(root):

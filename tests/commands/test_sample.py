@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import pytest
+
+from argosy.commands import sample
+from argosy.errors import Refused
 
 PIPED = "from argosy.commands.sample import piped; print(repr(piped()))"
 
@@ -28,3 +34,9 @@ def test_a_file_and_what_ends_at_once_are_read_and_a_device_is_no_text(tmp_path:
         assert begin(file).communicate()[0].strip() == b"'to be'"
     assert begin(subprocess.PIPE).communicate()[0].strip() == b"None"
     assert begin(subprocess.DEVNULL).communicate()[0].strip() == b"None"
+
+
+@pytest.mark.parametrize("heat", [math.nan, math.inf])
+def test_a_temperature_is_a_number(heat: float) -> None:
+    with pytest.raises(Refused, match="a temperature is a number from 0 on"):
+        sample.continued(cast(Any, None), "", 5, heat, 0, print)  # before the model is asked anything

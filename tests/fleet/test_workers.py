@@ -159,7 +159,7 @@ def test_a_server_that_ends_again_and_again_is_named(run, tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     server = WarmServer(("ends_at_once",))
-    with run.lock(LONG) as lock, pytest.raises(Refused, match=r"fork them ends first.*three times in a row") as refused:
+    with run.lock(LONG) as lock, pytest.raises(Refused, match=r"fork them ends first.*3 times in a row") as refused:
         server.fork(lock, ())
     assert refused.value.code == MACHINE
     server.stop()
@@ -191,6 +191,19 @@ def test_a_machine_that_gives_no_more_files_is_named_as_such():
     lines = done.stdout.splitlines()
     assert lines[0].startswith("4 no worker can be started. Found: Too many open files. `ulimit -a`")
     assert lines[1].startswith("4 the reader process cannot be started. Found: Too many open files.")
+
+
+def test_what_is_no_matter_of_room_is_not_told_as_one(run, monkeypatch):
+    """As where the environment was removed: the system says so, and fewer workers would change nothing."""
+    monkeypatch.setattr(workers.sys, "executable", str(run.path / "gone" / "python"))
+    with run.lock(LONG) as lock, pytest.raises(Refused) as refused:
+        workers.start_beside("reader", run, 1, lock, "a:b")
+    assert refused.value.text == (
+        f"{run.path}/gone/python: the reader process cannot be started. Found: No such file or directory."
+    )
+    assert refused.value.code == MACHINE
+    once = workers._none(EOFError("closed"))
+    assert "in a row" not in once.text and "EOFError: closed" in once.text
 
 
 def test_what_the_server_is_told_is_not_left_in_the_environment(monkeypatch):

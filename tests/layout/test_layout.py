@@ -119,7 +119,11 @@ def test_ranks_not_named_go_to_sharded_data_parallel() -> None:
         ("tp3", 8, 'makes 3 ranks, there are 8 workers.*must divide.*layout.shape="dp4 tp2", or --workers 9'),
         ("tp4 pp3 dp2", 16, 'makes 24 ranks.*layout.shape="pp2 dp2 tp4", or --workers 24'),
         ("dp2 dp2", 4, "named twice"),
-        ("zp2", 2, "zp2 is no degree"),
+        ("zp2", 2, "zp2 is no degree. Write ppN, replicateN, dpN, tpN"),
+        ("TP2 PP2", 4, 'Did you mean layout.shape="tp2 pp2"?'),
+        ("tp=2,pp2", 4, 'Did you mean layout.shape="tp2 pp2"?'),
+        ("tp2", 10**18, "more than any fleet has"),
+        ("tp2", 1, "there is 1 worker: the product"),
         ("dp0", 1, "dp0 is no degree"),
         ("tp99999999999", 1, "tp99999999999 is no degree"),
         ("dp2 ep4", 2, "must divide.*Nearest: ep 2"),
@@ -128,6 +132,18 @@ def test_ranks_not_named_go_to_sharded_data_parallel() -> None:
 def test_what_does_not_divide_is_refused_with_the_numbers(shape: str, world: int, words: str) -> None:
     with pytest.raises(Refused, match=words):
         Layout.parse(shape, world)
+
+
+def test_only_what_is_good_is_offered() -> None:
+    with pytest.raises(Refused, match=r'Nearest: layout.shape="dp3 tp2", or --workers 4\.'):
+        Layout.parse("tp4", 6, good=lambda layout: layout.tp in (2, 4) and layout.dp_shard in (1, 3))
+    with pytest.raises(Refused, match=r"the product of the degrees must divide them\.$"):
+        Layout.parse("tp4", 6, good=lambda layout: False)
+
+
+def test_many_ranks_and_axes_are_answered_at_once() -> None:
+    with pytest.raises(Refused, match=r"Nearest: layout\.shape="):  # 448 divisors, for each of three axes
+        Layout.parse("pp17 tp19 replicate23", 8_648_640)
 
 
 @given(st.text("tprdelica pc0123456789", max_size=24), st.integers(1, 64))

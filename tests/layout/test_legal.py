@@ -75,6 +75,13 @@ def test_a_list_of_layers_may_leave_a_stage_without_any() -> None:
     check(asked(Layout(pp=2, virtual=3), schedule="interleaved", stages=(0, 1, 1, 1, 1, 0)))
 
 
+def test_under_a_launcher_no_workers_are_offered() -> None:
+    with pytest.raises(Refused, match=r"Nearest: layout.shape=\"tp4\" on 4 ranks, or .*\"dp5\"\.$"):
+        check(asked(Layout(tp=5), launched=True))
+    with pytest.raises(Refused, match=r"\"dp4\", or start 3 ranks\.$"):
+        Layout.parse("dp3", 4, launched=True)
+
+
 def test_the_place_of_the_key_is_named() -> None:
     with pytest.raises(Refused, match=r"^my\.toml:7: pp8"):
         check(asked(Layout(pp=8), written={"layout.shape": "my.toml:7"}))

@@ -28,6 +28,7 @@ def test_nobody_launched_us() -> None:
 
 def test_torchrun() -> None:
     assert world(TORCHRUN) == World(5, 8, 1, 4, "node0", 29500, "torchrun", 1, 2)
+    assert World(5, 8, 1, 4, "node0", 29500, "torchrun", 1, 2).fullest == 4
 
 
 def test_slurm_with_uneven_nodes() -> None:
@@ -38,6 +39,11 @@ def test_slurm_with_uneven_nodes() -> None:
     other = world({**SLURM, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"})
     assert other is not None
     assert (other.host, other.port) == (found.host, found.port)  # all ranks compute the same address
+    last = world({**SLURM, "SLURM_PROCID": "6", "SLURM_LOCALID": "0", "SLURM_NODEID": "2"})
+    assert last is not None
+    assert (last.local_world, last.fullest) == (1, 3)  # memory is shared out as on the node that has most
+    part = world({**SLURM, "SLURM_NNODES": "2", "SLURM_NTASKS": "6", "SLURM_TASKS_PER_NODE": "3(x2),9"})
+    assert part is not None and part.fullest == 3  # a step on some nodes of its allocation
     again = world({**SLURM, "SLURM_STEP_ID": "1"})
     assert again is not None
     assert again.port != found.port  # two steps of one job do not meet

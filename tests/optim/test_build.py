@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from argosy.device.shards import local
 from argosy.errors import Refused
 from argosy.job.schema import OptimSection
 from argosy.optim.build import Optimizer, build
@@ -188,6 +189,13 @@ def on_two_meshes(rank: int, ranks: int, board: str, payload: Any) -> dict[str, 
             gradient = alone[name].grad
             assert gradient is not None
             parameter.grad = laid(name, gradient)
+        if step == 1:  # one that is no update: of nothing, on no mesh
+            before = [tensor.clone() for tensor in (*ours.own.values(), *map(local, ours.named_state().values()))]
+            ours.step(0.5, 0.7, good=torch.tensor(False))
+            ours.uncount()
+            after = [*ours.own.values(), *map(local, ours.named_state().values())]
+            assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+            continue
         ours.step(0.5, 0.7)
         theirs.step(0.5, 0.7)
 

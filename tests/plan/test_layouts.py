@@ -45,15 +45,15 @@ def test_no_such_device() -> None:
 
 def test_automatic_layouts() -> None:
     laptop = load("laptop").job
-    assert layouts.chosen(laptop, 2, accelerated=False)[0] == Layout(dp_replicate=2)
-    assert layouts.chosen(laptop, 8, accelerated=True)[0] == Layout(dp_shard=8)
+    assert layouts.chosen(laptop, 2, accelerated=False, written={})[0] == Layout(dp_replicate=2)
+    assert layouts.chosen(laptop, 8, accelerated=True, written={})[0] == Layout(dp_shard=8)
     named = load("laptop", ["layout.shape=replicate2"]).job
-    assert layouts.chosen(named, 4, accelerated=False)[0] == Layout(dp_replicate=2, dp_shard=2)
+    assert layouts.chosen(named, 4, accelerated=False, written={})[0] == Layout(dp_replicate=2, dp_shard=2)
 
 
 def test_what_does_not_divide_is_refused() -> None:
     with pytest.raises(Refused, match="makes 3 ranks, there are 2 workers"):
-        layouts.chosen(load("laptop", ["layout.shape=dp3"]).job, 2, accelerated=False)
+        layouts.chosen(load("laptop", ["layout.shape=dp3"]).job, 2, accelerated=False, written={})
 
 
 def test_the_section_says_virtual_stages_and_the_order_of_the_axes() -> None:

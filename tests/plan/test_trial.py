@@ -84,13 +84,25 @@ def test_a_step_is_the_sum_of_its_pieces(settled: Any) -> None:
     eager = settled("model.layers=4", "train.compile=false", probed=probed, workers=1)
     one = PIECES["bfloat16"]
     passed = 2 * (4 * one["block"] + one["ends"])  # 4,096 tokens are two passes over 2,048
-    rest = 4 * one["block_update"] + one["ends_update"] + seconds.BETWEEN
+    rest = 4 * one["block_update"] + one["ends_update"]
     assert eager.plan.step_seconds == pytest.approx(passed + rest)
     assert settled("model.layers=4", probed=probed, workers=1).plan.step_seconds < eager.plan.step_seconds
     more = settled("model.layers=8", "train.compile=false", probed=probed, workers=1)
     assert more.plan.step_seconds - eager.plan.step_seconds == pytest.approx(
         4 * (2 * one["block"] + one["block_update"])
     )
+
+
+def test_a_rank_of_a_cpu_that_is_not_alone_waits_between_steps(settled: Any) -> None:
+    probed = answer(settled)
+    for workers in (0, 1, 2):
+        job = settled("model.layers=4", "train.precision=bfloat16", workers=workers).job
+        on = {where: {**probed, "request": {**probed["request"], "device": where}} for where in ("cpu", "cuda")}
+        found = {where: seconds.from_pieces(job, each, workers) for where, each in on.items()}
+        layout = Layout(dp_replicate=max(1, workers))
+        sent = seconds.exchanged(job, layout, 16 // layout.data) + seconds.shared_out(job, layout)
+        more = sent / seconds.EXCHANGE - sent / seconds.EXCHANGE_LINK
+        assert found["cpu"] - found["cuda"] - more == pytest.approx(seconds.BETWEEN if workers > 1 else 0.0, abs=1e-9)
 
 
 def test_the_compiler_shortens_neither_products_nor_a_kernel(settled: Any) -> None:

@@ -76,6 +76,22 @@ def test_a_run_that_cannot_be_read_is_refused(made, text):
     assert "run.json" in refused.value.text
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"settings": None}, {"settings": [{"a": 1}]}, {"asked": 3, "written": []}],
+    ids=["none", "strange", "others"],
+)
+def test_damaged_settings_are_refused(made, damage):
+    run, _ = made
+    path = run.path / "settings.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(Refused, match=r"settings\.json is damaged"):
+        run.settings(), run.asked()
+    if "written" in damage:
+        with pytest.raises(Refused, match='"written" is no dict'):
+            run.written()
+
+
 def test_no_run_is_refused(tmp_path):
     with pytest.raises(Refused, match="there is no run here"):
         Run(tmp_path).info()

@@ -56,6 +56,27 @@ def test_the_products_are_timed_in_the_run_s_own_type_and_shapes(monkeypatch: py
     assert {x.shape[0] for x, _, _ in tensors} <= {8 * 128}
 
 
+def test_ranks_that_share_cores_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from argosy.device.device import Device
+    from argosy.train import gauge
+
+    asked: list[float] = []
+
+    def samples(job: Any, device: str, share: float) -> list[Any]:
+        asked.append(share)
+        return []
+
+    monkeypatch.setattr(gauge, "samples", samples)
+    monkeypatch.setattr(gauge, "rate", lambda parts, device: 1.0)
+    monkeypatch.setattr(gauge, "cores", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    for local in (1, 2, 8):
+        gauge.gauge(in_force(), Device("cpu"), 8, None, local).measure()
+    assert asked == [1, 1, 0.25]
+
+
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("preset", sorted(presets.presets()))
 def test_measuring_costs_little_work_and_no_memory_whatever_the_model(preset: str, place: tuple[str, int]) -> None:
@@ -72,6 +93,10 @@ def test_measuring_costs_little_work_and_no_memory_whatever_the_model(preset: st
     assert all(one.rows >= 256 for one in found), "too few to say anything of a step"
     products = 6.0 * (flops.matrix_parameters(job.model) + job.model.width * job.model.vocabulary)
     assert sum(one.times * each for one, each in zip(found, work, strict=True)) == pytest.approx(products)
+    if place[0] == "cpu":  # ranks that share a core do less, but enough to say something
+        shared = gauge.samples(job, "cpu", 0.25)
+        less = sum(6.0 * one.rows * one.inner * one.outer for one in shared) <= gauge.WORK * 0.25
+        assert all(one.rows == gauge.ROWS or (less and one.rows > gauge.ROWS) for one in shared)
     width = memory.WIDTH["bfloat16"]
     for one in found:
         sides = (one.rows * one.inner, one.outer * one.inner, one.rows * one.outer)

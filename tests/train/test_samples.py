@@ -33,7 +33,9 @@ def sampled(rank: int, ranks: int, board: str, agree: bool) -> dict[str, Any]:
             Whole(torch.nn.Linear(1, 1)), Bytes(), ["a", "p"], tokens=4, temperature=0.0, context=32, seed=1,
             scores=scores, group=mesh.world if agree else None,
         )  # fmt: skip
-        return {"texts": [list(one) for one in write(3)], "passes": passes}
+        found = [list(one) for one in write(3)]
+        torch.distributed.barrier()  # who leaves at once closes connections that others are still making
+        return {"texts": found, "passes": passes}
 
 
 def test_rank_0_chooses_for_all(pool: Pool) -> None:

@@ -27,6 +27,7 @@ from argosy.layout.layout import AXES, Layout
 from argosy.layout.placement import Split
 
 VERSION = 2  # the newest that is read; a manifest has the lowest one that can say what it says, see `Grid.version`
+SIDECAR = 1  # of a sidecar, written and read
 MANIFEST = "manifest.json"
 UNREADABLE = "cannot be read"  # in a sentence about a file that may be good: the next try may succeed
 LIMIT = 256 << 20  # bytes of a manifest or sidecar that are read at most
@@ -213,13 +214,15 @@ class Sidecar:
 
     def text(self) -> bytes:
         """The bytes of the sidecar's file."""
-        values = {"version": 1, "step": self.step, "incarnation": self.incarnation, "bytes": self.size}
+        values = {"version": SIDECAR, "step": self.step, "incarnation": self.incarnation, "bytes": self.size}
         return (json.dumps({**values, "header": self.header, "pieces": self.pieces}) + "\n").encode()
 
     @staticmethod
     def read(path: Path) -> Sidecar:
         """The sidecar in `path`; Damaged where it is none."""
         values = read_json(path)
+        if isinstance(values, dict) and isinstance(values.get("version"), int) and values["version"] > SIDECAR:
+            raise Damaged(f"{path} has version {values['version']} of a sidecar, this program reads up to {SIDECAR}")
         keys = {"version", "step", "incarnation", "bytes", "header", "pieces"}
         if not isinstance(values, dict) or set(values) != keys or not isinstance(values["pieces"], list):
             raise Damaged(f"{path} is no sidecar of a data file")

@@ -80,7 +80,7 @@ class Start:
     probed: Mapping[str, Any] = field(default_factory=dict)
     settled: Settled | None = None
     cached: bool = True
-    local: int | None = None  # workers on this node, where a launcher started some
+    local: int | None = None  # workers on the node that has most, where a launcher started some
     first: inherit.First = field(default_factory=inherit.First)
     sets: list[tuple[str, Path]] = field(default_factory=list)  # name and folder of each named held-out set
     grown: list[str] = field(default_factory=list)  # what the first weights do not have, and what code has changed
@@ -108,8 +108,8 @@ def lead(wanted: Wanted, server: WarmServer | None = None) -> tuple[Outcome, Run
             screen.note(f"{verdict.path}: {verdict.because}")
             return Outcome(DONE, "finished", verdict.step, verdict.because), Run(verdict.path)
         shape = inherit.first(loaded, verdict, weights=False).shape
-        refuse_layout(replace(loaded, shape=shape), bool(here.devices), count)
-        start = Start(wanted, loaded, verdict, here, count, screen, local=place.local_world if place else None)
+        refuse_layout(replace(loaded, shape=shape), bool(here.devices), count, launched=place is not None)
+        start = Start(wanted, loaded, verdict, here, count, screen, local=place.fullest if place else None)
         lock = hold(stack, start, asked) if verdict.action == "continue" else None
         if server is None:
             # It loads on the cores on which layers are timed meanwhile. That is accepted: to wait would cost every start
@@ -323,7 +323,7 @@ def incarnation(start: Start, run: Run, owner: int | None, master: str | None = 
 
 
 def threads(start: Start) -> int:
-    """Threads of each worker of this node."""
+    """Threads of each worker."""
     return start.machine.threads(start.workers if start.local is None else start.local)
 
 

@@ -41,6 +41,7 @@ def bring(source: str, out: str | Path, *, check: bool = True, say: Say = lambda
     from argosy.exchange.huggingface import bring as taken
 
     def compared(run: Run, known: Known) -> None:
+        """Print how far the logits are from those of transformers."""
         ids = checks.tokens_for(known.model, known.context)
         _compared(lambda: (checks.theirs(found.folder, ids), checks.ours(run, ids)), check, source, say)
 
@@ -74,6 +75,7 @@ def send(
     source, place = find(run), Path(out)
 
     def compared(staged: Path, sent: sending.Sent) -> None:
+        """Print how far the logits are from those of transformers."""
         job, rounded = source.job(), TYPES[sending.WORDS[sent.kind]]
         ids = checks.tokens_for(job.model, job.batch.sequence)
         _compared(
@@ -122,6 +124,7 @@ def register(app: typer.Typer) -> None:
         out: Annotated[Path, typer.Option(help="Folder of the run to be made.")],
         check: Annotated[bool, typer.Option("--check/--no-check", help="Compare logits with transformers.")] = True,
     ) -> None:
+        """`argosy import`."""
         run = bring(source, out, check=check, say=print)
         print(f"Try it: argosy sample {run.path}   Train on: argosy train --model.init {run.path}")
 
@@ -140,6 +143,7 @@ def register(app: typer.Typer) -> None:
         shard: Annotated[str, typer.Option("--shard-size", help="Largest file of weights.")] = "5 GB",
         check: Annotated[bool, typer.Option("--check/--no-check", help="Compare logits with transformers.")] = True,
     ) -> None:
+        """`argosy export`."""
         from argosy.quantities import size
 
         try:

@@ -190,6 +190,7 @@ def text(
         progress(what, done, total)
 
     def made(section: DataSection) -> tuple[Prepared, bool]:
+        """The prepared text, and whether it was there before."""
         found = prepare(section, base=base, cache=cache, progress=preparing, workers=cores(), strict=loaded.strict)
         return found, not told
 

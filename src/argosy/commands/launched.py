@@ -71,7 +71,9 @@ def first(note: Note, start: Start, run: Run) -> Outcome:
         # Before anybody can ask for anything: a request is left there only where the folder stands.
         requests.shared(run).mkdir(parents=True, exist_ok=True)
     note.tell(run, made)
-    return conduct.last_words(start, run, lead(start, run, made.number))
+    outcome = lead(start, run, made.number)
+    note.failed = outcome.code not in (DONE, SAVED)
+    return conduct.last_words(start, run, outcome)
 
 
 def root(run: Path | None) -> Path:
@@ -82,10 +84,13 @@ def root(run: Path | None) -> Path:
 def done(where: World, wanted: Wanted) -> tuple[Outcome, Run] | None:
     """The end of a run that was finished before; None where there is something to do.
 
-    Every rank of a launch sees that for itself: rank 0 leaves at once, and tells nobody.
+    Every rank of a launch sees that for itself: rank 0 leaves at once, and tells nobody. Only a run that is named can be
+    finished: without a name a new one is made then, and no rank needs to look through the folder of all runs.
     """
     from argosy.commands import conduct
 
+    if wanted.run is None:
+        return None
     with suppress(Refused, OSError):  # of what is wrong rank 0 speaks; or nothing is: it is making the run just now
         verdict = conduct.judged(wanted, wanted.loaded(), where.world)[1]
         if verdict.action == "finished":
@@ -199,11 +204,12 @@ class Note:
 
     It stands there while inside. The others also learn from it that rank 0 lives: on its own node by the pid, on other nodes
     because it is written again and again; one that a killed launch has left stands still. `srun` lets the others go on when
-    rank 0 has left with an error: there, where the name is that of one launch only, the note stays and says so.
+    rank 0 has left with an error: there, where the name is that of one launch only, the note stays and says so, also to a
+    rank that comes when the run has `failed` already.
     """
 
     def __init__(self, where: World, run: Path | None):
-        self.where, self.path = where, _note(where, root(run))
+        self.where, self.path, self.failed = where, _note(where, root(run)), False
         self._told: dict[str, Any] = {"pid": os.getpid()}
         self._beat = 0
         self._lock, self._done = threading.Lock(), threading.Event()
@@ -214,10 +220,6 @@ class Note:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._write()
-            for other in self.path.parent.glob(".launch-Slurm-*.json"):
-                with suppress(FileNotFoundError):
-                    if time.time() - other.stat().st_mtime > OLD:
-                        other.unlink()
         except OSError as error:
             raise Refused(
                 "the ranks of this launch cannot meet there.",
@@ -225,7 +227,11 @@ class Note:
                 found=error.strerror or str(error),
                 do="Name a folder that every node can write: --run DIR.",
             ) from None
-        if self.where.nodes > 1:
+        for other in self.path.parent.glob(".launch-Slurm-*.json"):
+            with suppress(OSError):  # a courtesy; another user's in a folder of all stays
+                if time.time() - other.stat().st_mtime > OLD:
+                    other.unlink()
+        if self.where.nodes > 1:  # on one node the others look at the pid, also where a sweep has taken the note
             self._thread.start()
         return self
 
@@ -234,12 +240,12 @@ class Note:
         self._done.set()
         if self.where.nodes > 1:
             self._thread.join()
-        if kind is not None and "run" not in self._told and self.where.launcher == "Slurm":
-            self._told["left"] = True
-            with suppress(OSError):
+        with suppress(OSError):  # how the run ended is said already, and a disk changes nothing of it
+            if (kind is not None or self.failed) and self.where.launcher == "Slurm":
+                self._told["left"] = True
                 self._write()
-        else:
-            self.path.unlink(missing_ok=True)
+            else:
+                self.path.unlink(missing_ok=True)
 
     def tell(self, run: Run, made: Incarnation) -> None:
         """Say which run it is, and which start of it."""
@@ -274,20 +280,23 @@ def _wait(
     last = began + patience
     before: dict[str, Any] | None = None
     prepares: int | None = None  # pid of the rank 0 that was seen to prepare
+    prepared = False  # and it left after that
     while (now := clock()) < last:
         told: dict[str, Any] | None = None
         with suppress(OSError, ValueError):
             told = json.loads(note.read_text(encoding="utf-8"))
         if told is not None and told.get("left"):
-            prepares = int(told["pid"])
+            prepares, prepared = int(told["pid"]), "run" in told
             break
         # Not what a killed launch has left.
         if told is not None and (guardian.alive(int(told["pid"])) if near else before not in (None, told)):
             if "run" in told:
                 return told
             prepares, last = int(told["pid"]), now + (patience if near else silence)
-        elif near and prepares is not None and not guardian.alive(prepares):
-            break
+        elif near and prepares is not None:
+            if not guardian.alive(prepares):
+                break
+            last = now + patience
         before = told or before
         if where.local_rank == 0 and now - told_at >= TELLING:
             told_at = now
@@ -295,7 +304,8 @@ def _wait(
             print(f"waiting for rank 0, {does} ({(now - began) / 60:.0f} min so far)", file=sys.stderr, flush=True)
         time.sleep(0.05)
     if prepares is not None:
-        raise Refused("rank 0 left before it had prepared a run.", where=str(note.parent), do="Its output tells why.")
+        when = "before this rank came" if prepared else "before it had prepared a run"
+        raise Refused(f"rank 0 left {when}.", where=str(note.parent), do="Its output tells why.")
     raise Refused(
         f"rank 0 prepared no run within {patience / 60:.0f} min.", where=str(note), do="Its output tells why."
     )

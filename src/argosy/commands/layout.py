@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,13 @@ def _asked(words: Sequence[str], workers: int | None) -> tuple[Layout, list[str]
     from argosy.layout.layout import Layout
 
     text = " ".join(words)
+    shape = " ".join(word for word in words if "=" not in word)
+    if shape != text and _is_shape(shape):
+        told = " ".join(word for word in words if "=" in word)
+        raise Refused(
+            f"{shape} is a shape, and {told} belongs to a job.",
+            do=f'Name the job: argosy layout show laptop layout.shape="{shape}" {told}',
+        )
     if words and not any(Path(word).is_file() or "=" in word for word in words):
         try:
             return Layout.parse(text, workers), []
@@ -60,6 +68,15 @@ def _asked(words: Sequence[str], workers: int | None) -> tuple[Layout, list[str]
             if " " in text or workers is not None:
                 raise
     return _of_job(words, workers)
+
+
+def _is_shape(text: str) -> bool:
+    """Whether `text` is a shape, and no file."""
+    from argosy.layout.layout import Layout
+
+    with suppress(Refused):
+        return bool(text) and not Path(text).exists() and bool(Layout.degrees_named(text))
+    return False
 
 
 def _of_job(words: Sequence[str], workers: int | None) -> tuple[Layout, list[str]]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 HELP = "Check and change"
 CASES = 100
+LISTED = 20  # pairs of options that are named one by one, at most
 _WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -132,15 +133,17 @@ def _coverage(fuzzer: Fuzzer, show: Callable[[str], None]) -> None:
     """How many legal pairs of options were drawn, and which were not."""
     legal, still = len(fuzzer.cover.legal), fuzzer.cover.open
     show(f"pairs of options drawn: {legal - len(still)} of {legal} legal ones")
-    for first, a, second, b in sorted(still, key=str):
+    for first, a, second, b in sorted(still, key=str)[:LISTED]:
         show(f"  never drawn: {first} {a} with {second} {b}")
+    if len(still) > LISTED:
+        show(f"  never drawn: {len(still) - LISTED:,} more; --cases {CASES} draws all")
 
 
 def _end(outcome: Outcome, head: str, as_json: bool, show: Callable[[str], None], of: int | None = None) -> None:
     """The last words, with `head` above the job file of what failed; `of` is how many draws there are, where that is known."""
     if as_json:
         if outcome.failed:
-            show(json.dumps({"job_file": outcome.job_file}))
+            show(json.dumps({"draw": None, "job_file": outcome.job_file}))
         return
     if not outcome.failed:
         number = f"{outcome.draws} draws" if of is None else f"{outcome.draws} of the {of} draws of this job"
@@ -167,7 +170,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Does every layout, or that of JOB, train the same model? Draws cases and compares them with the formulas.
 
-        Exit code 0 when all agree, 3 when not. The first failure is printed as a job file; without JOB it is made small before.
+        Exit code 0 when all agree, 3 when not. The first failure is printed as a job file; without JOB the smallest like it.
         """
         from argosy.job.load import split
 

@@ -69,15 +69,14 @@ def row(run: Run) -> Row:
     """What the list says about `run`; one that cannot be read is listed as such."""
     try:
         info = run.info()
-    except Refused:
+        steps = int(info.get("steps") or 0)
+    except (Refused, ValueError, TypeError):
         return Row(run.path, "unreadable")
     busy = run.busy() is not None
     state = str(info.get("state", "?"))
     if state == "running" or busy:
         state = "running" if busy else "interrupted"
-    return Row(
-        run.path, state, run.newest_step(), int(info.get("steps") or 0), _best(run), str(info.get("created", ""))
-    )
+    return Row(run.path, state, run.newest_step(), steps, _best(run), str(info.get("created", "")))
 
 
 def remove(name: str) -> Path:
@@ -104,23 +103,43 @@ def remove(name: str) -> Path:
                 do="Move that away first, or remove the run by hand.",
             )
         local = run.local.resolve()
-        Slots(path, local).clear()
+        slots = Slots(path, local)
         try:
             path.rename(gone)
         except OSError as error:
-            raise Refused("this run cannot be removed.", where=str(path), found=error.strerror or str(error)) from None
-    while gone.exists():  # another removal may be at it, as below
-        with suppress(FileNotFoundError):
-            shutil.rmtree(gone)
+            slots.close()
+            raise Refused(
+                "this run cannot be removed.",
+                where=str(path),
+                found=error.strerror or str(error),
+                do=f"Nothing is lost. Its name must be changed in {path.parent}: see to whom that belongs.",
+            ) from None
+        slots.clear()  # not before: they may hold the newest checkpoint, and a run that keeps its name keeps that
+    latest = root() / "latest"
+    if latest.is_symlink() and not latest.exists():
+        latest.unlink()
+    _wiped(gone)
     if not local.is_relative_to(path):
         shutil.rmtree(local, ignore_errors=True)
     for left in path.parent.iterdir():
         if _REMOVED.fullmatch(left.name):  # of a removal that was killed
             shutil.rmtree(left, ignore_errors=True)
-    latest = root() / "latest"
-    if latest.is_symlink() and not latest.exists():
-        latest.unlink()
     return path
+
+
+def _wiped(gone: Path) -> None:
+    """Remove the folder `gone`, which no run has as its name any more. Refused where a part of it has to stay."""
+    try:
+        while gone.exists():  # another removal may be at it
+            with suppress(FileNotFoundError):
+                shutil.rmtree(gone)
+    except OSError as error:
+        raise Refused(
+            "not all of this run could be removed, and `argosy runs` lists it no more.",
+            where=str(gone),
+            found=f"{error.strerror or error} ({error.filename or gone})",
+            do="Remove that folder by hand.",
+        ) from None
 
 
 def text(rows: list[Row]) -> str:
@@ -159,5 +178,7 @@ def register(app: typer.Typer) -> None:
     @runs.command("rm")
     def rm(names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders or names of runs.")]) -> None:
         """Remove runs and all they hold; running ones are refused."""
+        for name in names:
+            find(name)  # a name that is none is refused before anything is gone
         for name in names:
             print(f"removed {remove(name)}")

@@ -169,9 +169,11 @@ def _compiled(template: Template) -> Any:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         def refuse(message: object) -> None:
+            """What a template calls where it cannot render a chat."""
             raise jinja2.exceptions.TemplateError(str(message))
 
         def now(form: str) -> str:
+            """The date for templates that ask for one."""
             return datetime(2024, 1, 1, tzinfo=UTC).strftime(form)  # the same text on every day
 
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])

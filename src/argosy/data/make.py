@@ -107,6 +107,7 @@ def trained(scans: Sequence[Scan], spec: Trained, progress: Progress) -> tokeniz
     progress("training the tokenizer", 0, size)
 
     def all_texts() -> Iterator[str]:
+        """The training documents of all sources, or of each the same share."""
         for found in scans:
             # Held-out text stays unseen here too; of a large corpus a share chosen by hash is read.
             share = (found.documents["hash"] % 4096) < 4096 * min(1.0, LEARNED_FROM / size)

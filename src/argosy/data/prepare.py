@@ -22,7 +22,6 @@ from argosy.data.prepared import Prepared, cache_folder, full, locate
 from argosy.data.scan import Progress, Scan, scan
 from argosy.data.sources import find, own
 from argosy.data.sources.streams import scheme
-from argosy.data.sources.text import nothing
 from argosy.errors import FULL, Refused
 from argosy.job.parts import is_part
 from argosy.job.schema import DataSection, Trained
@@ -104,10 +103,8 @@ def _files(section: DataSection, base: Path, cache: Path) -> Source:
 
 
 def _found(section: DataSection, base: Path, cache: Path) -> Source:
-    """The files of one source. Refused where there are none, or where its licence is not allowed."""
+    """The files of one source. Refused where its licence is not allowed."""
     source = _files(section, base, cache)
-    if not source.files:
-        raise nothing(source)
     terms = licensed(section, source)
     if section.licences and terms.lower() not in {allowed.lower() for allowed in section.licences}:
         raise Refused(

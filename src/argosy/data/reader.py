@@ -136,6 +136,7 @@ def batches(run: Run, incarnation: int, rank: int = 0, heard: Heard = unheard) -
     begun = (run.local / f"incarnation-{incarnation}.json").stat().st_mtime_ns
 
     def failed() -> Exception | None:
+        """Why no batch will come any more; None while one may."""
         nonlocal last_sign
         told = _failure(run, begun)
         if told is not None:
@@ -189,6 +190,7 @@ def _serve(run: Run, start: Incarnation, node: int) -> None:
     held: list[HeldOut] = []
 
     def measured(number: int, index: int, rows: int) -> Batch | None:
+        """Batch `index` of held-out set `number`; None after its last."""
         held[:] = held or sets(run, shards)  # opened when the first of them is asked for
         return held[number].batch(index, rows)
 

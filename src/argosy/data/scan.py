@@ -104,15 +104,18 @@ class _Columns:
         return len(self.columns[0])
 
     def add(self, index: int, piece: Piece, size: int) -> None:
+        """Append a document of file `index` with `size` bytes of text."""
         values = (index, piece.begin, piece.end, digest(piece.text), piece.which, size)
         for column, value in zip(self.columns, values, strict=True):
             column.append(value)
 
     def cut(self, length: int) -> None:
+        """Forget all but the first `length` documents."""
         for column in self.columns:
             del column[length:]
 
     def arrays(self) -> tuple[NDArray[Any], NDArray[np.uint64]]:
+        """The documents as rows, and the bytes of each."""
         documents = np.zeros(len(self), DOCUMENT)
         for name, column in zip(self.NAMES[:-1], self.columns, strict=False):
             documents[name] = np.frombuffer(column, np.uint64) if len(column) else 0

@@ -373,6 +373,8 @@ def memory_tracker() -> Any:
     from torch.distributed._tools.mem_tracker import MemTracker
 
     class Counting(MemTracker):
+        """The tracker, which forgets a module when it is called again."""
+
         def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
             if not self._mod_tracker.is_bw:  # torch refuses a second call of the outermost module
                 self.memory_tracking.pop(module, None)

@@ -197,6 +197,7 @@ class Trained:
         ids = [*self.tokenizer.encode(text), self.tokenizer.end][: None if tokens is None else tokens + 1]
 
         def told() -> Iterator[Batch]:
+            """The windows of the text, each told of when it has been measured."""
             done = 0
             for batch in windows(ids, self.job.batch.sequence):
                 yield batch

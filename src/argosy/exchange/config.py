@@ -262,6 +262,7 @@ def _fits(rules: Rules, model: ModelSection, blocks: Sequence[BlockSection], whe
     cannot = f"the family {rules.family} cannot say"
 
     def values_of(key: str) -> list[Any]:
+        """What `key` is in every layer, or of the model as a whole."""
         name = key.removeprefix("block.")
         return [getattr(block, name) for block in blocks] if key.startswith("block.") else [now[key]]
 

@@ -132,6 +132,7 @@ def _send_weights(run: Run, found: Checkpoint, model: ModelSection, sent: Sent, 
     word = WORDS[sent.kind]
 
     def read(name: str) -> Tensor:
+        """One tensor of the checkpoint, whole, in the type in which it leaves."""
         spec = specs.get(f"model.{name}")
         if spec is None:
             raise Refused(f"its checkpoint holds no {name}.", where=str(found.folder))

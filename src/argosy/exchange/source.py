@@ -230,6 +230,7 @@ def header(path: Path) -> dict[str, Entry]:
 
 def _entry(path: Path, name: str, row: object, begin: int, size: int) -> Entry:
     def wrong(why: str) -> Refused:
+        """The sentence for this entry."""
         return Refused(f"this is no whole safetensors file: {name[:80]} {why}.", where=str(path))
 
     if not isinstance(row, dict) or set(row) != {"dtype", "shape", "data_offsets"}:

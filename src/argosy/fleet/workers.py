@@ -6,6 +6,7 @@ when the process is gone, and `End`, how it went.
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -43,6 +44,8 @@ STOPPED_FOR = 1.0  # seconds that a process may stand still (SIGSTOP) before it 
 PATIENCE = 60.0  # seconds in which the kernel must have ended what got SIGKILL
 ANSWER = 10.0  # seconds in which the warm server must tell how a process that it forked has ended
 GLANCE = 0.05  # seconds between two looks at a server that owes such an answer
+TRIES = 3  # servers that are started for one worker
+NO_ROOM = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # what a system says that gives no process or file
 RECENT = 10.0  # seconds after which a kill for memory explains no other kill: it was somebody else's
 
 
@@ -85,7 +88,7 @@ class WarmServer:
         A server that dies or stands still meanwhile is replaced, twice. Refused (code 4) where that one ends, too, and where
         the system gives no process or no file. OSError where a disk is full.
         """
-        for attempt in (1, 2, 3):
+        for attempt in range(1, TRIES + 1):
             self.start()
             process = self.context.Process(target=child.born, args=(child.Held(lock), *arguments))
             try:
@@ -95,8 +98,8 @@ class WarmServer:
             except (EOFError, OSError) as error:
                 if getattr(error, "errno", None) in FULL:
                     raise
-                if attempt == 3:
-                    raise _none(error) from error
+                if attempt == TRIES:
+                    raise _none(error, tries=TRIES) from error
         raise AssertionError("unreachable")
 
     def stop(self) -> None:
@@ -145,21 +148,20 @@ class WarmServer:
             thread.join()
 
 
-def _none(error: EOFError | OSError, what: str = "no worker can be started.") -> Refused:
-    """`what`, and why: the server has ended, as only a broken connection tells, or the system gives no process or file."""
+def _none(error: EOFError | OSError, what: str = "no worker can be started.", tries: int = 1) -> Refused:
+    """`what`, and why: `tries` servers ended, as only a broken connection tells; else what the system says."""
     if isinstance(error, EOFError | ConnectionError):
         return Refused(
             "no worker can be started: the process that is to fork them ends first.",
-            found=f"that three times in a row; {type(error).__name__}: {error}",
+            found=(f"that {tries} times in a row; " if tries > 1 else "") + f"{type(error).__name__}: {error}",
             do="Too little memory ends it so, and a torch that does not load: see argosy doctor.",
             code=MACHINE,
         )
-    return Refused(
-        what,
-        found=error.strerror or str(error),
-        do="`ulimit -a` shows the limits of this shell; --workers N starts fewer.",
-        code=MACHINE,
-    )
+    found = error.strerror or str(error)
+    if error.errno not in NO_ROOM:
+        return Refused(what, where=str(error.filename or ""), found=found, code=MACHINE)
+    do = "`ulimit -a` shows the limits of this shell; --workers N starts fewer."
+    return Refused(what, found=found, do=do, code=MACHINE)
 
 
 def warm(job: Job) -> WarmServer:

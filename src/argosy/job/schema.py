@@ -212,7 +212,7 @@ class MemorySection(Section):
     limit: Size | Literal["auto"] = Field("auto", json_schema_extra={"change": "free"})
     """Memory of all workers on a node; "auto" is what is free. A prediction above it is refused before the start."""
     recompute: Recompute = Field((), strict=False, json_schema_extra={"change": "free"})
-    """What backward computes again instead of keeping it: "none", "block" or operators, as ["attention", "norm"]."""
+    """What backward computes again, not kept: "none", "block" or operators, as ["attention", "mlp"]; "norm" spares nothing."""
     loss_chunk: Count = Field(1024, json_schema_extra={"change": "free"})
     """Tokens whose logits are held at once by the cross-entropy."""
 

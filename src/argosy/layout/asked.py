@@ -38,6 +38,8 @@ class Asked:
     stages: Sequence[int] = ()
     rows: int | None = None  # sequences of a micro-batch; None while not known
     written: Mapping[str, str] = field(default_factory=dict)  # key -> where
+    launched: bool = False  # by a launcher, which sets how many ranks there are
+    ranks: int | None = 0  # that there are; 0: as many as the layout has; None: as many as any shape makes
 
     @property
     def micro(self) -> int | None:
@@ -50,7 +52,10 @@ class Asked:
         return -(-self.sequences // self.layout.data)
 
     def says(self, key: str) -> bool:
-        """Whether somebody wrote `key`, or it is not what it is by default."""
+        """Whether somebody wrote `key`, or it is not what it is by default: who asks by numbers alone names no keys.
+
+        `layout.sequence` is no number here: of that it is known only where it is `written`.
+        """
         values: Mapping[str, Any] = {
             "layout.order": self.layout.order,
             "layout.zero": self.zero,
@@ -68,16 +73,16 @@ class Remedy:
 
     changes: Mapping[str, Any]
 
-    def text(self, ranks: int | None = None) -> str:
+    def text(self, ranks: int | None = None, launched: bool = False) -> str:
         """As people type it: `layout.shape="dp4" --workers 4 without layout.virtual`.
 
-        The workers are said where there are `ranks`, and another shape has not as many.
+        The workers are said where there are `ranks`, and another shape has not as many; of a launcher, in words of no shell.
         """
         said = [f"{key}={_word(key, value)}" for key, value in self.changes.items() if value is not None]
         out = [key for key, value in self.changes.items() if value is None]
         if ranks is not None and "layout.shape" in self.changes:
             needs = Layout.parse(self.changes["layout.shape"]).world
-            said += [f"--workers {needs}"] if needs != ranks else []
+            said += [f"on {needs} ranks" if launched else f"--workers {needs}"] if needs != ranks else []
         if not said:
             return f"leave {' and '.join(out)} out"
         return " ".join(said) + (f" without {' and '.join(out)}" if out else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
@@ -27,6 +27,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 _SPELLINGS = {"pp": "pp", "replicate": "dp_replicate", "dp": "dp_shard", "cp": "cp", "tp": "tp", "ep": "ep"}
 _WORDS = {axis: word for word, axis in _SPELLINGS.items()}
 _WORD = re.compile(r"([a-z]+)([0-9]{1,9})")
+LATER = {"cp": "context", "ep": "expert"}  # axes whose dimension is not built yet
+MOST = 10_000_000  # ranks
+NEAR = 12  # degrees of an axis that are tried for another shape, the nearest
 
 
 @dataclass(frozen=True)
@@ -145,27 +148,34 @@ class Layout:
             match = _WORD.fullmatch(word)
             axis = _SPELLINGS.get(match[1]) if match else None
             if match is None or axis is None or int(match[2]) < 1:
-                raise Refused(
-                    f'layout.shape = "{shape}": {word} is no degree.',
-                    do='Write ppN, tpN, cpN, epN, dpN (sharded data parallel) or replicateN, as in "tp2 pp2 dp4".',
-                )
+                raise Refused(f'layout.shape = "{shape}": {word} is no degree.', do=_meant(shape))
             if axis in named:
                 raise Refused(f'layout.shape = "{shape}": {match[1]} is named twice.', do="Name it once.")
             named[axis] = int(match[2])
         return named
 
     @staticmethod
-    def parse(shape: str, world: int | None = None) -> Layout:
-        """The layout of `shape` over `world` ranks; ranks not named go to dp_shard. Refused when it does not divide."""
+    def parse(
+        shape: str, world: int | None = None, launched: bool = False, good: Callable[[Layout], bool] = lambda _: True
+    ) -> Layout:
+        """The layout of `shape` over `world` ranks; ranks not named go to dp_shard. Refused when it does not divide.
+
+        launched: a launcher set how many ranks there are. Only what is `good` besides is offered instead.
+        """
+        if world is not None and world > MOST:
+            raise Refused(f"{world:,} ranks are more than any fleet has.", do=f"At most {MOST:,}.")
         named = Layout.degrees_named(shape)
         ranks = prod(degree for axis, degree in named.items() if axis != "ep")
         if world is None or world == ranks:
             return _of(named)
         if world % ranks or "dp_shard" in named:
+            other, shapes = _workers(named, ranks, world, good), fitting(named, world, good)
+            offers = [f'layout.shape="{shapes}"'] if shapes else []
+            offers += [f"start {other} ranks" if launched else f"--workers {other}"] if other else []
             raise Refused(
-                f'layout.shape = "{shape}" makes {ranks} ranks, there are {world} workers'
+                f'layout.shape = "{shape}" makes {ranks} ranks, there {_are(world)}'
                 + (": the product of the degrees must divide them." if "dp_shard" not in named else "."),
-                do=f'Nearest: layout.shape="{fitting(named, world)}", or --workers {_workers(named, ranks, world)}.',
+                do=f"Nearest: {', or '.join(offers)}." if offers else "",
             )
         return _of({**named, "dp_shard": world // ranks})
 
@@ -187,24 +197,50 @@ def axes_of(words: str) -> tuple[str, ...]:
     return axes
 
 
-def fitting(named: Mapping[str, int], world: int) -> str:
-    """The shape nearest to `named` that `world` ranks can take: as few ranks moved as possible, dp takes what is left."""
+def fitting(named: Mapping[str, int], world: int, good: Callable[[Layout], bool] = lambda _: True) -> str:
+    """The shape nearest to `named` that `world` ranks can take: as few ranks moved as possible, dp takes what is left.
+
+    "" where none of those near is `good`.
+    """
     axes = [axis for axis in named if axis not in ("dp_shard", "ep")]
-    best: tuple[int, tuple[int, ...]] | None = None
-    for degrees in product(*(divisors(world) for _ in axes)):
+    close = [sorted(divisors(world), key=lambda one: (abs(one - named[axis]), one))[:NEAR] for axis in axes]
+    found: list[tuple[int, tuple[int, ...]]] = []
+    for degrees in product(*({1, *near} for near in close)):
         if world % prod(degrees) == 0:
             off = sum(abs(degree - named[axis]) for axis, degree in zip(axes, degrees, strict=True))
-            best = min(best or (off, degrees), (off, degrees))
-    degrees = best[1] if best else ()
-    shape = dict(zip(axes, degrees, strict=True))
-    rest = world // prod(degrees)
-    ep = nearest(named.get("ep", 1), divisors(rest * shape.get("cp", 1)))
-    return _of({**shape, "dp_shard": rest, "ep": ep}).text()
+            found.append((off, degrees))
+    for _, degrees in sorted(found):
+        shape = dict(zip(axes, degrees, strict=True))
+        rest = world // prod(degrees)
+        ep = nearest(named.get("ep", 1), divisors(rest * shape.get("cp", 1)))
+        layout = _of({**shape, "dp_shard": rest, "ep": ep})
+        if good(layout):
+            return layout.text()
+    return ""
 
 
-def _workers(named: Mapping[str, int], ranks: int, world: int) -> int:
-    """The number of workers nearest to `world` that the degrees `named` fill."""
-    return ranks if "dp_shard" in named else max(1, round(world / ranks)) * ranks
+def _workers(named: Mapping[str, int], ranks: int, world: int, good: Callable[[Layout], bool]) -> int:
+    """The number of workers nearest to `world` that the degrees `named` fill; 0 where no such layout is `good`."""
+    most = 1 if "dp_shard" in named else max(1, round(world / ranks))
+    counts = [most, *(1 << power for power in reversed(range(most.bit_length())))]
+    for times in counts:
+        if good(_of({**named, "dp_shard": named.get("dp_shard", 1) * times})):
+            return ranks * times
+    return 0
+
+
+def _are(workers: int) -> str:
+    return "is 1 worker" if workers == 1 else f"are {workers} workers"
+
+
+def _meant(shape: str) -> str:
+    """What to write instead of a `shape` that cannot be read."""
+    known = [word for word in _SPELLINGS if word not in LATER]
+    found = re.findall(r"([a-z]+)[^a-z0-9]*([1-9][0-9]{0,5})(?![0-9])", shape.lower())
+    words = [word for word, _ in found]
+    if found and len(set(words)) == len(words) and all(word in known for word in words):
+        return f'Did you mean layout.shape="{" ".join(word + degree for word, degree in found)}"?'
+    return f'Write {", ".join(f"{word}N" for word in known)}, as in "tp2 pp2 dp4": dp shards, replicate copies.'
 
 
 def divisors(number: int) -> list[int]:

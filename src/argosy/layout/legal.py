@@ -2,7 +2,8 @@
 
 A rule says what is wrong, with the numbers, and which ways there are out of it, the nearest first. A way is offered only
 after it was tried: it mends the rule, breaks no other one and leaves no written key without effect. A rule that a dimension
-needs stands here and nowhere else: `plan/` asks it for a job, `prove/` for every draw.
+needs stands here and nowhere else: `plan/` asks it for a job, `prove/scale.py` for the draws of one; the rules of the cases
+that are drawn over everything (`prove/options.py`) are held against it by their tests.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from typing import Any
 
 from argosy.errors import Refused
 from argosy.layout.asked import Asked, Remedy, Wrong, applied, remedy, without_effect
-from argosy.layout.layout import Layout, divisors
+from argosy.layout.layout import LATER, Layout, divisors
 
 PLAIN_SCHEDULES = ("gpipe", "1f1b")  # one stage a rank
-LATER = {"cp": "context", "ep": "expert"}  # axes whose dimension is not built yet
 OFFERED = 3  # most ways out that are named
 
 
@@ -31,11 +31,22 @@ class Rule:
 
 def helps(asked: Asked, way: Remedy, rule: Rule | None = None) -> bool:
     """Whether `way` mends `rule`, breaks no other one and leaves no written key without effect that has one now."""
-    after = applied(asked, way)
+    return _helping(asked, rule)(way)
+
+
+def _helping(asked: Asked, rule: Rule | None) -> Callable[[Remedy], bool]:
+    """`helps` for many ways: what is wrong before any of them is looked at once."""
     before = {one for one in RULES if one is not rule and one.broken(asked) is not None}
-    if not {one for one in RULES if one.broken(after) is not None} <= before:
-        return False
-    return {one.key for one in without_effect(after)} <= {one.key for one in without_effect(asked)}
+    dead = {one.key for one in without_effect(asked)}
+
+    def helping(way: Remedy) -> bool:
+        """Whether `way` does."""
+        after = applied(asked, way)
+        if any(one.broken(after) is not None for one in RULES if one not in before):
+            return False
+        return {one.key for one in without_effect(after)} <= dead
+
+    return helping
 
 
 def _shapes(
@@ -47,6 +58,7 @@ def _shapes(
     room = now * layout.dp_shard
 
     def shape(degree: int, **more: int) -> Layout:
+        """The layout with another degree along `axis`."""
         degrees: dict[str, Any] = {axis: degree, **more}
         return replace(layout, **degrees)
 
@@ -188,9 +200,10 @@ def _more_sequences(asked: Asked) -> Iterator[Iterable[Remedy]]:
     layout = asked.layout
     yield [remedy(asked, {"batch.tokens": layout.data * asked.sequence})]
     copies = min(layout.dp_replicate, max(1, asked.sequences))
+    helping = _helping(asked, SEQUENCES)
     for shard in range(min(layout.dp_shard, max(1, asked.sequences // copies)), 0, -1):
         fewer = replace(layout, ep=1, dp_replicate=copies, dp_shard=shard)
-        if helps(asked, way := remedy(asked, {"layout.shape": fewer.text()}), SEQUENCES):
+        if helping(way := remedy(asked, {"layout.shape": fewer.text()})):
             yield [way]
             return
 
@@ -244,9 +257,17 @@ def broken(asked: Asked) -> Iterator[Wrong]:
     """Every rule of the table that `asked` breaks, with the ways out that were found to help. Pure."""
     for rule in RULES:
         if (wrong := rule.broken(asked)) is not None:
-            ways = (next((way for way in each if helps(asked, way, rule)), None) for each in rule.ways(asked))
-            found = list(dict.fromkeys(way.text(asked.layout.world) for way in ways if way is not None))[:OFFERED]
+            helping = _helping(asked, rule)
+            ways = (next(filter(helping, each), None) for each in rule.ways(asked))
+            ranks = asked.layout.world if asked.ranks == 0 else asked.ranks
+            said = (way.text(ranks, asked.launched) for way in ways if way is not None)
+            found = list(dict.fromkeys(said))[:OFFERED]
             yield Wrong(*wrong, f"Nearest: {', or '.join(found)}." if found else "")
+
+
+def holds(asked: Asked) -> bool:
+    """Whether `asked` breaks no rule. Pure."""
+    return all(rule.broken(asked) is None for rule in RULES)
 
 
 def check(asked: Asked) -> None:

@@ -29,6 +29,12 @@ class World:
     launcher: str  # "torchrun", "Slurm", "Open MPI", "PMI"
     node: int = 0
     nodes: int = 1
+    counts: tuple[int, ...] = ()  # ranks of each node, where the launcher tells
+
+    @property
+    def fullest(self) -> int:
+        """Ranks of the node that has most of them: no rank has more than that share of a node."""
+        return max(self.local_world, *self.counts, 0)
 
     def __post_init__(self) -> None:
         if not (0 <= self.rank < self.world and 0 <= self.local_rank < self.local_world <= self.world):
@@ -98,7 +104,9 @@ def _slurm(environ: Mapping[str, str]) -> World | None:
     hosts = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or "127.0.0.1"
     host = environ.get("MASTER_ADDR") or ("127.0.0.1" if nodes == 1 else first_host(hosts))
     port = _port(environ, f"slurm {environ.get('SLURM_JOB_ID', '')}.{step}")
-    return World(rank, size, _known(_int(environ, "SLURM_LOCALID"), 0), local_size, host, port, "Slurm", node, nodes)
+    local_rank = _known(_int(environ, "SLURM_LOCALID"), 0)
+    told = tuple(counts) if len(counts) == nodes else ()  # else they are the allocation's, not this step's
+    return World(rank, size, local_rank, local_size, host, port, "Slurm", node, nodes, told)
 
 
 def _open_mpi(environ: Mapping[str, str]) -> World | None:

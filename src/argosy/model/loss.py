@@ -141,6 +141,7 @@ class _Summed(torch.autograd.Function):
         compute: _Alone | _Shared,
         wanted: bool,
     ) -> Tensor:
+        """The sum over all labels, chunk by chunk; gradients are kept where `wanted`."""
         near = weight.to(hidden.dtype)  # once, not once a chunk
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=torch.float32 if hidden.device.type == "mps" else torch.float64)
@@ -170,6 +171,7 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients that `forward` kept, times that of the sum."""
         d_hidden, d_weight = ctx.saved_tensors
         d_near = (d_weight * grad.to(d_weight.dtype)).to(ctx.weight_type)
         return d_hidden * grad.to(d_hidden.dtype), d_near, None, None, None, None, None

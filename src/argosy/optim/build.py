@@ -57,12 +57,6 @@ def width_rate(update: str, name: str, parameter: Tensor, growth: float) -> floa
     return 1.0 / growth if update == "adamw" else 1.0 / sqrt(growth)
 
 
-@torch.no_grad()
-def own(parameter: Tensor) -> Tensor:
-    """This rank's own memory of `parameter`, as a tensor that an optimizer takes."""
-    return local(parameter).detach()
-
-
 class Optimizer:
     """AdamW for some parameters, Muon or LAMB for the `matrices`, one learning rate, and each one's share of it (`rates`)."""
 
@@ -76,7 +70,7 @@ class Optimizer:
         self.rates = dict(rates)
         # Every rank updates its own shards, element by element. Of sharded tensors torch would take those of one mesh only at
         # once, and work out anew in every step what becomes of them: as long as the update of a small model itself.
-        self.own = {name: own(parameter) for name, parameter in self.adamw.items()}
+        self.own = {name: local(parameter.detach()) for name, parameter in self.adamw.items()}
         alike: dict[tuple[bool, float], list[Tensor]] = {}
         for name, parameter in self.adamw.items():
             alike.setdefault((decayed(name, parameter), rates[name]), []).append(self.own[name])
@@ -106,15 +100,16 @@ class Optimizer:
         host need not know it, and says `uncount` when it learns that it was false. With a group or with shards, every rank
         must call. RuntimeError where a matrix of Muon or LAMB has no gradient.
         """
+        gradients = {name: local(p.grad) for name, p in self._named() if p.grad is not None}
         if isinstance(scale, Tensor) or scale != 1.0:
-            multiply_all([local(p.grad) for p in self.parameters if p.grad is not None], scale)
+            multiply_all(list(gradients.values()), scale)
         if self.inner is not None:
             for group in self.inner.param_groups:
                 group["lr"] = self.lr * rate * group["share"]
             for name, parameter in self.adamw.items():
                 # Its memory may have become another one since the last step: a layout may lay shards out when first used.
                 self.own[name].data = local(parameter)
-                self.own[name].grad = None if parameter.grad is None else local(parameter.grad)
+                self.own[name].grad = gradients.get(name)
             self._update(self.inner, good)
             for shard in self.own.values():
                 shard.grad = None  # or it would stay when the parameter's is dropped
@@ -141,7 +136,10 @@ class Optimizer:
     @property
     def parameters(self) -> list[Tensor]:
         """All parameters, AdamW's first."""
-        return [*self.adamw.values(), *(self.matrices.parameters.values() if self.matrices else ())]
+        return [parameter for _, parameter in self._named()]
+
+    def _named(self) -> list[tuple[str, Tensor]]:
+        return [*self.adamw.items(), *(self.matrices.parameters.items() if self.matrices else ())]
 
     def named_state(self) -> dict[str, Tensor]:
         """The state tensors themselves, sharded as their parameters: "optim.<parameter>.<slot>".

@@ -165,7 +165,10 @@ def _table(grid: DeviceMesh) -> Callable[[nn.Module, Callable[..., Any]], Callab
     """An embedding of which this rank has some rows: those it finds, summed over ranks."""
 
     def wrapped(module: nn.Module, _: Callable[..., Any]) -> Callable[..., Any]:
+        """The forward pass that takes the place of the embedding's own."""
+
         def forward(ids: Tensor) -> Tensor:
+            """Rows of `ids`, whole."""
             weight = module.weight
             assert isinstance(weight, Tensor)
             return _whole(DTensor.from_local(lookup(ids, weight), grid, (Partial(),), run_check=False))
@@ -179,8 +182,13 @@ def _part(grid: DeviceMesh) -> Callable[[nn.Module, Callable[..., Any]], Callabl
     """A module inside which every tensor is a DTensor: whole tensors go in and come out."""
 
     def wrapped(_: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
+        """The `original` forward pass over DTensors."""
+
         def forward(*arguments: Any, **named: Any) -> Any:
+            """What `original` makes of whole tensors, whole."""
+
             def entered(x: Tensor) -> Tensor:
+                """A whole tensor that all ranks have alike."""
                 return DTensor.from_local(x, grid, (Replicate(),), run_check=False)
 
             with implicit_replication():

@@ -313,6 +313,7 @@ def logits(blocks: range) -> Compute:
     """What the last stage, of these `blocks`, does with a text: the logits [B, S, V]."""
 
     def compute(decoder: Any, x: Tensor | None, batch: Any) -> Tensor:
+        """Blocks, last norm and head."""
         made = decoder.finish(through(decoder, x, batch, blocks, None), batch.tokens.shape[1])
         found: Tensor = decoder.logits(made)
         return found
@@ -333,6 +334,7 @@ def flowing(mesh: Mesh, width: int, kind: torch.dtype, sequence: bool) -> Like:
     place, ranks = mesh.layout.at(mesh.rank)["tp"], mesh.layout.tp
 
     def like(batch: Any) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and type of a letter about the micro-batch `batch`."""
         rows, length = batch.tokens.shape
         if sequence and ranks > 1:
             begin, end = cut(length, ranks, place)

@@ -18,15 +18,15 @@ from argosy.plan import layouts
 from argosy.quantities import bytes_text
 
 if TYPE_CHECKING:
-    from argosy.plan.settle import _Draft
+    from argosy.plan.draft import Draft
 
 TOKENS_AT_ONCE = 16_384  # more tokens in one micro-batch make a CPU no faster and a device hardly
 
 
-def settle_memory(draft: _Draft, layout: Layout, machine: Machine, world: int, local: int) -> None:
+def settle_memory(draft: Draft, layout: Layout, machine: Machine, world: int, local: int) -> None:
     """Put the micro-batch in force; Refused, with overrides that would help, where no micro-batch fits.
 
-    local: how many of the `world` workers are on this machine and share its memory.
+    local: how many of the `world` workers are on one machine, at most, and share its memory.
     """
     asked = draft.loaded.job.batch.micro
     device = "cuda" if machine.devices else "cpu"
@@ -53,7 +53,7 @@ def settle_memory(draft: _Draft, layout: Layout, machine: Machine, world: int, l
         raise _refusal(draft, job, micro, limit, device, world, local, need)
 
 
-def _chosen(draft: _Draft, job: Job, layout: Layout, mine: int, most: int, limit: int, device: str) -> int:
+def _chosen(draft: Draft, job: Job, layout: Layout, mine: int, most: int, limit: int, device: str) -> int:
     """Put the micro-batch of up to `most` that fits, evened out over the parts it makes of `mine` sequences; gives it."""
     micro = largest(job, layout, most, limit, device)
     pieces = -(-mine // micro)
@@ -63,8 +63,8 @@ def _chosen(draft: _Draft, job: Job, layout: Layout, mine: int, most: int, limit
     return micro
 
 
-def _limit(draft: _Draft, job: Job, machine: Machine, local: int) -> int:
-    """Bytes that each of the `local` workers of this machine may take."""
+def _limit(draft: Draft, job: Job, machine: Machine, local: int) -> int:
+    """Bytes that each of the `local` workers of a machine may take; the others are taken to be like this one."""
     asked = draft.loaded.job.memory.limit
     if asked != "auto":
         return int(asked) // local
@@ -81,12 +81,11 @@ def largest(job: Job, layout: Layout, mine: int, limit: int, device: str) -> int
     return micro
 
 
-def _refusal(
-    draft: _Draft, job: Job, micro: int, limit: int, device: str, world: int, local: int, need: int
-) -> Refused:
+def _refusal(draft: Draft, job: Job, micro: int, limit: int, device: str, world: int, local: int, need: int) -> Refused:
     """Which overrides bring the prediction down, those that suffice first."""
     remedies = []
-    if local == world > 1 and device == "cpu" and memory.peak(job, Layout(), micro, device).total <= limit * world:
+    together = local == world > 1 and device == "cpu" and not draft.launched  # a launcher says how many there are
+    if together and memory.peak(job, Layout(), micro, device).total <= limit * world:
         # A shape that somebody wrote has more ranks, and what is said of its pipeline does nothing in one.
         written = draft.loaded.job.layout.shape != "auto"
         alone = "--workers 1" + (f" {_alone(draft, job, world).text()}" if written else "")
@@ -110,7 +109,7 @@ def _refusal(
     )
 
 
-def _alone(draft: _Draft, job: Job, world: int) -> Remedy:
+def _alone(draft: Draft, job: Job, world: int) -> Remedy:
     """One rank instead of the shape that was written."""
     asked = layouts.asked(job, layouts.of(job.layout, world), draft.loaded.written)
     return remedy(asked, {"layout.shape": "dp1"})

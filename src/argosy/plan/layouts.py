@@ -9,7 +9,7 @@ from math import prod
 from argosy.cluster.here import Machine
 from argosy.errors import Refused
 from argosy.job.schema import Job, LayoutSection, layers
-from argosy.layout import stages
+from argosy.layout import legal, stages
 from argosy.layout.asked import Asked
 from argosy.layout.layout import Layout, axes_of, share
 from argosy.plan import flops
@@ -64,16 +64,35 @@ def automatic(world: int, accelerated: bool) -> tuple[Layout, str]:
     return Layout(dp_replicate=world), "replication is the fastest at sizes that a CPU trains"
 
 
-def chosen(job: Job, world: int, accelerated: bool) -> tuple[Layout, str]:
-    """The layout in force over `world` ranks, with the reason where the machine chose."""
+def chosen(
+    job: Job, world: int, accelerated: bool, written: Mapping[str, str], launched: bool = False
+) -> tuple[Layout, str]:
+    """The layout in force over `world` ranks, with the reason where the machine chose. launched: a launcher set `world`.
+
+    Refused where the shape does not make as many ranks; what is offered instead breaks no rule of layouts.
+    """
     if job.layout.shape == "auto":
         return automatic(world, accelerated)
-    return of(job.layout, world), ""
+
+    def good(layout: Layout) -> bool:
+        """Whether `job` may have this layout."""
+        return legal.holds(asked(job, _with(job.layout, layout), written))
+
+    ranks = named(job.layout.shape)
+    if world % ranks or (world > ranks and "dp_shard" in Layout.degrees_named(job.layout.shape)):
+        # No number of ranks mends a shape that the model itself cannot have.
+        itself = replace(asked(job, of(job.layout, ranks), written), secondary=0, launched=launched, ranks=world)
+        legal.check(itself)
+    return _with(job.layout, Layout.parse(job.layout.shape, world, launched, good)), ""
 
 
 def of(section: LayoutSection, world: int, micro: int = 1) -> Layout:
     """The layout that `section` (its shape not "auto") makes of `world` ranks with `micro` micro-batches each."""
-    layout = Layout.parse(section.shape, world)
+    return _with(section, Layout.parse(section.shape, world), micro)
+
+
+def _with(section: LayoutSection, layout: Layout, micro: int = 1) -> Layout:
+    """`layout` with the stages and the order of axes of `section`."""
     virtual = section.virtual if layout.pp > 1 else 1  # without a pipeline there is one stage
     return replace(layout, virtual=virtual, micro=micro, order=axes_of(section.order))
 

@@ -20,9 +20,12 @@ from argosy.plan.bytes import WIDTH, kept
 
 MOVED = {True: 110.0, False: 250.0}  # bytes an element of activations costs, with and without the compiler
 # Of what a model does beside matrix products and attention, the share of its time that the compiler leaves: fitted to steps of
-# the laptop job on quiet cores (two workers and one; 3, 4 and 6 layers; Muon and AdamW), which it then tells within a tenth.
+# the laptop job on quiet cores (two workers and one; 3, 4 and 6 layers; Muon and AdamW), which it then told within
+# about a tenth (two workers: 6 layers +5%, Muon +3%, AdamW +11%).
 LEFT = {"float32": 0.6, "bfloat16": 0.47, "float64": 0.6}
-BETWEEN = 0.004  # seconds of a step in which a rank of a CPU waits: for its batch, the others at the vote, the record
+# Seconds of a step in which a rank of a CPU that is not the only one waits: for the others at the vote, its batch, the record.
+# Fitted with two ranks; what a rank that is alone waits was not measured.
+BETWEEN = 0.004
 EXCHANGE = 1.0e9  # bytes/s at which a rank hands gradients to others of its machine over gloo
 EXCHANGE_LINK = 5e10  # the same between devices of one machine
 EFFICIENCY = 0.4  # share of the matrix-multiply rate that a model reaches where only that rate is known
@@ -100,7 +103,7 @@ def from_pieces(job: Job, probed: Mapping[str, Any], workers: int) -> float:
     cpu = asked["device"] == "cpu"
     sent = (exchanged(job, layout, rows) + shared_out(job, layout)) / (EXCHANGE if cpu else EXCHANGE_LINK)
     took = (computed + sent) / (1 - waiting(job, layout, rows)) + update(job, one, layout)
-    return float(took + (BETWEEN if cpu else 0.0))
+    return float(took + (BETWEEN if cpu and layout.world > 1 else 0.0))
 
 
 def update(job: Job, one: Mapping[str, float], layout: Layout) -> float:

@@ -7,7 +7,7 @@ what measurement decided in an unfinished run is taken from there (`kept`), what
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from argosy.layout.asked import without_effect
 from argosy.layout.layout import Layout
 from argosy.plan import bytes as memory
 from argosy.plan import classes, derive, fit, flops, layouts, precision, seconds
+from argosy.plan.draft import Draft
 from argosy.plan.prepared import PreparedFacts
 
 UNKNOWN = PreparedFacts(2, 0, 0, 0, 0.0)  # nothing was looked at
@@ -53,66 +54,6 @@ class Settled:
     plan: Prediction
 
 
-@dataclass
-class _Draft:
-    """Values in force so far, with origin and reason by key."""
-
-    loaded: Loaded
-    kept: Mapping[str, Setting]
-    values: dict[str, Any]
-    origins: dict[str, str] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    read: tuple[int, int] = (0, 0)
-
-    def put(self, key: str, value: object, origin: str, why: str = "") -> None:
-        self.values[key] = value
-        if origin:
-            self.origins[key] = origin
-        if why:
-            self.reasons[key] = why
-
-    def derived(self, key: str, found: derive.Derived) -> None:
-        """Take `found` where nothing was said."""
-        if self.values[key] is None:
-            self.put(key, found.value, "derived", found.why)
-
-    def measured(self, key: str, *origins: str) -> bool:
-        """Whether an unfinished run measured `key` for the same question; its value is then in force.
-
-        origins: others beside "measured" that stand for a decision which must not be taken again.
-        """
-        old = self.kept.get(key)
-        asked = leaves.plain(leaves.leaves(self.loaded.job)[key])
-        if old is None or old.origin not in ("measured", *origins) or old.asked != asked:
-            return False
-        self.put(key, old.used, old.origin, old.why)
-        return True
-
-    def replaced(self, key: str, value: object, why: str) -> None:
-        """Something written has no effect on this machine: a note, or with --strict a refusal."""
-        written = self.values[key]
-        sentence = f"{key} = {_text(written)} {why}; using {_text(value)}"
-        if self.loaded.strict and key in self.loaded.written:
-            raise Refused(f"{sentence}.", where=self.loaded.written[key], do="--strict refuses that; change the key.")
-        self.notes.append(sentence)
-        self.put(key, value, "this machine", why)
-
-    def dead(self, key: str, sentence: str) -> None:
-        """A key that does nothing on this machine: a note, or with --strict a refusal where somebody wrote it."""
-        if self.loaded.strict and key in self.loaded.written:
-            do = "--strict refuses that; remove the key."
-            raise Refused(f"{sentence}.", where=self.loaded.written[key], do=do)
-        self.notes.append(sentence)
-
-    def job(self) -> Job:
-        return Job.model_validate(leaves.nested(self.values))
-
-
-def _text(value: object) -> str:
-    return ("true" if value else "false") if isinstance(value, bool) else str(value)
-
-
 def settle(
     loaded: Loaded,
     machine: Machine,
@@ -127,11 +68,11 @@ def settle(
     """The job in force over `workers` ranks (0 = one, in this process), its settings, notes and prediction.
 
     kept: settings of the unfinished run that is continued. folder: where the run will lie, for the disk's free space.
-    read: (steps, tokens) of this run before its batch.tokens last changed. local: how many of the workers are on this
-    machine and share its memory; None = all.
+    read: (steps, tokens) of this run before its batch.tokens last changed. local: how many of the workers a launcher
+    started on one machine, at most, where they share its memory; None = there is none, and all are on this one.
     Refused where the data does not fit the model, the workers not the layout, or memory or disk would not suffice.
     """
-    draft = _Draft(loaded, kept or {}, dict(leaves.leaves(loaded.job)), read=read)
+    draft = Draft(loaded, kept or {}, dict(leaves.leaves(loaded.job)), read=read, launched=local is not None)
     world = max(1, workers)
     accelerated = bool(machine.devices)
     _model(draft, prepared)
@@ -143,29 +84,34 @@ def settle(
     layout = layouts.of(draft.job().layout, world)
     fit.settle_memory(draft, layout, machine, world, max(1, world if local is None else local))
     job = draft.job()
-    legal.check(layouts.asked(job, layout, loaded.written))
+    legal.check(replace(layouts.asked(job, layout, loaded.written), launched=draft.launched))
     if job.batch.ramp is not None:  # its first steps have the fewest micro-batches
         first = job.batch.model_copy(update={"tokens": job.batch.ramp.start})
-        legal.check(layouts.asked(job.model_copy(update={"batch": first}), layout, loaded.written))
+        asked = layouts.asked(job.model_copy(update={"batch": first}), layout, loaded.written)
+        legal.check(replace(asked, launched=draft.launched))
     plan = _prediction(job, layout, probed, machine, world)
     place = folder or Path.cwd()
     fit.check_disk(job, plan.disk_bytes, machine.disk_free(place), fit.kept(place))
-    return Settled(job, _settings(draft, job), draft.notes, plan)
+    return Settled(job, draft.settings(), draft.notes, plan)
 
 
-def refuse_layout(loaded: Loaded, accelerated: bool, workers: int, prepared: PreparedFacts = UNKNOWN) -> Job:
+def refuse_layout(
+    loaded: Loaded, accelerated: bool, workers: int, prepared: PreparedFacts = UNKNOWN, launched: bool = False
+) -> Job:
     """Refused where `settle` would refuse the layout, whatever the data: asked before any process starts.
+
+    launched: a launcher set the number of `workers`.
 
     Returns the job with its model section and its layout.shape in force. No rule of layouts asks for the vocabulary, but
     the layers that a pipeline's stages get do: who wants to know them says what is `prepared`.
     """
-    draft = _Draft(loaded, {}, dict(leaves.leaves(loaded.job)))
+    draft = Draft(loaded, {}, dict(leaves.leaves(loaded.job)), launched=launched)
     _model(draft, prepared)
     _layout(draft, max(1, workers), accelerated)
     return draft.job()
 
 
-def _model(draft: _Draft, prepared: PreparedFacts) -> None:
+def _model(draft: Draft, prepared: PreparedFacts) -> None:
     """Fill the shape from the preset, the vocabulary from the tokenizer, and what follows from other numbers."""
     asked = draft.loaded.job.model
     model, given = presets.filled(asked, draft.loaded.shape), draft.loaded.shape
@@ -208,7 +154,7 @@ def _model(draft: _Draft, prepared: PreparedFacts) -> None:
     _blocks(draft, model)
 
 
-def _blocks(draft: _Draft, model: ModelSection) -> None:
+def _blocks(draft: Draft, model: ModelSection) -> None:
     """Make the block and every block of the pattern whole."""
     default = whole(model, model.block)
     for name, value in default:
@@ -240,13 +186,18 @@ def whole(model: ModelSection, block: BlockSection) -> BlockSection:
     )
 
 
-def _layout(draft: _Draft, world: int, accelerated: bool) -> None:
+def _layout(draft: Draft, world: int, accelerated: bool) -> None:
     """The shape in force. Refused where it breaks a rule or where somebody wrote a key that does nothing in it."""
     job = draft.loaded.job
-    layout, why = layouts.chosen(job, world, accelerated)
+    written = draft.loaded.written
+    try:
+        layout, why = layouts.chosen(draft.job(), world, accelerated, written, draft.launched)
+    except Refused as refused:
+        refused.where = refused.where or written.get("layout.shape", "")
+        raise
     origin = "this machine" if job.layout.shape == "auto" else ""
     draft.put("layout.shape", layout.text() if world > 1 else "dp1", origin, why)
-    asked = layouts.asked(draft.job(), layout, draft.loaded.written)
+    asked = replace(layouts.asked(draft.job(), layout, draft.loaded.written), launched=draft.launched)
     legal.check(asked)
     for wrong in without_effect(asked):
         if job.layout.shape != "auto" and world > 1:
@@ -257,7 +208,7 @@ def _layout(draft: _Draft, world: int, accelerated: bool) -> None:
         draft.notes.append("model.class: size, memory and time are predicted for the plain decoder of these numbers")
 
 
-def _numbers(draft: _Draft, probed: Mapping[str, Any], world: int, accelerated: bool) -> None:
+def _numbers(draft: Draft, probed: Mapping[str, Any], world: int, accelerated: bool) -> None:
     train = draft.loaded.job.train
     if train.precision == "auto" and not draft.measured("train.precision", "default"):
         draft.put("train.precision", *precision.chosen(_for_speed(draft), probed, world, accelerated))
@@ -281,7 +232,7 @@ def _numbers(draft: _Draft, probed: Mapping[str, Any], world: int, accelerated: 
         draft.dead("train.deterministic", "train.deterministic = true changes nothing on a CPU: its runs repeat anyway")
 
 
-def _length(draft: _Draft, probed: Mapping[str, Any], world: int, accelerated: bool) -> None:
+def _length(draft: Draft, probed: Mapping[str, Any], world: int, accelerated: bool) -> None:
     """Exactly one way of saying the length becomes steps; tokens are what all of those read, also before a change."""
     train, batch = draft.loaded.job.train, draft.loaded.job.batch
     done, read = draft.read
@@ -314,13 +265,13 @@ def _length(draft: _Draft, probed: Mapping[str, Any], world: int, accelerated: b
     draft.values["train.time"] = None
 
 
-def _for_speed(draft: _Draft) -> Job:
+def _for_speed(draft: Draft) -> Job:
     return Job.model_validate(
         leaves.nested({**draft.values, "train.steps": None, "train.tokens": None, "train.time": None})
     )
 
 
-def _optimizer(draft: _Draft) -> None:
+def _optimizer(draft: Draft) -> None:
     job = draft.job()
     tokens = int(draft.values["train.tokens"])
     _begun_with(draft, "optim.lr", derive.lr(job, tokens))
@@ -341,7 +292,7 @@ def _optimizer(draft: _Draft) -> None:
         )
 
 
-def _begun_with(draft: _Draft, key: str, found: derive.Derived) -> None:
+def _begun_with(draft: Draft, key: str, found: derive.Derived) -> None:
     """Take what was derived when the run began, else `found`: after another length the rate must not leap in mid-run."""
     if not draft.measured(key, "derived"):
         draft.derived(key, found)
@@ -351,7 +302,7 @@ def _begun_with(draft: _Draft, key: str, found: derive.Derived) -> None:
         )
 
 
-def _compile(draft: _Draft, probed: Mapping[str, Any], machine: Machine, world: int) -> None:
+def _compile(draft: Draft, probed: Mapping[str, Any], machine: Machine, world: int) -> None:
     asked = draft.loaded.job.train.compile
     able = bool(probed.get("compile", machine.compiler is not None or machine.devices))
     missing = "Python's headers are missing" if machine.compiler else "no C++ compiler is found"
@@ -382,15 +333,3 @@ def _prediction(job: Job, layout: Layout, probed: Mapping[str, Any], machine: Ma
         flops_per_token=flops.flops_per_token(job.model, job.batch.sequence),
         basis=seconds.basis(job, probed),
     )
-
-
-def _settings(draft: _Draft, job: Job) -> list[Setting]:
-    """One setting per leaf, in the order of the schema."""
-    asked, used = leaves.leaves(draft.loaded.job), leaves.leaves(job)
-    found = []
-    for key, value in used.items():
-        origin = draft.origins.get(key) or draft.loaded.written.get(key) or "default"
-        if key in draft.loaded.written and origin == "derived":
-            origin = draft.loaded.written[key]
-        found.append(Setting(key, leaves.plain(asked[key]), leaves.plain(value), origin, draft.reasons.get(key, "")))
-    return found

@@ -20,7 +20,8 @@ from argosy.plan.prepared import PreparedFacts
 from argosy.plan.settle import Settled, settle
 
 VERSION = 3  # of what is timed: answers to an older question are not taken for it
-WORK = 1.5e10  # FLOP that one pass over a piece should take at most on a CPU: a tenth of a second of a slow core
+# FLOP that one pass over a piece should take at most on a CPU, for each thread: 0.15 s of a core that does 100 GFLOP/s.
+WORK = 1.5e10
 TOKENS = 16_384  # tokens of a pass at most
 FEWEST = 32  # fewer say nothing about a step; a piece that is too large with these is not timed
 

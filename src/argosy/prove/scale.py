@@ -38,7 +38,7 @@ def trials(job: Job, precision: str = "float64") -> Iterator[tuple[dict[str, Any
 
     own = layout_of(job)
     if (itself := as_it_stands(job, own)) is not None:
-        legal.check(layouts.asked(itself, own, {}))
+        legal.check(replace(layouts.asked(itself, own, {}), ranks=None))
         rows, micro = job.batch.tokens // job.batch.sequence, int(job.batch.micro)
         for packed, update in ((True, job.optim.name), (False, job.optim.name), (False, "sgd"), (True, "sgd")):
             yield (
@@ -54,7 +54,7 @@ def trials(job: Job, precision: str = "float64") -> Iterator[tuple[dict[str, Any
         for rows, micro in batches:
             batch = small.batch.model_copy(update={"tokens": rows * SEQUENCE, "micro": micro})
             drawn = small.model_copy(update={"batch": batch})
-            legal.check(layouts.asked(drawn, layouts.of(drawn.layout, layout.world), {}))
+            legal.check(replace(layouts.asked(drawn, layouts.of(drawn.layout, layout.world), {}), ranks=None))
             varied = {"rows": rows, "micro": micro, "packed": packed, "update": update}
             yield varied, Trial(drawn, update, packed, layout.world)
 

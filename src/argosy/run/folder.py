@@ -83,7 +83,11 @@ class Run:
 
     def settings(self) -> list[Setting]:
         """Every key in force, with what was asked, who said so and why."""
-        return [Setting(**row) for row in _table(self.path / "settings.json")["settings"]]
+        path = self.path / "settings.json"
+        try:
+            return [Setting(**row) for row in _part(path, "settings", list)]
+        except TypeError as error:
+            raise Refused(f"{path.name} is damaged.", where=str(self.path), found=str(error)) from None
 
     def setting(self, key: str) -> Setting:
         """The setting of one key. KeyError where there is none."""
@@ -98,11 +102,12 @@ class Run:
 
     def asked(self) -> Job:
         """The job as it was asked, before anything was resolved."""
-        return _job(_table(self.path / "settings.json")["asked"], self.path / "settings.json")
+        path = self.path / "settings.json"
+        return _job(_part(path, "asked", dict), path)
 
     def written(self) -> dict[str, str]:
         """The keys that somebody wrote, with where."""
-        return dict(_table(self.path / "settings.json")["written"])
+        return dict(_part(self.path / "settings.json", "written", dict))
 
     def ledger(self) -> Ledger:
         """What was changed at which step."""
@@ -348,6 +353,16 @@ def _table(path: Path) -> dict[str, Any]:
             do="Install the newer one.",
         )
     return table
+
+
+def _part(path: Path, name: str, kind: type) -> Any:
+    """What the table at `path` holds as `name`. Refused where that is missing or is no `kind`."""
+    found = _table(path).get(name)
+    if not isinstance(found, kind):
+        raise Refused(
+            f"{path.name} is damaged.", where=str(path.parent), found=f'"{name}" is no {kind.__name__}: {found!r:.40}'
+        )
+    return found
 
 
 def _plain(value: object) -> object:

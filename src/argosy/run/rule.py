@@ -313,6 +313,7 @@ def _leaves(job: Job) -> Iterator[tuple[str, Any]]:
     """The leaves of the tree; a list or a tokenizer to be trained is one."""
 
     def walk(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+        """The leaves under `node`, whose keys begin with `prefix`."""
         if isinstance(node, dict) and prefix not in ("data.tokenizer", "batch.ramp"):
             for key, value in node.items():
                 yield from walk(f"{prefix}.{key}" if prefix else key, value)

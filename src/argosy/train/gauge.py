@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from argosy.cluster import catalogue
+from argosy.cluster.here import cores
 from argosy.device.device import Device
 from argosy.device.precision import dtype
 from argosy.device.products import Products, rate
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
 MOST = 1000  # steps between two questions to rank 0
 APART = 100  # between two measurements pass at least so many times the seconds that the first of them took
 TOKENS = 4096  # in the products that are timed, at most
-# FLOP of all of them once, for each thread of a CPU, at most: a tenth of a second of a core. It buys rows: on the CPU that this
-# was written on a weight of 1,024 x 1,024 reaches with 160 rows 0.78 of its rate with 2,048 in float32 and 0.62 in bfloat16,
-# with 800 rows 0.88 and all of it.
+# FLOP of all of them once, for each core of a rank, at most: a tenth of a second of one that does 100 GFLOP/s. It buys rows: on
+# the CPU that this was written on a weight of 1,024 x 1,024 reaches with 160 rows 0.78 of its rate with 2,048 in float32 and
+# 0.62 in bfloat16, with 800 rows 0.88 and all of it.
 WORK = 1e10
+ROWS = 256  # fewer say nothing of a step: so many also where ranks share a core
 # Rows and columns of a weight, at most: a part is little work and little memory. It flatters models that are wider by far: in
 # float32 a weight of 4,096 x 4,096 was 7% slower there than one of 1,024 x 1,024, in bfloat16 a third.
 SIDE, SIDE_CPU = 4096, 1024
@@ -54,10 +56,11 @@ class Gauge(Callback):
     """Times the model's own matrix products alone, between steps, so that its speed has something to be compared with.
 
     `measure()` gives a rank's FLOP/s; what all `world` ranks would reach at rank 0's is written. It is called after the first
-    step and then every so many `seconds` of rank 0's clock, or APART times as long as it took, where that is more: it costs a
-    hundredth of the time at most. Processes of one machine slow each other down in a step, and must in what it is compared
-    with: there all ranks measure at once. `told` makes rank 0's numbers known to all of them; None = rank 0 measures alone,
-    while the others wait for it with the next step. At the start `facts` are written: other scalars that speed is divided by.
+    step and then every so many `seconds` of rank 0's clock, or APART times as long as it took, where that is more: but for
+    the first time it costs a hundredth of the run at most. Processes of one machine slow each other down in a step, and must in
+    what it is compared with: there all ranks measure at once. `told` makes rank 0's numbers known to all of them; None = rank 0
+    measures alone, while the others wait for it with the next step. At the start `facts` are written: other scalars that speed
+    is divided by.
     """
 
     def __init__(
@@ -124,13 +127,16 @@ class Gauge(Callback):
             trainer.recorder.scalar("gemm_rate", trainer.state.step, found * self.world)
 
 
-def gauge(job: Job, device: Device, world: int, group: dist.ProcessGroup | None) -> Gauge:
-    """The callback for one of the `world` ranks of `group` that train `job` in force, each on a device like `device`."""
+def gauge(job: Job, device: Device, world: int, group: dist.ProcessGroup | None, local: int = 1) -> Gauge:
+    """The callback for one of the `world` ranks of `group` that train `job` in force, each on a device like `device`.
+
+    local: how many of them share this machine's cores.
+    """
     kind = dtype(str(job.train.precision))
 
     def measure() -> float:
         """This rank's FLOP/s in the matrix products of the whole model."""
-        found = samples(job, device.kind, torch.get_num_threads())
+        found = samples(job, device.kind, min(torch.get_num_threads(), cores() / local))
         return rate(
             [(partial(Products, [(one.inner, one.outer)], one.rows, kind, device), one.times) for one in found], device
         )
@@ -146,8 +152,8 @@ def gauge(job: Job, device: Device, world: int, group: dist.ProcessGroup | None)
     return Gauge(measure, world, yardsticks(job, device.name, world), told=told if together else None)
 
 
-def samples(job: Job, device: str, threads: int) -> list[Sample]:
-    """What is timed of the weights that a step of `job` multiplies with, on a device of that kind with so many threads.
+def samples(job: Job, device: str, share: float) -> list[Sample]:
+    """What is timed of the weights that a step of `job` multiplies with, on a device of that kind; `share`: cores of a rank.
 
     Those that are of one size, or are when cut, once: so few are left that each is multiplied with many rows, as in a step.
     One at a time, they hold less than the step before has just freed, and are less work than that step was.
@@ -160,7 +166,7 @@ def samples(job: Job, device: str, threads: int) -> list[Sample]:
             elements[cut] = elements.get(cut, 0.0) + times * inner * outer
     rows = min(int(job.batch.micro) * job.batch.sequence, TOKENS)
     if device == "cpu":
-        rows = max(1, min(rows, int(WORK * threads / (6 * sum(inner * outer for inner, outer in elements)))))
+        rows = min(rows, max(ROWS, int(WORK * share / (6 * sum(inner * outer for inner, outer in elements)))))
     return [Sample(rows, inner, outer, count / (rows * inner * outer)) for (inner, outer), count in elements.items()]
 
 

@@ -172,6 +172,7 @@ def numerics(job: Job, laid: Laid, recorder: Recorder, ledger: Ledger, steps: in
     """The figures of `job` in force, whose model is `laid` out on this rank, in a run of so many `steps`."""
 
     def read(step: int) -> Read:
+        """Which sequences `step` reads: the first, how many, and their length."""
         found = read_at(step, ledger)
         return Read(found.first_sequence, found.tokens // found.sequence, found.sequence)
 

@@ -18,6 +18,7 @@ def scheduled(section: OptimSection, ledger: Ledger, steps: int) -> Callable[[in
     total, left = tokens_before(steps + 1, ledger), branch(ledger)
 
     def at(step: int) -> float:
+        """The share of the peak rate in `step`."""
         read = read_at(step, ledger)
         # The middle of a step stands for it: neither the first nor the last one has a rate of zero.
         return schedule.rate(section, read.first_token + read.tokens / 2, total, left)

@@ -57,11 +57,7 @@ from argosy.train.trainer import Trainer
 from argosy.train.vote import Agree
 from argosy.train.wishes import Wishes
 
-TABLES = (
-    "model.embedding.weight",
-    "model.head.weight",
-    "model.positions.weight",
-)  # may grow by rows: first weights stay there
+TABLES = ("model.embedding.weight", "model.head.weight", "model.positions.weight")  # first weights may have fewer rows
 
 
 def main(run: str, rank: int, incarnation: int) -> int:
@@ -97,6 +93,7 @@ class Worker:
 
     def __init__(self, run: Run, start: Incarnation, rank: int, recorder: Recorder):
         self.run, self.start, self.rank, self.recorder = run, start, rank, recorder
+        self.reader: OwnReader | None = None  # where this rank started it
         self.job: Job = run.job()
         self.layout = layouts.in_force(self.job, start.world, start.layout)
         self.ledger = run.ledger()
@@ -267,6 +264,7 @@ class Worker:
         micro, rows = int(job.batch.micro), layouts.rows_at_once(job, self.layout)
 
         def measured(number: int) -> Held:
+            """What the model makes of held-out set `number`; 0 is the job's own. A collective."""
             return held_out(
                 self.feed.batches.held_out(number, rows),
                 execute,
@@ -278,6 +276,7 @@ class Worker:
             )
 
         def measure() -> list[Held]:
+            """What it makes of every held-out set. A collective."""
             self.applied.whole.eval()
             found = [measured(number) for number in range(1 + len(job.evaluate.sets))]
             self.applied.whole.train()
@@ -289,7 +288,7 @@ class Worker:
             *(own_callback(name) for name in job.train.callbacks),  # before the save, which asks them what to keep
             Keep(self.saver, job, self.ledger),
             Garbage(job.train.collect_every),
-            gauge(job, self.device, self.layout.world, mesh.world),
+            gauge(job, self.device, self.layout.world, mesh.world, self.start.local_world),
         ]
         self.applied.whole.train()
         return Trainer(
@@ -318,8 +317,6 @@ class Worker:
         if self.start.alone and self.rank % self.start.local_world == 0:
             self.reader = OwnReader(self.run, self.start.number, self.rank)
         return batches(self.run, self.start.number, self.rank, self.waited)
-
-    reader: OwnReader | None = None  # where this rank started it
 
     def waited(self, seconds: float, there: bool) -> None:
         """A batch did not come for long, or came at last: told at once, since the entry of the wait comes with its end."""
@@ -364,6 +361,7 @@ class Worker:
         )
 
         def sample(step: int) -> None:
+            """Write this step's samples to the run folder; ranks that share the weights take part."""
             # Whole, also when a stop is asked for meanwhile: the weights of this step are gone when the run goes on.
             if self.rank == 0 or together:
                 texts = write(step)

@@ -21,8 +21,8 @@ TOKENS = ("mds", "megatron")  # where a folder holds these, what else lies there
 def find(source: str, base: Path, field: str = "") -> Source:
     """The files behind the job's `data.source`; relative paths are seen from `base`. Refused when nothing is readable."""
     if source == "python":
-        return corpus.python()
-    if streams.scheme(source):
+        found = corpus.python()
+    elif streams.scheme(source):
         found = _elsewhere(source)
     else:
         found = text.find(source, base)
@@ -32,6 +32,8 @@ def find(source: str, base: Path, field: str = "") -> Source:
             if file.kind not in TOKENS:
                 found.passed_over[text.suffix(file.name)] += 1
         found.files[:] = [file for file in found.files if file.kind in TOKENS]
+    if not found.files:
+        raise text.nothing(found)
     if field:
         found.files[:] = [replace(file, field=field) if file.kind in RECORDS else file for file in found.files]
     return found

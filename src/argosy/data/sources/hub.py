@@ -133,6 +133,7 @@ def _told(place: Place, where: str) -> Iterator[None]:
     from huggingface_hub import errors
 
     def refused(what: str, error: Any, do: str) -> Refused:
+        """One sentence with what the Hub said."""
         return Refused(what, where=where, found=first_line(error), do=do)
 
     try:
