@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -83,6 +84,20 @@ def test_bad_input_is_one_sentence_and_code_2(words, said, capsys, tmp_path, mon
     assert said in shown.err
     assert "Traceback" not in shown.err
     assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+def test_names_of_strangers_move_no_cursor(monkeypatch, tmp_path):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    code = program.main(["import", str(tmp_path / "\x1b[2Jmodel"), "--out", str(tmp_path / "out")])
+    monkeypatch.undo()
+    assert (
+        code == 2 and "\\x1b[2Jmodel: there is no such folder" in screen.getvalue() and "\x1b" not in screen.getvalue()
+    )
 
 
 def test_bare_it_is_its_help_and_no_error(capsys):

@@ -3,6 +3,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,21 @@ def test_once_over_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         points.point("step.begin")
     monkeypatch.setattr(points, "_passed", {})
     points.point("step.begin")
+
+
+def test_who_hangs_goes_on_when_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ARGOSY_POINT", "step.begin:1:hang")
+    monkeypatch.setenv("ARGOSY_POINT_ONCE", str(tmp_path / "once"))
+    hanging = threading.Thread(target=points.point, args=("step.begin",), daemon=True)
+    hanging.start()
+    while not (tmp_path / "once.step.begin").exists():
+        time.sleep(0.01)
+    hanging.join(0.1)
+    assert hanging.is_alive()
+    (tmp_path / "once.step.begin.on").touch()
+    hanging.join(60)
+    assert not hanging.is_alive()
+    points.point("step.begin")  # once
 
 
 def test_several_act_one_after_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return 0 if _unread() else _wrong(broken, "--debug" in words)  # `argosy runs | head` is no error
     except Refused as refused:
-        print(f"error: {refused.text}", file=sys.stderr)
+        from argosy.observe.text import shown
+
+        print(f"error: {shown(refused.text, sys.stderr)}", file=sys.stderr)  # names in it may be a stranger's
         return refused.code
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)

@@ -1,8 +1,9 @@
-"""Named places where a test may kill, stop or raise: `point("checkpoint.rename.before")`.
+"""Named places where a test may kill, stop, hang or raise: `point("checkpoint.rename.before")`.
 
-`ARGOSY_POINT=name:nth:kill|stop|raise` acts when this process passes `name` for the nth time (counted from 1); several,
+`ARGOSY_POINT=name:nth:kill|stop|hang|raise` acts when this process passes `name` for the nth time (counted from 1); several,
 joined by commas, each act for themselves. `ARGOSY_POINT_ONCE=PREFIX` lets each act once over all processes and incarnations,
-one after the other in their order, at the nth passing or a later one: whoever creates the file PREFIX.name acts.
+one after the other in their order, at the nth passing or a later one: whoever creates the file PREFIX.name acts. Who hangs, as
+in a slow store, goes on when PREFIX.name.on is there.
 `ARGOSY_POINTS_LOG=FILE` appends the name of every point passed, a line each: a test reads it and fails for points that no
 test ever hit. Without those variables a point costs two dictionary look-ups.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 POINTS: dict[str, str] = {
     "worker.start": "a worker was born and has read the run folder",
@@ -92,7 +94,10 @@ def _act(name: str, action: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
+    elif action == "hang":
+        while not os.path.exists(f"{os.environ['ARGOSY_POINT_ONCE']}.{name}.on"):
+            time.sleep(0.01)
     elif action == "raise":
         raise Pointed(name)
     else:
-        raise ValueError(f"ARGOSY_POINT: {action} is none of kill, stop, raise")
+        raise ValueError(f"ARGOSY_POINT: {action} is none of kill, stop, hang, raise")

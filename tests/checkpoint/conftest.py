@@ -46,9 +46,9 @@ class Bench:
         self.open += made
         return made
 
-    def writer(self, *, keep: int = 2, bandwidth: float | None = None) -> snapshot.Writer:
-        """The writer of the node."""
-        slots = Slots(self.run.path, self.run.local, shm=self.shm)
+    def writer(self, *, keep: int = 2, bandwidth: float | None = None, node: int = 0) -> snapshot.Writer:
+        """The writer of a node."""
+        slots = Slots(self.run.path, self.run.local, node, shm=self.shm)
         self.open.append(slots)
         return snapshot.Writer(slots, self.run.checkpoints, keep=keep, bandwidth=bandwidth, note=self.lines.append)
 

@@ -139,29 +139,23 @@ def test_a_replicated_run_is_one_file_that_safetensors_reads(
                 assert torch.equal(opened_file.get_tensor(name), value), name
 
 
+@pytest.mark.parametrize("without", [False, True], ids=["memory", "disk"])
 def test_two_nodes_write_a_file_each_and_the_first_commits(
-    bench: Any, values: Values, specs_for: Callable[..., Any], parts: Callable[..., Any]
+    bench: Any, values: Values, specs_for: Callable[..., Any], parts: Callable[..., Any], without: bool
 ) -> None:
-    """Each node has its own memory: here two folders."""
+    """Both in one memory, as where a launcher starts two "machines" on one: their slots lie apart all the same."""
     import threading
-
-    from argosy.checkpoint.save import Saver
-    from argosy.checkpoint.slots import Slots
-    from argosy.checkpoint.snapshot import Writer
 
     layout, nodes = Layout(dp_replicate=3), (1, 2)
     specs = specs_for(values, layout)
-    writers = []
-    for node, ranks in enumerate(([0], [1, 2])):
-        memory = bench.shm / f"node{node}"
-        memory.mkdir()
-        for rank in ranks:
-            saver = Saver(bench.run, rank, 3, 1, layout, specs, nodes=nodes, shm=memory)
-            bench.open.append(saver)
-            saver.begin(9, parts(values, specs, layout, rank), {})
-        slots = Slots(bench.run.path, bench.run.local, shm=memory)
-        bench.open.append(slots)
-        writers.append(Writer(slots, bench.run.checkpoints, keep=2, bandwidth=None, note=bench.lines.append))
+    if without:
+        bench.shm = bench.shm / "missing"  # the slots lie in the run, which the nodes share
+    for rank, saver in enumerate(bench.savers(layout, specs, nodes=nodes)):
+        saver.begin(9, parts(values, specs, layout, rank), {})
+    writers = [bench.writer(node=node) for node in range(2)]
+    assert [set(writer.slots.ready()[1, 9]) for writer in writers] == [{0}, {1, 2}]
+    for writer in writers:
+        writer.slots.write_alone()  # neither waits for the other
     first = threading.Thread(target=writers[0].turn)
     first.start()
     assert newest(bench.run) is None, "without the second node's file it is no checkpoint"

@@ -105,6 +105,12 @@ def two(folder: Path) -> str:
     return f'data.mix=[{{ source = "{folder / "a.txt"}", weight = 0 }}]'
 
 
+def index_alone(folder: Path) -> tuple[str, ...]:
+    words = megatron(9)(folder)
+    (folder / "a.bin").unlink()
+    return (words[0].replace("a.bin", "a.idx"), *words[1:])
+
+
 CASES: dict[str, tuple[Make, str]] = {
     "missing": (none, "there is no such file or folder"),
     "empty": (file("a.txt", b""), "this file is empty"),
@@ -133,6 +139,7 @@ CASES: dict[str, tuple[Make, str]] = {
     "ids of another tokenizer": (other_ids, "these tokens were made by another tokenizer"),
     "Megatron's of another tokenizer": (megatron(300), "these tokens were made by another tokenizer"),
     "Megatron's below zero": (megatron(-7), "holds the id -7, which no tokenizer has"),
+    "Megatron's index alone": (index_alone, "a.idx needs a.bin beside it, which is not there"),
     "MDS of four billion samples": (
         file("a.mds", b"\xff\xff\xff\xff" + bytes(60)),
         "says that it has 4,294,967,295 samples",

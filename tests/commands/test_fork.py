@@ -86,8 +86,24 @@ def test_a_branch_decays_on_its_own(tmp_path: Path) -> None:
     """Its length would have it decay from step 2 on: it begins at the peak where it leaves, and ends at nothing."""
     made = branch("train.steps=8", "optim.decay=0.9", run=tmp_path / "branch")
     assert [row["lr"] / 0.01 for row in rows(made)] == pytest.approx([0.875, 0.625, 0.375, 0.125])
-    again = train(JOB, "train.steps=8", "optim.decay=0.9", workers=0, quiet=True, run=made.path)
-    assert again.info()["state"] == "finished"  # and its folder knows that it is done
+    files = {path: path.stat().st_mtime_ns for path in made.path.rglob("*") if path.is_file()}
+    for of in (False, "trunk@4"):  # and its folder knows that it is done
+        train(JOB, "train.steps=8", "optim.decay=0.9", workers=0, quiet=True, run=made.path, fork=of)
+        assert {path: path.stat().st_mtime_ns for path in made.path.rglob("*") if path.is_file()} == files
+
+
+def test_the_same_command_goes_on_with_the_branch_that_it_made(trunk: Run, tmp_path: Path) -> None:
+    """A killed one is started again by whoever started it, Slurm say, with the words that there were."""
+    whole = branch("train.steps=8", "optim.decay=0.9", run=tmp_path / "whole")
+    made = branch("train.steps=8", "optim.decay=0.9", run=tmp_path / "killed")
+    for later in (6, 8):
+        shutil.rmtree(made.checkpoints / f"step-{later:06d}")
+    made.update_info(state="running")
+    again = branch("train.steps=8", "optim.decay=0.9", run=tmp_path / "killed")
+    assert len(again.info()["parents"]) == 1 and len(list((tmp_path / "killed" / "record").iterdir())) == 2
+    assert [row["loss"] for row in rows(again)] == [row["loss"] for row in rows(whole)]
+    with pytest.raises(Refused, match="a fork is a new run"):
+        branch("train.steps=8", "optim.decay=0.9", of="trunk@6", run=tmp_path / "killed")
 
 
 def test_the_rate_comes_back_after_a_rollback(tmp_path: Path) -> None:
@@ -104,6 +120,35 @@ def test_without_a_job_it_is_the_parents(trunk: Run) -> None:
     assert [row["step"] for row in rows(newest)] == [9]
     shutil.rmtree(made.path)
     shutil.rmtree(newest.path)
+
+
+def test_a_branch_has_a_patience_of_its_own(trunk: Run, tmp_path: Path) -> None:
+    """Of a trunk that ended since nothing was learned any more a branch decays all the same."""
+    said = ["evaluate.every=1", "evaluate.patience=1", "evaluate.keep_best=true", "optim.lr=30.0"]
+    words = [*said, "optim.schedule=constant", "checkpoint.every=1", "optim.clip=none", "optim.name=adamw"]
+    ended = train(JOB, *words, "train.steps=40", workers=0, quiet=True, run=tmp_path / "ended")
+    end = ended.info()["step"]
+    assert end < 40 and ended.info()["early"]
+    calm = [*said[:3], "optim.lr=1e-9", *words[4:], "optim.rewarm=0", "train.steps=50"]
+    made = train(JOB, *calm, workers=0, quiet=True, fork=f"{ended.path}", run=tmp_path / "branch")
+    first = made.evaluations()
+    assert first["step"].to_pylist()[0] == end + 1 and first["best"].to_pylist()[0] is True
+
+
+def test_a_run_folders_job_runs_no_code(trunk: Run, tmp_path: Path) -> None:
+    copy = Run(shutil.copytree(trunk.path, tmp_path / "trunk"))
+    ran = tmp_path / "ran"
+    (tmp_path / "mine.py").write_text(f"open({str(ran)!r}, 'w').close()\ndef loss(model, batch): ...\n")
+    job = (copy.path / "job.toml").read_text()
+    (copy.path / "job.toml").write_text(job.replace("[train]\n", f'[train]\nloss = "{tmp_path}/mine.py:loss"\n'))
+    with pytest.raises(
+        Refused, match=r"a run folder by itself runs no code.*train\.loss = .*mine\.py:loss.*--fork"
+    ) as caught:
+        train(None, "train.steps=5", workers=0, quiet=True, fork=f"{copy.path}@4", run=tmp_path / "branch")
+    assert caught.value.code == 2 and not ran.exists() and not (tmp_path / "branch").exists()
+    assert fork.job_of(str(copy.path / "job.toml"), f"{copy.path}@4") == str(copy.path / "job.toml"), (
+        "named, it is trusted"
+    )
 
 
 def test_what_the_parent_changed_later_is_not_the_branchs(trunk: Run, tmp_path: Path) -> None:

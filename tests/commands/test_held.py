@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from argosy.cluster.here import machine
-from argosy.commands import conduct, inherit
+from argosy.commands import conduct, inherit, job
 from argosy.commands.inherit import First
 from argosy.errors import Refused
 from argosy.job.load import load
@@ -133,4 +133,9 @@ def test_what_cannot_be_found_is_refused_before_anything_is_made(place: Path) ->
         with pytest.raises(Refused) as caught:
             conduct.lead(conduct.Wanted("smoke", ["data.cache=cache", *words], quiet=True))
         assert caught.value.code == 2 and "command line" in caught.value.text
+        with pytest.raises(Refused) as checked:
+            job.check(["smoke", "data.cache=cache", *words])
+        assert checked.value.text == caught.value.text
+    with pytest.raises(Refused, match=r"evaluate.sets, b: .*gone"):
+        job.check(["smoke", "data.cache=cache", "evaluate.sets=[{name='b', source='gone'}]"])
     assert not (place / "runs").exists() and not (place / "cache").exists()

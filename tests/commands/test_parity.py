@@ -140,3 +140,11 @@ def test_what_cannot_be_compared_is_refused(asked: dict[str, Any], said: str) ->
     with pytest.raises(Refused, match=said) as caught:
         lines(**asked)
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("own", ["model.class=mine.py:Model", "train.loss=mine.py:loss"])
+def test_code_of_ones_own_is_not_passed_over(own: str) -> None:
+    """Compared would be the plain decoder, and nobody would know."""
+    with pytest.raises(Refused, match=r"formulas .* are those of the decoder.*mine\.py") as caught:
+        lines(job="tp2", overrides=[own])
+    assert caught.value.code == 2

@@ -1,4 +1,5 @@
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def test_the_plain_way_ends_every_message_and_counts_the_assistants() -> None:
         ("assistant: ", "assistant", False, False),
         ("hello", "assistant", True, True),
     ]
+    call = Chat(({"role": "assistant", "content": "", "tool_calls": [{"when": date(2024, 5, 6)}]},))  # as of a table
+    assert [segment.text for segment in Template().segments(call)] == ["assistant: ", '[{"when": "2024-05-06"}]']
     (encoded,) = Encoder(Bytes(), Template())(list(pieces({"messages": list(TALK.messages)}, "", 0, 1)))
     assert bytes(int(token) if token < 256 else 10 for token in encoded.tokens) == (
         b"system: be kind\nuser: hi\nassistant: hello\nuser: why\nassistant: because\n"
@@ -82,6 +85,12 @@ def test_the_template_beside_the_tokenizer_is_used(tmp_path: Path) -> None:
     (tmp_path / "two/chat_template.jinja").write_text(THINKING)
     assert Template.of(tmp_path / "two").source == THINKING
     assert Template.of(folder_of(tmp_path / "none", None)) == Template()
+
+
+def test_what_a_template_marks_as_generated_is_written_as_it_stands() -> None:
+    marked = MARKS.replace("{{ message.content }}", "{% generation %}{{ message.content }}{% endgeneration %}")
+    assert marked != MARKS
+    assert Template(marked).segments(TALK) == Template(MARKS).segments(TALK)
 
 
 def test_a_template_that_rewrites_earlier_answers_counts_the_last_alone() -> None:
@@ -114,6 +123,7 @@ def test_marks_are_ids_in_the_template_and_refused_in_what_is_said(tmp_path: Pat
         "{{ messages.append(1) }}",
         "{% for i in range(10**9) %}x{% endfor %}",
         "{{ 1 // 0 }}",
+        "{{ '\\ud800' }}",
     ],
 )
 def test_a_template_that_fails_or_attacks_is_one_sentence(template: str) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from argosy.data.cache import RULES
-from argosy.data.document import counts, digest, held_out, printable
+from argosy.data.document import counts, digest, each, held_out, printable
 
 HASHES = some.lists(some.integers(0, 2**64 - 1), min_size=2, max_size=50, unique=True).map(
     lambda numbers: np.array(numbers, np.uint64)
@@ -60,3 +60,8 @@ def test_counts_are_told_commonest_first() -> None:
 
 def test_names_are_printable_whatever_they_hold() -> None:
     assert printable("a\x1b[31m\nb\udcff.txt") == "a?[31m?b?.txt"
+
+
+def test_numbers_come_one_after_the_other_whatever_their_count() -> None:
+    for count in (0, 1, 65_536, 200_001):
+        assert list(each(np.arange(count))) == list(range(count))

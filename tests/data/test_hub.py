@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ import pytest
 
 from argosy.data.sources import hub
 from argosy.data.sources.text import READS
+from argosy.data.tokenizer import train_bpe
 from argosy.errors import Refused
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -54,6 +56,8 @@ class Hub(BaseHTTPRequestHandler):
             self.answer(
                 403, b"{}", X_Error_Code="GatedRepo", X_Error_Message="Access to dataset me/gated is restricted"
             )
+        elif path.startswith(("/api/models/me/model", "/me/model/", "/api/models/me/bare", "/me/bare/")):
+            self.answer_model(path)
         elif "/me/notes" not in path:
             self.answer(401, b"{}", X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
         elif "/wrong" in path:
@@ -68,6 +72,39 @@ class Hub(BaseHTTPRequestHandler):
         else:
             name = path.split(f"/resolve/{COMMIT}/")[1]
             self.answer(200, FILES[name], X_Repo_Commit=COMMIT, ETag=f'"{len(name):040x}"')
+
+    def answer_model(self, path: str) -> None:
+        """me/model has a tokenizer, me/bare has none."""
+        files = model() if "/me/model" in path else {"config.json": b"{}"}
+        if path.startswith("/api/"):
+            rows = [
+                {"type": "file", "oid": f"{len(name):040x}", "size": len(body), "path": name, "rfilename": name}
+                for name, body in files.items()
+            ]
+            whole = {
+                "id": "me/x",
+                "sha": COMMIT,
+                "tags": [],
+                "private": False,
+                "downloads": 1,
+                "likes": 1,
+                "siblings": rows,
+            }
+            told = json.dumps(rows if "/tree/" in path else whole).encode()
+            self.answer(200, told, Content_Type="application/json")
+        else:
+            name = path.split(f"/resolve/{COMMIT}/")[1]
+            assert name != "model.safetensors", "weights are not asked for"
+            self.answer(200, files[name], X_Repo_Commit=COMMIT, ETag=f'"{len(name):040x}"')
+
+
+@cache
+def model() -> dict[str, bytes]:
+    """The files of a model with a chat template."""
+    config = {"chat_template": "{% for m in messages %}{{ m.role }}> {{ m.content }}\n{% endfor %}"}
+    made = train_bpe(iter(["line upon line of text"]), 257)
+    return {"tokenizer.json": made.encode(), "tokenizer_config.json": json.dumps(config).encode(),
+            "model.safetensors": b"never fetched"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +121,23 @@ def address() -> Iterator[str]:
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from argosy.data.prepare import prepare
+from argosy.data.prepare import changed, prepare
 from argosy.data.shards import Shards
+from argosy.data.tokenizer import open_tokenizer
 from argosy.errors import Refused
 from argosy.job.schema import DataSection
 told = []
 for source in sys.argv[2:]:
     try:
-        made = prepare(DataSection(source=source), base=Path("/"), cache=Path(sys.argv[1]))
+        source, _, named = source.partition(" with ")
+        section = DataSection(source=source, tokenizer=named or "bytes")
+        made = prepare(section, base=Path("/"), cache=Path(sys.argv[1]))
         shards = Shards(made.folder)
+        if named:
+            found = open_tokenizer(named)
+            assert not changed(section, Path("/"), made.folder), "a run that goes on needs no network"
+            told.append([found.decode(shards.document(0).tolist()), (made.folder / "chat.json").is_file(), made.tokenizer_name])
+            continue
         first = bytes(int(token) for token in shards.document(0)[:-1]).decode()
         told.append([made.version, made.license, shards.documents, first, list(made.notes)])
     except Refused as error:
@@ -140,6 +185,28 @@ def test_a_data_set_is_fetched_once_and_read_offline(tmp_path: Path, address: st
     )
     assert again[2:4] == [30, "line 0"]
     assert "the Hub is switched off, and this data set was never fetched." in str(gone[0])
+    assert len(Hub.asked) == before, "offline asks nobody"
+
+
+def test_the_tokenizer_of_a_model_is_fetched_once_and_used_offline(tmp_path: Path, address: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(FILES["data/train-00000-of-00001.jsonl"])
+    whole, gated, missing, bare, data_set = fetched(
+        tmp_path, address,
+        *(f"{tmp_path}/a.jsonl with hf://{name}" for name in ("me/model", "me/gated", "me/no", "me/bare", "datasets/me/notes")),
+    )  # fmt: skip
+    assert whole == ["line 0", True, "model"]
+    assert 'data.tokenizer = "hf://me/gated": this model is gated' in str(gated[0])
+    assert "https://huggingface.co/me/gated" in str(gated[0])
+    assert "there is no such model on the Hub, or it is private." in str(missing[0])
+    assert "this model has no tokenizer.json." in str(bare[0])
+    assert "this is no address of a model." in str(data_set[0])
+    assert {row[1] for row in (gated, missing, bare, data_set)} == {2}
+    before = len(Hub.asked)
+    again, gone = fetched(
+        tmp_path, address, *(f"{tmp_path}/a.jsonl with hf://me/{name}" for name in ("model", "no")), offline=True
+    )
+    assert again == whole
+    assert "the Hub is switched off, and this model was never fetched." in str(gone[0])
     assert len(Hub.asked) == before, "offline asks nobody"
 
 

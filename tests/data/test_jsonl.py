@@ -1,5 +1,6 @@
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from argosy.data.document import File, Unreadable
+from argosy.data.document import File, Piece, Unreadable
 from argosy.data.sources import jsonl
 from argosy.data.sources.streams import PACKED
 
@@ -63,6 +64,24 @@ def test_every_document_is_found_again_alone(tmp_path: Path, suffix: str) -> Non
     ]
     (only,) = jsonl.read(file, [(whole[51].begin, whole[51].end, 1)], 0)
     assert (only.which, only.chat) == (1, whole[51].chat)
+
+
+def test_of_a_packed_file_only_the_lines_that_are_wanted_are_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(json.dumps({"text": f"line {n}"}) for n in range(50)).encode()))
+    whole = list(jsonl.documents(file_at(path), 0, lambda place, why: None))
+    parsed, seen = jsonl.parsed, []
+
+    def watched(line: bytes, field: str, begin: int) -> Iterator[Piece]:
+        seen.append(begin)
+        yield from parsed(line, field, begin)
+
+    monkeypatch.setattr(jsonl, "parsed", watched)
+    rows = [(piece.begin, piece.end, 0) for piece in whole[40:42]]
+    assert list(jsonl.read(file_at(path), rows, 0)) == whole[40:42]
+    assert seen == [row[0] for row in rows]
 
 
 def test_two_packed_files_joined_are_read_as_one(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Shards in MosaicML's format, written here byte by byte as its documentation says; no line is shared with the reader."""
 
 import gzip
+import io
 import json
 import struct
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from argosy.data.document import File, Piece, Unreadable
 from argosy.data.sources import find, mds
+from argosy.errors import Refused
 
 WIDTHS = {"int": 8, "uint16": 2}
 PICKLE = b"cpytest\nfail\n(S'the pickle ran'\ntR."  # whoever opens it fails the test
@@ -100,6 +102,7 @@ def test_a_pickled_column_is_never_opened(tmp_path: Path) -> None:
         (lambda raw: raw[:-3], "does not have the"),
         (lambda raw: raw[:8] + struct.pack("<I", 2**31) + raw[12:], "does not have the"),
         (lambda raw: raw.replace(b'"column_names"', b'"column_nanes"'), "does not say which columns"),
+        (lambda raw: raw.replace(b"[null, 8, null]", b"[null,1e9999,8]"), "does not say which columns"),
         (
             lambda raw: raw.replace(b'"text"', b'"tixt"'),
             r'has no column with text, a chat or ids; it has "blob" \(pkl\)',
@@ -135,3 +138,50 @@ def test_a_folder_of_shards_is_read_where_it_lies(tmp_path: Path) -> None:
         ("shard.00000.mds", "mds"), ("shard.00001.mds", "mds")]  # fmt: skip
     assert found.unread == ["shard.00002.mds is named by index.json and not there"]
     assert found.passed_over == {".md": 1}
+    (tmp_path / "index.json").write_text('{"shards": [{"raw_data": {"basename": "a"}, "zip_data": {"basename": [1]}}]}')
+    assert find(str(tmp_path), Path("/")).unread == ["a is named by index.json and not there"]
+
+
+def test_a_plain_shard_is_read_a_sample_at_a_time_and_a_packed_one_has_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            found = super().read(size)
+            sizes.append(len(found))
+            return found
+
+    raw = shard({"text": "str"}, [{"text": bytes([97 + n]) * 5000} for n in range(20)])
+    path = tmp_path / "a.mds"
+    path.write_bytes(raw)
+    monkeypatch.setattr(mds, "unpacked", lambda file: Watched(raw))
+    assert len(read(path)[0]) == 20
+    assert max(sizes) < 6000 < len(raw)
+    packed = tmp_path / "a.mds.gz"
+    packed.write_bytes(b"x")
+    monkeypatch.setattr(mds, "LARGEST", len(raw))
+    assert len(read(packed)[0]) == 20
+    monkeypatch.setattr(mds, "LARGEST", len(raw) - 1)
+    with pytest.raises(Unreadable, match="MiB unpacked; plain it can be read in parts"):
+        read(packed)
+
+
+def test_a_shard_that_becomes_shorter_while_it_is_read_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.mds"
+    path.write_bytes(shard({"text": "str"}, [{"text": bytes([97 + n]) * 500_000} for n in range(9)]))
+    pieces = mds.documents(file_at(path), 0, lambda place, why: None)
+    next(pieces)
+    with path.open("r+b") as file:
+        file.truncate(600_000)
+    with pytest.raises(Unreadable, match="became shorter while it was read"):
+        list(pieces)
+
+
+def test_shards_beside_megatrons_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.mds").write_bytes(TEXTS)
+    (tmp_path / "b.idx").write_bytes(b"MMIDIDX\0\0")
+    (tmp_path / "b.bin").write_bytes(b"")
+    with pytest.raises(Refused, match="MDS and Megatron's files cannot be one source"):
+        find(str(tmp_path), Path("/"))

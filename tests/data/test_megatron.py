@@ -71,7 +71,9 @@ def test_the_tokens_are_trained_on_where_they_lie(tmp_path: Path, tokenizer: Pat
     assert prepared(str(prefix), tmp_path, str(tokenizer)).folder == found.folder
 
 
-@pytest.mark.parametrize("name", ["corpus_text_document", "corpus_text_document.bin", "corpus_text_document.idx", "."])
+@pytest.mark.parametrize(
+    "name", ["corpus_text_document", "corpus_text_document.bin", "corpus_text_document.idx", ".", "corpus_*", "*.idx"]
+)
 def test_any_name_of_the_pair_finds_it(tmp_path: Path, name: str) -> None:
     made("<u2", tmp_path)
     (tmp_path / "notes.md").write_text("not meant")
@@ -98,9 +100,18 @@ def test_tokens_that_were_written_anew_are_told_and_never_trained_on(tmp_path: P
     with pytest.raises(Refused, match="Found: No such file or directory"):
         Shards(folder)
     index = next(folder.glob("*.borrowed"))
-    index.write_bytes(index.read_bytes()[:-1] + b"x")
-    with pytest.raises(Refused, match="this index of tokens is damaged"):
-        Shards(folder)
+    right = index.read_bytes()
+    for spoilt in (
+        right[:-1] + b"x",
+        right.replace(b'"documents": ', b'"documents": "x", "d": '),
+        right.replace(b'"bytes": ', b'"bytes": -'),
+        right.replace(b'"blocks": ', b'"blacks": '),
+        b"[" * 100_000 + right,
+    ):
+        assert spoilt != right
+        index.write_bytes(spoilt)
+        with pytest.raises(Refused, match="this index of tokens is damaged"):
+            Shards(folder)
 
 
 def test_the_tokenizer_that_made_them_is_needed(tmp_path: Path, tokenizer: Path) -> None:

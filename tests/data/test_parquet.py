@@ -38,6 +38,7 @@ def test_rows_are_found_again_alone(table: Path) -> None:
     wanted = [(number, number + 1, 0) for number in (5, 6, 299, 300, 701, 999)]
     found = parquet.read(file_at(table), wanted, 0)
     assert [piece.text.decode() for piece in found] == [f"größe {row[0]}" for row in wanted]
+    assert list(parquet.read(file_at(table), [(1000, 1001, 0)], 0)) == [], "the table was longer"
 
 
 def test_chats_are_nested_columns(tmp_path: Path) -> None:

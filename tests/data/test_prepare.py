@@ -254,6 +254,25 @@ def test_a_full_disk_is_named_and_what_was_there_is_kept(notes: Path, tmp_path: 
     assert text_of(made(notes, cache)) == {path.name: path.read_text() for path in notes.iterdir()}
 
 
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_else_goes_wrong_with_the_disk_is_one_sentence(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """A part cannot be written because a folder lies under its temporary name."""
+    whole = making.encode_all
+
+    def spoilt(folder: Path, *words: Any) -> None:
+        (folder / "part-00002.shard.writing").mkdir()
+        whole(folder, *words)
+
+    monkeypatch.setattr(making, "encode_all", spoilt)
+    with pytest.raises(Refused, match=r"prepared text cannot be kept there\. Found: Is a directory") as refused:
+        made(notes, tmp_path / "cache", workers=workers)
+    assert refused.value.code == INPUT
+    assert helpers() == []
+
+
 def test_too_little_disk_is_refused_before_the_start(
     notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

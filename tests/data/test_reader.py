@@ -238,6 +238,23 @@ def test_a_living_reader_follows_a_changed_ledger(run: Run, shards: Shards) -> N
     process.wait(PATIENCE)
 
 
+def test_a_ledger_that_changes_while_a_reader_begins_gets_no_ring_of_the_old_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ring is named by the ledger: one of the new name must not hold what the old one says."""
+    places, found = reader.places, []
+
+    def changed(run: Run, start: Incarnation, node: int = 0) -> list[Path]:
+        LEDGER.changed(2, "batch.tokens", 256, "x").write(run.path / "ledger.jsonl")
+        found.extend(places(run, start, node))
+        return found
+
+    monkeypatch.setattr(reader, "places", changed)
+    monkeypatch.setattr(reader, "Reader", lambda *words: pytest.fail("made a ring"))
+    reader._serve(run, start_of(), 0)
+    assert len(found) == 2 and not any(path.exists() for path in found)
+
+
 def test_the_ring_is_on_disk_where_memory_has_no_room(tmp_path: Path) -> None:
     memory, disk = tmp_path / "none" / "ring", tmp_path / "ring"
     assert reader._choose([memory, disk], LEDGER) == disk

@@ -83,9 +83,34 @@ def test_strict_stops_at_the_first_bad_record_also_of_cached_text(mixed: Path, t
     with pytest.raises(Refused, match=said) as refused:
         made(tmp_path, strict=True, source=str(mixed))
     assert refused.value.code == INPUT
-    made(tmp_path, source=str(mixed))
+    folder = made(tmp_path, source=str(mixed)).folder
     with pytest.raises(Refused, match=said):
         made(tmp_path, strict=True, source=str(mixed))
+    packed = mixed / "deep/a.jsonl.gz"
+    packed.write_bytes(gzip.compress(gzip.decompress(packed.read_bytes()).removesuffix(b"\n{broken")))
+    for _ in range(2):  # the same text, of other files: what is said of it is theirs
+        mended = made(tmp_path, strict=True, source=str(mixed))
+        assert mended.folder == folder and mended.bad == 0 and not any("broken" in note for note in mended.notes)
+    assert "1 of 86 records cannot be used" in " ".join(Prepared.open(folder).notes)
+    (tmp_path / "other.md").write_text(" ".join(f"other {number}" for number in range(99)))
+    mix = [{"source": name, "weight": 1.0} for name in (str(mixed), "other.md")]
+    for _ in range(2):
+        assert made(tmp_path, strict=True, mix=mix, tokenizer="bytes").bad == 0
+
+
+def test_strict_stops_at_a_file_of_records_that_cannot_be_read_also_of_cached_text(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for number in range(20):
+        (tmp_path / f"mine/note-{number}.md").write_text(f"note {number}")
+    (tmp_path / "mine/t.parquet").write_bytes(b"no table")
+    for _ in range(2):
+        with pytest.raises(Refused, match=r"t\.parquet is no Parquet file that can be read") as refused:
+            made(tmp_path, strict=True, source="mine")
+        assert refused.value.code == INPUT
+        assert len(texts(made(tmp_path, source="mine"))) == 20
+    (tmp_path / "mine/t.parquet").unlink()
+    (tmp_path / "mine/picture.md").write_bytes(b"\xff\xfe")  # no file of records: told and passed over
+    assert len(texts(made(tmp_path, strict=True, source="mine"))) == 20
 
 
 def test_a_file_without_a_usable_record_names_the_fields_that_are_there(tmp_path: Path) -> None:

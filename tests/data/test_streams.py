@@ -1,19 +1,23 @@
 """Files in object stores, through the file systems that reach them: here against a small store of our own on this machine."""
 
+import io
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+import fsspec
 import pytest
+from fsspec import AbstractFileSystem
 
 from argosy.data.document import File, Unreadable
 from argosy.data.prepare import prepare
 from argosy.data.scan import fingerprint
 from argosy.data.shards import Shards
-from argosy.data.sources import find, streams
+from argosy.data.sources import documents, find, streams
 from argosy.errors import Refused
 from argosy.job.schema import DataSection
 
@@ -143,3 +147,46 @@ def test_secrets_in_an_address_are_not_repeated(tmp_path: Path) -> None:
     assert "hush" not in refused.value.text
     assert streams.fixed("a/b*/c") == "a"
     assert File(Path("x"), "x", 1).url == ""
+
+
+class Moody(AbstractFileSystem):
+    """A store whose errors are its own, as those of HTTP clients are."""
+
+    protocol = "moody"
+    cachable = False
+    lists = True
+
+    def find(
+        self, path: str, maxdepth: object = None, withdirs: bool = False, detail: bool = False, **more: object
+    ) -> Any:
+        if not self.lists:
+            raise Gloom("no list today")
+        return {name: {"name": name, "size": 9, "type": "file"} for name in ("moody/a.txt", "moody/b.jsonl")}
+
+    def _open(self, path: str, mode: str = "rb", *words: object, **more: object) -> Any:
+        if path.endswith("b.jsonl"):
+            raise Gloom("no file today")
+        return Broken()
+
+
+class Broken(io.BytesIO):
+    def read(self, size: int | None = -1) -> bytes:
+        raise Gloom("the line went dead")
+
+
+class Gloom(Exception):
+    """Of no kind that Python knows."""
+
+
+def test_a_stores_own_errors_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("moody", Moody, clobber=True)
+    found = find("moody://x", tmp_path)
+    assert [file.name for file in found.files] == ["moody/a.txt", "moody/b.jsonl"]
+    for file, says in zip(found.files, ("the line went dead", "no file today"), strict=True):
+        with pytest.raises(Unreadable, match=f"cannot be read: {says}"):
+            list(documents(file, 1000, lambda place, why: None))
+    monkeypatch.setattr(Moody, "lists", False)
+    with pytest.raises(
+        Refused, match=r'data\.source = "moody://x": this address cannot be read\. Found: no list today'
+    ):
+        find("moody://x", tmp_path)

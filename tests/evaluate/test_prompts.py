@@ -34,6 +34,11 @@ def pieces() -> Tokenizer:
 def test_a_text_is_its_tokens_and_an_empty_one_begins_a_document() -> None:
     assert prompt("hi", Bytes(), Template()).ids == tuple(b"hi")
     assert prompt("", Bytes(), Template()).ids == (256,)
+    assert prompt("hi", Bytes(), Template(), (3, 4)).ids == (3, 4, *b"hi") and prompt(
+        "", Bytes(), Template(), (3,)
+    ).ids == (3,)
+    assert prompt(HELLO, Bytes(), Template(), (3,)).ids[:2] == (3, ord("u"))
+    assert prompt(HELLO, Bytes(), MARKED, (3,)).ids[0] == ord("<"), "a template writes its own"
     with pytest.raises(Refused, match="no UTF-8"):
         prompt("\udcff", Bytes(), Template())
 
@@ -67,11 +72,17 @@ def test_an_answer_ends_with_the_marks_of_tokenizer_template_and_weights(pieces:
     for text in ("[1", "[1]", '"x"', "[" * 100_000):
         (tmp_path / "generation_config.json").write_text(text)
         assert ends(Bytes(), Template(), tmp_path) == (256,)
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [11, 10**9]}))  # where the other says nothing
+    assert ends(Bytes(), Template(), tmp_path) == (11, 256)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 12}))
+    assert ends(Bytes(), Template(), tmp_path) == (12, 256) and ends(Bytes(), Template(), None) == (256,)
 
 
 CHAT: list[dict[str, Any]] = [{"role": "user", "content": "so?"}]
 FILES: dict[str, tuple[str, list[Any]]] = {
     "lines.txt": ("one\n\n  two\n", ["one", "  two"]),
+    "separators.txt": ("one\u2028more\r\ntwo\x0cmore", ["one\u2028more", "two\x0cmore"]),
+    "separators.jsonl": ('"one\u2028more"\r\n\n{"prompt": "two\x85more"}', ["one\u2028more", "two\x85more"]),
     "records.jsonl": (
         "\n".join(map(json.dumps, ["one", {"prompt": "two"}, {"messages": CHAT}, CHAT, {"text": "three"}])),
         ["one", "two", CHAT, CHAT, "three"],
@@ -85,7 +96,7 @@ FILES: dict[str, tuple[str, list[Any]]] = {
 @pytest.mark.parametrize("name", FILES)
 def test_prompts_are_read_from_files(name: str, tmp_path: Path) -> None:
     text, wanted = FILES[name]
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
     assert read(tmp_path / name) == wanted
 
 

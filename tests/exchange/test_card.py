@@ -24,7 +24,7 @@ def test_a_card_tells_data_licences_tokens_figures_and_commit(tmp_path: Path) ->
     (run.path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     text = card(run, title="my model", family="llama", kind="float32", step=4)
     for part in (
-        "# my model", 'license: "CC0-1.0"', "34,567", "12", "2 documents were held out", "bits per byte: 2.1250", "abc123",
+        "# my model", "license: cc0-1.0\n", "34,567", "12", "2 documents were held out", "bits per byte: 2.1250", "abc123",
         "with uncommitted changes", "4 steps of 64", "notes \\| &lt;b>x&lt;/b>",
     ):  # fmt: skip
         assert part in text, part
@@ -46,7 +46,7 @@ def test_a_mix_is_told_source_by_source_and_steps_of_several_sizes_are_added_up(
     assert "license:" not in text.split("---")[1], "two licences are not one"
     assert "384 tokens in 4 steps, the last of 128, sequences of 32" in text
     run.update_info(data={"mix": [{**row, "license": "MIT"} for row in rows]})
-    assert 'license: "MIT"' in card(run, title="t", family="llama", kind="float32", step=2)
+    assert "license: mit\n" in card(run, title="t", family="llama", kind="float32", step=2)
 
 
 def test_what_is_not_known_is_left_out_and_hostile_words_stay_words(tmp_path: Path) -> None:
@@ -56,4 +56,4 @@ def test_what_is_not_known_is_left_out_and_hostile_words_stay_words(tmp_path: Pa
     front = text.split("---")[1]
     assert "Figures" not in text and "commit" not in text and "\n## b" not in text
     assert len([line for line in front.splitlines() if line.startswith("tags")]) == 1
-    assert "license: " + json.dumps('x"\n---\ntags: [evil]') in text
+    assert "license: other\nlicense_name: " + json.dumps('x"\n---\ntags: [evil]') in text

@@ -40,6 +40,7 @@ def test_both_forms_of_rotary_angles_say_the_same() -> None:
     assert model("llama", {**LLAMA, "rope_theta": 500.0, "rope_scaling": {"type": "llama3", **old}}) == new
     assert new.rope_theta == 500.0
     assert new.rope_scaling == RopeScaling(kind="llama3", factor=4.0, original=16, low=1.0, high=4.0)
+    assert model("llama", {**LLAMA, "rope_theta": 500.0, "rope_parameters": LLAMA3, "rope_scaling": old}) == new
     plain = model("llama", {**LLAMA, "rope_scaling": None})
     assert (plain.rope_theta, plain.rope_scaling) == (10000.0, "none")
 
@@ -60,6 +61,34 @@ def test_windows_layer_by_layer(more: dict[str, Any], sizes: list[int]) -> None:
     assert [block.window for block in layers(found)] == sizes
     again = written(families()["qwen3"], found, {}, context=8, kind="float32", where="")
     assert [block.window for block in layers(model("qwen3", again))] == sizes
+
+
+def test_a_key_has_one_value_under_all_its_names() -> None:
+    plain = {"vocab_size": 9, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 4}
+    names = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
+             "n_positions": "max_position_embeddings"}  # fmt: skip
+    other = {names.get(key, key): value for key, value in plain.items()}
+    found = model("gpt2", other)
+    assert found == model("gpt2", plain) == model("gpt2", {**plain, **other})
+    wider = found.model_copy(update={"vocabulary": 12})
+    again = written(families()["gpt2"], wider, {**other, "model_type": "gpt2"}, context=4, kind="float32", where="")
+    assert not set(names.values()) & set(again) and model("gpt2", again) == wider
+
+
+def test_a_longer_sequence_leaves_the_angles_as_they_were() -> None:
+    """Where a scaling does not tell the length of the earlier training, it is the longest sequence of the file."""
+    rules = families()["llama"]
+    for form in ("rope_parameters", "rope_scaling"):
+        base = {**LLAMA, "model_type": "llama", form: {"rope_type": "yarn", "factor": 4.0}}
+        found = complete(shape(rules, base, ""))
+        longer = written(rules, found, base, context=640, kind="float32", where="")
+        assert longer["max_position_embeddings"] == 640 and complete(shape(rules, longer, "")) == found
+    base = {**LLAMA, "model_type": "llama", "original_max_position_embeddings": 8, "rope_scaling": {"type": "yarn"}}
+    found = complete(shape(rules, base, ""))
+    assert isinstance(found.rope_scaling, RopeScaling) and found.rope_scaling.original == 8
+    other = found.model_copy(update={"rope_scaling": RopeScaling(kind="yarn", factor=2.0, original=16)})
+    again = written(rules, other, base, context=64, kind="float32", where="")
+    assert complete(shape(rules, again, "")).rope_scaling == other.rope_scaling
 
 
 def test_a_missing_key_means_what_it_means_to_transformers() -> None:
@@ -100,6 +129,21 @@ def test_a_missing_key_means_what_it_means_to_transformers() -> None:
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": -1.0}}, "rope_scaling"),
         ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}}, "mscale of rope_type = yarn"),
         ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "differ from layer to layer"),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": None}},
+            "truncate of rope_type = yarn",
+        ),
+        (
+            "llama",
+            {"rope_parameters": LLAMA3, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "rope_parameters and rope_scaling are one thing, and differ",
+        ),
+        ("llama", {"is_causal": False}, "is_causal = False is not known here; true is"),
+        ("qwen3", {"is_causal": None}, "is_causal = None is not known here"),
+        ("mistral", {"per_layer_config": {"1": {"sliding_window": 3}}}, "per_layer_config = "),
+        ("gpt2", {"num_attention_heads": 4}, "num_attention_heads and n_head are one thing, and differ"),
+        ("qwen3", {"use_sliding_window": 1}, "use_sliding_window is neither true nor false"),
         ("llama", {"partial_rotary_factor": 0.5}, "only whole heads"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantised"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True is not known"),

@@ -52,6 +52,14 @@ def test_logits_are_those_of_transformers_and_what_goes_out_is_what_came_in(
     assert torch.equal(check.theirs(tmp_path / "out", ids), wanted)
 
 
+def test_the_check_reads_beyond_a_window_that_is_not_long(folders: Folders) -> None:
+    model = look(Source(folders("mistral"), "x")).model
+    for window, length in ((0, 64), (5, 64), (200, 232), (992, 1024), (993, 64), (4096, 64)):
+        other = model.model_copy(update={"block": model.block.model_copy(update={"window": window})})
+        assert check.tokens_for(other, 5000).shape == (2, length)
+    assert check.tokens_for(model, 9).shape == (2, 9)
+
+
 def test_an_imported_model_is_a_run_that_samples_and_is_sent_again(folders: Folders, tmp_path: Path) -> None:
     from argosy.commands.runs import row
     from argosy.commands.sample import sample
@@ -129,6 +137,53 @@ def test_the_tokenizer_of_bytes_goes_out_as_one_that_everybody_reads(tmp_path: P
     assert found.encode(text) == list(text.encode("utf-8"))
     assert found.decode(found.encode(text), clean_up_tokenization_spaces=False) == text
     assert found.eos_token_id == 256 and set(found(text)) == {"input_ids", "attention_mask"}
+
+
+def test_code_that_came_along_is_not_even_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks on the terminal where a class is missing, and would run it upon a yes."""
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.Mine"}}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n", encoding="utf-8")
+    monkeypatch.setattr("builtins.input", lambda text="": "y")
+    with pytest.raises(Refused, match="transformers has no class for model_type = 'mine'") as caught:
+        check.theirs(tmp_path, torch.zeros(1, 4, dtype=torch.int64))
+    assert caught.value.code == 3 and not (tmp_path / "ran").exists()
+
+
+def test_a_text_begins_as_its_tokenizer_begins_one_until_somebody_trains(copied: Folders, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from argosy.commands.sample import continued
+    from argosy.evaluate.trained import Trained
+
+    folder = copied("llama")
+    table = json.loads((folder / "tokenizer.json").read_text())
+    end = next(one["id"] for one in table["added_tokens"])
+    mark = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [end], "tokens": ["<|endoftext|>"]}}
+    order = [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    table["post_processor"] = {"type": "TemplateProcessing", "single": order, "pair": order, "special_tokens": mark}
+    (folder / "tokenizer.json").write_text(json.dumps(table), encoding="utf-8")
+    run, _ = bring(Source(folder, "x"), tmp_path / "run")
+    model = Trained.open(run)
+    [found] = continued(model, ["the sea"], 2, 0.0)
+    wanted = AutoTokenizer.from_pretrained(str(folder))("the sea")["input_ids"]
+    assert list(found.prompt.ids) == wanted and wanted[0] == end
+    assert model.on_text("the sea").counted == len(wanted)  # all of it, and the end
+    run.update_info(imported=None)
+    [found] = continued(Trained.open(run), ["the sea"], 2, 0.0)
+    assert list(found.prompt.ids) == wanted[1:]
+
+
+def test_ids_that_end_an_answer_are_those_of_its_own_tokenizer(copied: Folders, tmp_path: Path) -> None:
+    from argosy.data.tokenizer import BYTES
+    from argosy.evaluate.trained import Trained
+
+    folder = copied("llama")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9]}', encoding="utf-8")
+    run, _ = bring(Source(folder, "x"), tmp_path / "run")
+    assert {7, 9} < set(Trained.open(run).ends)
+    (run.path / "tokenizer.json").write_text(BYTES, encoding="utf-8")  # as where a job has a tokenizer of its own
+    assert Trained.open(run).ends == (256,)
 
 
 def test_names_without_their_prefix_are_found(copied: Folders, tmp_path: Path) -> None:

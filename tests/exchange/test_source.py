@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from argosy.errors import Refused
-from argosy.exchange.source import Entry, Source, find, header, is_source
+from argosy.exchange.source import COMPANIONS, ELSEWHERE, WEIGHTS, Entry, Source, find, header, is_source
 
 GOOD = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 
@@ -151,6 +151,18 @@ def test_what_is_no_folder_of_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no table"):
         _ = Source(tmp_path, "").config
     assert not is_source(str(tmp_path / "nowhere")) and is_source(str(tmp_path)) and is_source("hf://a/b")
+
+
+def test_what_is_fetched_is_each_weight_once() -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    there = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.json"]
+    more = ["consolidated.safetensors", "consolidated-00001-of-2.safetensors", "original/params.json", "pytorch_model.bin",
+            "modeling_mine.py", "fp16/model.safetensors", "onnx/config.json"]  # fmt: skip
+    found = filter_repo_objects(
+        [*there, *more], allow_patterns=[*WEIGHTS, *COMPANIONS], ignore_patterns=list(ELSEWHERE)
+    )
+    assert sorted(found) == sorted(there)
 
 
 class Hub(BaseHTTPRequestHandler):

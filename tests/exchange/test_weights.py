@@ -40,6 +40,8 @@ def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -
         (lambda t: t.update({"model.layers.0.mlp.router.weight": torch.zeros(2, 2)}), "the nearest rule is for model.layers.*"),
         (lambda t: t.update({"model.norm.weight": torch.zeros(25)}), "model.norm.weight has the shape [25], where"),
         (lambda t: t.update({"lm_head.weight": torch.zeros(400, 20)}), "lm_head.weight has the shape [400, 20]"),
+        (lambda t: t.update({"lm_head.weight": torch.zeros(300, 20)}),
+         "lm_head.weight has the shape [300, 20], where config.json asks for [307, 20]"),
         (lambda t: t.update({"model.norm.weight": torch.ones(20, dtype=torch.int8)}), "is stored as I8"),
     ],
 )  # fmt: skip
@@ -58,7 +60,28 @@ def test_a_tied_copy_and_tables_of_angles_are_passed_over(copied: Folders, tmp_p
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
 
-    bring(changed(copied("smollm"), change), tmp_path / "run")
+    source = changed(copied("smollm"), change)
+    bring(source, tmp_path / "run")
+
+    def last(tensors: dict[str, torch.Tensor]) -> None:
+        """One number of the last row is another."""
+        tensors["lm_head.weight"][-1, -1] += 1
+
+    with pytest.raises(
+        Refused, match=r"lm_head.weight is not the tensor that it is tied to.*tie_word_embeddings = false"
+    ):
+        bring(changed(source.folder, last), tmp_path / "other")
+    with pytest.raises(Refused, match="is not the tensor that it is tied to"):
+        bring(changed(source.folder, lambda t: t.update({"lm_head.weight": torch.zeros(300, 24)})), tmp_path / "other")
+
+
+def test_a_name_that_is_there_with_and_without_its_prefix_is_refused(copied: Folders, tmp_path: Path) -> None:
+    folder = copied("gpt2 untied")
+    source = changed(folder, lambda t: t.update({"h.0.ln_1.weight": t["transformer.h.0.ln_1.weight"] + 1}))
+    with pytest.raises(
+        Refused, match=r"transformer\.h\.0\.ln_1\.weight is there twice, with and without transformer\."
+    ):
+        bring(source, tmp_path / "run")
 
 
 def test_a_config_that_speaks_of_another_model_is_refused_before_any_is_drawn(copied: Folders, tmp_path: Path) -> None:
@@ -121,3 +144,29 @@ def test_a_larger_vocabulary_keeps_its_first_weights_in_the_new_rows(folders: Fo
     begin(source, decoder, dict(decoder.named_parameters()))
     after = decoder.embedding.weight.detach()  # type: ignore[union-attr]
     assert torch.equal(after[307:], before[307:]) and not torch.equal(after[:307], before[:307])
+
+
+def test_more_positions_and_what_no_job_can_ask_for(folders: Folders) -> None:
+    from argosy.exchange.huggingface import begin
+    from argosy.model.decoder import Decoder
+    from argosy.model.weights import initialise
+
+    source = Source(folders("gpt2"), "")
+    known = look(source).model
+    decoder = Decoder(known.model_copy(update={"context": 60})).to_empty(device="cpu")
+    initialise(decoder, 1)
+    before = decoder.positions.weight.detach().clone()  # type: ignore[union-attr]
+    begin(source, decoder, dict(decoder.named_parameters()))
+    after = decoder.positions.weight.detach()  # type: ignore[union-attr]
+    assert torch.equal(after[48:], before[48:]) and not torch.equal(after[:48], before[:48])
+    for change, expected in (
+        ({"width": 48}, r"has the shape \[307, 24\], where the job asks for \[307, 48\]"),
+        ({"vocabulary": 300}, r"has the shape \[307, 24\], where the job asks for \[300, 24\]"),
+    ):
+        other = Decoder(known.model_copy(update=change)).to_empty(device="cpu")
+        with pytest.raises(Refused, match=expected):
+            begin(source, other, dict(other.named_parameters()))
+    untied = Source(folders("qwen3"), "")
+    tied = Decoder(look(untied).model.model_copy(update={"tied": True})).to_empty(device="cpu")
+    with pytest.raises(Refused, match=r"lm_head.weight is not the tensor.*model.tied = false in a job"):
+        begin(untied, tied, dict(tied.named_parameters()))

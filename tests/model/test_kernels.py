@@ -44,6 +44,13 @@ def test_the_choice_is_a_kernel_that_exists() -> None:
     assert kernels.choose("cpu", 8192, True, torch.bfloat16) == "loop"
 
 
+def test_heads_of_odd_sizes_do_not_go_to_the_kernel_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    sizes = {64: "documents", 8: "documents", 256: "documents", 10: "dense compiled", 264: "dense compiled"}
+    found = {size: kernels.choose("cuda", 512, True, torch.bfloat16, size=size) for size in sizes}
+    assert found == sizes
+
+
 def test_the_borders_of_a_batch_are_looked_for_once() -> None:
     segments = torch.tensor([[1, 1, 2, 2], [3, 3, 3, 0]])
     found = kernels.offsets(segments)

@@ -44,3 +44,13 @@ def test_a_layout_is_told(workers: int, asked: list[str], said: str) -> None:
     shape, *more = asked
     job = load("laptop", [f"layout.shape={shape}", "batch.micro=4", *more]).job
     assert words._layout(job, workers, 1, "gloo") == said
+
+
+def test_a_batch_that_grows_is_told_as_it_grows() -> None:
+    words_of = ["optim.warmup=512", "batch.tokens=1024", "batch.sequence=128", "train.tokens=8192"]
+    plain = load("laptop", words_of).job
+    ramped = load("laptop", [*words_of, "batch.ramp={ start = 256, by = 256, tokens = 4096 }"]).job
+    assert words._batch(plain, 8, 8192, 8192).startswith("8 sequences x 128 = 1,024 tokens; 8 steps")
+    assert "= 1,024 tokens, from 256 on over the first 4,096; 8 steps" in words._batch(ramped, 8, 8192, 8192)
+    assert "warm-up 1 steps" in words._optim(plain, 8, None), "half of a step, told as one"
+    assert "warm-up 512 tokens" in words._optim(ramped, 8, None), "two steps of the first size"

@@ -144,6 +144,18 @@ def test_state_holds_everything() -> None:
     assert all(torch.equal(after[name], straight[name]) for name in SHAPES)
 
 
+def test_the_steps_of_all_weights_need_no_room_beside_the_gradients() -> None:
+    parameters, optimizer = made()
+    for name, gradient in numbers(100).items():
+        parameters[name].grad = gradient
+    lamb = optimizer.matrices
+    assert isinstance(lamb, Lamb)
+    lamb.count += 1
+    for name, parameter in lamb.parameters.items():
+        assert parameter.grad is not None
+        assert lamb._update(name, None).data_ptr() == parameter.grad.data_ptr()
+
+
 def test_a_missing_gradient_is_an_error() -> None:
     parameters, optimizer = made()
     descend(parameters, optimizer, range(1))

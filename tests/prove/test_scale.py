@@ -57,6 +57,17 @@ def test_a_pattern_of_layers_stays_a_pattern() -> None:
     assert [block.window for block in layers(trial.job.model)] == [5, 0] * ((trial.job.model.layers or 0) // 2)
 
 
+def test_what_else_the_model_does_is_compared_too() -> None:
+    scaling = "{ kind = 'linear', factor = 4.0 }"
+    words = ["layout.shape=tp2", "model.softcap=3.0", "model.z_loss=1e-4", f"model.rope_scaling={scaling}"]
+    words += ["model.scaling=mup", "model.base_width=96", "model.tied=false"]
+    for _, trial in trials(load("laptop", words).job):
+        small = trial.job.model
+        assert (small.softcap, small.z_loss, small.scaling) == (3.0, 1e-4, "mup")
+        assert getattr(small.rope_scaling, "factor", None) == 4.0
+        assert small.base_width and small.width and small.width / small.base_width == 2, "as the laptop's 192 to 96"
+
+
 def test_grouped_heads_stay_groups() -> None:
     _, trial = next(iter(trials(load("laptop", ["layout.shape=tp4", "model.preset=llama3-8b"]).job)))
     block = trial.job.model.block

@@ -168,14 +168,13 @@ def test_own_time_is_counted(tmp_path: Path) -> None:
 
 def test_the_stored_record_of_version_1_is_read() -> None:
     """The format never breaks: this file was written by the first version, whose tables were shorter."""
-    phases, scalars = (
-        record.PHASES[: record.PHASES.index("wait") + 1],
-        record.SCALARS[: record.SCALARS.index("collected") + 1],
-    )
+    phases = record.PHASES[: record.PHASES.index("wait") + 1]
+    scalars = record.SCALARS[: record.SCALARS.index("collected") + 1]
+    marks = record.MARKS[: record.MARKS.index("ended") + 1]
     head, found = record.header(FIXTURE), record.read(FIXTURE)
     assert (head.rank, head.incarnation, head.pid) == (0, 1, 4242)
     assert [record.name(k, n) for k, n in zip(found["kind"].tolist(), found["name"].tolist(), strict=True)] == [
-        "born", *phases, *scalars, "", *record.MARKS[1:],
+        "born", *phases, *scalars, "", *marks[1:],
     ]  # fmt: skip
     assert found["value"][found["kind"] == record.SCALAR].tolist() == [n + 0.5 for n in range(len(scalars))]
     assert found["step"].tolist() == [3] * len(found)

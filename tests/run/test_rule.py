@@ -248,6 +248,9 @@ def test_fork(place):
     assert verdict.changes == (("optim.lr", None, 0.1),)
     for change in ("model.width=128", "train.master=float64"):
         assert judge(place, change, fork=True).action == "refuse"
+    for change in ("batch.packing=best-fit", "batch.ramp={ start = 128, by = 128, tokens = 512 }"):
+        verdict = judge(place, change, fork=True)  # the ledger, which says what is read, would not follow
+        assert verdict.action == "refuse" and "reads on from where its parent stands" in verdict.because
 
 
 def test_what_the_weights_follow_is_not_changed_on_the_way(place):

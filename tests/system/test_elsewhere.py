@@ -45,10 +45,7 @@ def test_torchrun_gives_the_same_bits(command: Command, undisturbed: Run) -> Non
 def test_two_machines_of_a_launch_read_a_part_each_and_replace_their_readers(
     command: Command, undisturbed: Run
 ) -> None:
-    """Both are this one: what a launcher would tell each rank of two machines with one rank each.
-
-    Nothing is saved: the two would write into one memory, which real machines do not share.
-    """
+    """Both are this one, and share its memory: what a launcher would tell each rank of two machines with one rank each."""
     with socket.socket() as plug:
         plug.bind(("127.0.0.1", 0))
         port = plug.getsockname()[1]
@@ -57,7 +54,6 @@ def test_two_machines_of_a_launch_read_a_part_each_and_replace_their_readers(
     first, second = (
         command.train(
             "machines",
-            "checkpoint.every=never",
             workers=None,
             # What lives only while a run goes lies on each machine's own disk.
             environment={
@@ -75,6 +71,7 @@ def test_two_machines_of_a_launch_read_a_part_each_and_replace_their_readers(
         os.kill(killed, how)
         first.until(lambda machine=machine, killed=killed: reader_of(machine) not in (0, killed), "a new reader")
         first.reach(first.step + 3)
+    first.until(lambda: first.run.newest_step() > 0, "a checkpoint of both machines")
     for machine in (first, second):
         machine.process.kill()
         machine.process.wait(WAIT)

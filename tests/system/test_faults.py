@@ -9,12 +9,15 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.system.harness import Command, Started, repeated, rows, same, wait_for
+from tests.system.harness import EVALUATE, Command, Started, repeated, rows, same, wait_for
 
 from argosy.checkpoint.store import newest, opened, problems
+from argosy.data.ring import SLOW
 from argosy.errors import DONE, INTERRUPTED, MACHINE, SAVED, TERMINATED
+from argosy.observe.goodput import account
 from argosy.run.folder import Run
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
@@ -88,6 +91,42 @@ def test_what_stands_beside_the_workers_is_started_again(command: Command, undis
         started.reach(started.step + 3)
     assert started.stop() == DONE, started.text
     assert {row["incarnation"] for row in rows(started.run.path / "metrics.jsonl")} == {1}, "no worker was restarted"
+    same(started.run, undisturbed, 8)
+
+
+def test_a_slow_store_is_waited_for_and_told_and_no_worker_opens_the_text(command: Command, undisturbed: Run) -> None:
+    """The reader hangs before a batch, and later the text is out of reach of whoever would open it anew."""
+    point, once = "reader.batch.before", command.folder / "slow"
+    environment = {"ARGOSY_POINT": f"{point}:6:hang", "ARGOSY_POINT_ONCE": str(once)}
+    started = command.train("slow", environment=environment)
+
+    def told(what: str) -> list[dict[str, Any]]:
+        return [row for row in rows(started.run.path / "journal.jsonl") if row["what"] == what]
+
+    started.until(lambda: told("waiting"), "the wait to be told")
+    reader = started.pid("reader")
+    Path(f"{once}.{point}.on").touch()
+    started.until(lambda: told("waited"), "the batch to come")
+    slow = int(told("waited")[0]["step"])
+    started.until(lambda: started.run.newest_step() > slow, "a checkpoint behind it")
+    assert started.pid("reader") == reader, "a slow one is not replaced"
+    hidden = {path: path.with_suffix(".away") for path in started.run.prepared().glob("*.shard")}
+    assert hidden
+    for path, away in hidden.items():
+        path.rename(away)
+    try:
+        killed = started.kill("rank-0001")
+        started.until(lambda: started.pids().get("rank-0001", killed) != killed, "a new worker")
+        started.reach(last_step(started.run) + EVALUATE)
+        assert started.pid("reader") == reader
+    finally:
+        for path, away in hidden.items():
+            away.rename(path)
+    assert started.stop() == DONE, started.text
+    waited = float(told("waited")[0]["seconds"])
+    assert waited >= SLOW
+    found = account(started.run, rows(started.run.path / "journal.jsonl"))
+    assert found.seconds["data"] >= waited / 2, "rank 0 may have come later than another"
     same(started.run, undisturbed, 8)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Loop:
         from types import SimpleNamespace
 
         self.recorder, self.steps, self.rank, self.state = recorder, steps, rank, SimpleNamespace(step=0)
-        self.saving = self.wants_end = self.enough = False
+        self.saving = self.enough = False
 
     @property
     def complete(self) -> bool:
@@ -94,43 +95,48 @@ def test_the_best_is_what_one_set_says_and_what_is_no_number_never_is(recorder: 
     nan = float("nan")
     losses = [[3.0, 9.0], [2.0, 9.5], [2.5, 8.0], [1.0, nan], [0.5, 8.0]]
     own = evaluate(losses, Loop(recorder, 9), sets=("a", "b"), by="a", keep=True)
-    assert facts_of(own)["best"] == {"set": "a", "step": 5, "loss": 0.5, "worse": 0, "kept": True}
+    assert facts_of(own)["best"] == {"set": "a", "text": "", "step": 5, "loss": 0.5, "worse": 0, "kept": True}
     assert own.saved == [1, 2, 4, 5]
     other = evaluate(losses, Loop(recorder, 9), sets=("a", "b"), by="b")
-    assert facts_of(other)["best"] == {"set": "b", "step": 3, "loss": 8.0, "worse": 2, "kept": False}
+    assert facts_of(other)["best"] == {"set": "b", "text": "", "step": 3, "loss": 8.0, "worse": 2, "kept": False}
     assert other.saved == [], "it is kept where that is asked for"
 
 
 def test_patience_ends_and_goes_on_from_a_checkpoint(recorder: Recorder, tmp_path: Path) -> None:
     loop = Loop(recorder, 9)
     made = evaluate([[3.0], [4.0], [3.0]], loop, patience=2)
-    assert loop.wants_end and not loop.enough, "the vote decides"
-    assert marks(tmp_path, "enough") == [(3, 2.0, 1)]
+    assert loop.enough and marks(tmp_path, "enough") == [(3, 2.0, 1)]
     facts = facts_of(made)
     again = Loop(recorder, 9)
     evaluate([], again, facts, patience=2)
     assert again.enough, "a run that had ended so does not begin anew"
     longer = Loop(recorder, 9)
     evaluate([[2.0], [5.0], [5.0], [5.0]], longer, facts, patience=3)
-    assert longer.wants_end and marks(tmp_path, "enough")[-1] == (4, 3.0, 1)  # better once, then three times not
-    fresh = Loop(recorder, 9)
-    evaluate([[9.0]], fresh, {"best": {**facts["best"], "set": "another"}}, patience=1)
-    assert not fresh.enough and not fresh.wants_end, "another set decides now: its best is not known yet"
+    assert longer.enough and marks(tmp_path, "enough")[-1] == (4, 3.0, 1)  # better once, then three times not
     other = Loop(recorder, 9, rank=1)
     evaluate([[3.0], [4.0]], other, patience=1)
-    assert not other.wants_end, "rank 0 says it in its vote"
+    assert other.enough, "every rank finds the same at the same step"
+    assert len(marks(tmp_path, "enough")) == 3, "and rank 0 tells it"
 
 
-def test_enough_travels_in_the_vote() -> None:
-    import torch
+@pytest.mark.parametrize(
+    "told, now",
+    [({"set": "another"}, {}), ({"text": "9 tokens of another"}, {}), ({}, {"since": 3}), ({}, {"since": 1})], ids=str
+)  # fmt: skip
+def test_what_another_text_or_another_run_measured_is_no_measure(
+    recorder: Recorder, told: dict[str, Any], now: dict[str, Any]
+) -> None:
+    """A branch of a run that had ended so trains: it is as patient as any other."""
+    facts = {"best": {"set": "", "text": "", "step": 1, "loss": 3.0, "worse": 2, "kept": True, **told}}
+    loop = Loop(recorder, 9)
+    made = evaluate([[9.0]], loop, facts, patience=2, **now)
+    assert not loop.enough and facts_of(made)["best"]["loss"] == 9.0
 
-    from argosy.train.vote import Agree, Asks
 
-    one = torch.tensor(1.0)
-    vote = Agree(asks=lambda: Asks(stop=True, enough=True))(one, one)
-    assert vote.enough and vote.stop > 0
-    vote = Agree(asks=lambda: Asks(stop=True))(one, one)
-    assert not vote.enough and vote.stop == 1
+def test_a_branchs_own_best_is_gone_on_with(recorder: Recorder) -> None:
+    facts = {"best": {"set": "", "text": "", "step": 4, "loss": 3.0, "worse": 1, "kept": True}}
+    made = evaluate([[9.0]], Loop(recorder, 9), facts, since=3)
+    assert facts_of(made)["best"] == {**facts["best"], "worse": 2}
 
 
 @pytest.fixture
@@ -188,11 +194,11 @@ def test_all_ranks_end_early_together_and_the_best_is_there(
     rows = evaluations(run)
     best = [row["step"] for row in rows if row["best"]][-1]
     end = run.newest_step()
-    assert end < 40 and end == best + 2 * 2 + 1, "two evaluations that were not better, and the step that said so"
+    assert end < 40 and end == best + 2 * 2, "two evaluations that were not better"
     assert rows[-1]["step"] == end, "the last step of a run is evaluated"
     kept = sorted(int(folder.name[5:]) for folder in run.checkpoints.glob("step-*"))
     assert kept == [best, end]
-    assert marks(run.local, "enough") == [(best + 4, 2.0, best)]
+    assert marks(run.local, "enough") == [(end, 2.0, best)]
     assert marks(run.local, "finished") and not marks(run.local, "stopped")
     # Started again it has nothing to do; with more patience it goes on from there.
     assert work(run) == 0 and run.newest_step() == end
@@ -209,3 +215,41 @@ def test_the_best_stays_through_stops_and_other_checkpoints(make_run: Any, work:
     assert best < 8
     kept = sorted(int(folder.name[5:]) for folder in run.checkpoints.glob("step-*"))
     assert kept == [best, 8]
+
+
+@pytest.mark.parametrize("name", ["lamb", pytest.param("muon", marks=pytest.mark.long)])
+def test_killed_at_any_step_it_ends_as_if_nothing_had_been(
+    make_run: Any, work: Any, losses_of: Any, tmp_path: Path, name: str
+) -> None:
+    """What a kill leaves is the run up to a checkpoint: losses, moments, the best and the end are the same, bit for bit."""
+    from argosy.checkpoint.store import newest
+
+    kept = {"optim.name": name, "checkpoint.every": 1, "checkpoint.keep": 99}
+    whole = make_run(tmp_path / "whole", **lasting(**kept))
+    assert work(whole) == 0
+    end, wanted = whole.newest_step(), losses_of(whole)
+    assert end < 40
+    # At the first evaluation, before the last one, and when it was clear that it was the last.
+    for step in (2, end - 1, end):
+        run = Run(tmp_path / f"killed-{step}")
+        shutil.copytree(whole.path, run.path)
+        for folder in run.checkpoints.glob("step-*"):
+            if int(folder.name[5:]) > step:
+                shutil.rmtree(folder)
+        run.update_info(state="running")
+        assert work(run) == 0 and losses_of(run) == wanted
+        found, first = newest(run), newest(whole)
+        assert found is not None and first is not None and found.step == first.step == end
+        assert found.facts["best"] == first.facts["best"] and found.facts["optim"] == first.facts["optim"]
+        assert contents(found.folder) == contents(first.folder)
+        found.close()
+        first.close()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All tensors of a checkpoint that one rank wrote, as bytes, by name."""
+    import safetensors.numpy
+
+    files = list(folder.glob("*.safetensors"))
+    assert len(files) == 1
+    return {name: tensor.tobytes() for name, tensor in safetensors.numpy.load_file(files[0]).items()}

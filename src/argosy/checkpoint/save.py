@@ -130,9 +130,10 @@ class Saver:
         shm: Path = SHM,
     ):
         nodes = tuple(nodes or (world,))
-        node = plans.node_of(nodes, rank)
+        self.node = plans.node_of(nodes, rank)
+        self.role = f"snapshot-{self.node}" if self.node else "snapshot"  # nodes may share the folder of logs
         self.run, self.rank, self.incarnation = run, rank, incarnation
-        self.files = Slots(run.path, run.local, shm=shm)
+        self.files = Slots(run.path, run.local, self.node, shm=shm)
         self.specs = {spec.name: spec for spec in specs}
         self.layout = layout
         self.pieces: list[Piece] = list(plans.pieces(specs, layout, nodes, rank))
@@ -140,13 +141,13 @@ class Saver:
         self.slots = [self._slot(index, size) for index in range(slots)]
         on_disk = [slot.path.parent for slot in self.slots if slot.path.parent != self.files.folder]
         self.note = f"/dev/shm has no room for snapshots: they are kept in {on_disk[0]}" if on_disk else None
-        self.first = rank == plans.ranks_of(nodes, node)[0]
+        self.first = rank == plans.ranks_of(nodes, self.node)[0]
         self.writer: subprocess.Popen[bytes] | None = None
         self.child = child and self.first
         self.generations = 0
         if self.first:
             versions = {"argosy": version("argosy"), "torch": torch.__version__}
-            self.files.write_plan(SavePlan(incarnation, layout, nodes, node, tuple(specs), **versions))
+            self.files.write_plan(SavePlan(incarnation, layout, nodes, self.node, tuple(specs), **versions))
         self._care()
 
     def begin(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> float:
@@ -263,12 +264,13 @@ class Saver:
             if self.writer.returncode >= 0:  # not killed: it ended by itself, and would again
                 raise Refused(
                     f"the snapshot process ended with {self.writer.returncode}.",
-                    where=str(self.run.log / "snapshot.txt"),
+                    where=str(self.run.log / f"{self.role}.txt"),
                     do="Nothing can be saved without it; its log tells why.",
                     code=MACHINE if self.writer.returncode == MACHINE else BUG,
                 )
             self.writer = None
         if self.writer is None:
             self.files.finish(False)
-            words = ["argosy.checkpoint.snapshot:main", "snapshot", str(self.run.path), str(self.incarnation)]
-            self.writer = subprocess.Popen([sys.executable, "-P", "-m", "argosy.run.child", *words, str(os.getpid())])
+            words = ["argosy.checkpoint.snapshot:serve", self.role, str(self.run.path)]
+            words += map(str, (self.incarnation, os.getpid(), self.node))
+            self.writer = subprocess.Popen([sys.executable, "-P", "-m", "argosy.run.child", *words])

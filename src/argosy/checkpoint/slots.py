@@ -1,6 +1,7 @@
 """The files in memory between a rank and its node's snapshot process: slots with bytes, announcements that they are whole.
 
-A run has one folder, `/dev/shm/argosy-slots-UID-HASH` (inside the run where a machine has no /dev/shm):
+A run has a folder on each node, `/dev/shm/argosy-slots-UID-HASH[-NODE]` (inside the run where a machine has no /dev/shm);
+the node is in its name because two may share that memory, or that disk:
 
     plan-0002.json                   inputs of the plan for the ranks of incarnation 2
     rank-0001-inc-0002-0.slot        the pieces that rank 1 writes, one after the other
@@ -73,11 +74,12 @@ class Ready:
 
 
 class Slots:
-    """The slot folder of the run at `run_path`; `local` takes the bytes where /dev/shm has no room for them."""
+    """The slot folder of a node of the run at `run_path`; `local` takes the bytes where /dev/shm has no room for them."""
 
-    def __init__(self, run_path: Path, local: Path, *, shm: Path = SHM):
-        self.shm, self.local = shm, local / "slots"
-        name = blake2b(os.fsencode(run_path.resolve()), digest_size=8).hexdigest()
+    def __init__(self, run_path: Path, local: Path, node: int = 0, *, shm: Path = SHM):
+        of_node = f"-{node}" if node else ""
+        self.shm, self.local = shm, local / f"slots{of_node}"
+        name = blake2b(os.fsencode(run_path.resolve()), digest_size=8).hexdigest() + of_node
         usable = shm.is_dir() and os.access(shm, os.W_OK)
         self.folder = shm / f"{PREFIX}{os.getuid()}-{name}" if usable else self.local
         self._lock, self._writer, self._seen = enter(self.folder), -1, 0

@@ -1,9 +1,9 @@
 """The node's snapshot process: takes whole generations from the slots, writes, verifies and commits them. No torch.
 
-`main(run, incarnation)` is what the parent starts, once for all incarnations; a new one takes up what a killed one left in
-the slots. It ends when a file `finish-snapshot` appears in the run's `local/` (after writing what is whole), with its
-parent, or with Refused(code 4) when the disk is full. In: slot files. Out: checkpoints, and a line in `local/saved.jsonl`
-for each.
+`main(run, incarnation)` is what the parent starts, once for all incarnations, and `serve` each node's first rank where none
+watches; a new one takes up what a killed one left in the slots. It ends when a file `finish-snapshot` appears in the run's
+`local/` (after writing what is whole), with its parent, or with Refused(code 4) when the disk is full. In: slot files. Out:
+checkpoints, and a line in `local/saved.jsonl` for each.
 """
 
 from __future__ import annotations
@@ -241,10 +241,15 @@ def _free(folder: Path) -> int:
 
 def main(run: str, incarnation: int) -> int:
     """Write checkpoints of `run` until told to finish. Refused(code 4) when the disk is full."""
+    return serve(run, 0, incarnation)
+
+
+def serve(run: str, node: int, incarnation: int) -> int:
+    """The same, of what the ranks of machine `node` announce."""
     place = Run(run)
     section = place.job().checkpoint
     place.local.mkdir(parents=True, exist_ok=True)
-    slots = Slots(place.path, place.local)
+    slots = Slots(place.path, place.local, node)
     slots.write_alone()
     sweep(slots)
     writer = Writer(

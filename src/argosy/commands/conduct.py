@@ -132,10 +132,13 @@ def judged(wanted: Wanted, loaded: Loaded, workers: int) -> tuple[Asked, Verdict
     explicit = wanted.run is not None
     place = wanted.run if wanted.run is not None else rule.newest_of(runs.root() / loaded.job.name)
     free, at = rule.free_name(_stem(place, loaded.job.name)), None
-    if isinstance(wanted.fork, str):
+    forks = bool(wanted.fork)
+    if isinstance(wanted.fork, str) and fork.again(wanted.run, wanted.fork):
+        forks = False  # the same command again: its run goes on
+    elif isinstance(wanted.fork, str):
         place, at = fork.parent(wanted.fork)
         free = fork.place(loaded.job.name, wanted.run)
-    asked = Asked(loaded.job, place, explicit, bool(wanted.fork), wanted.change, workers, at)
+    asked = Asked(loaded.job, place, explicit, forks, wanted.change, workers, at)
     verdict = rule.judge(asked, rule.look(place), free)
     if verdict.action == "refuse":
         raise verdict.refused

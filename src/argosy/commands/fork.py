@@ -1,8 +1,8 @@
 """A new run that leaves another at a checkpoint: `--fork`, `--fork RUN`, `--fork RUN@STEP`. No command of its own, no torch.
 
 The branch takes weights, optimizer, place in the data and schedule of its parent, and from there on goes its own way: a trunk
-that stays at its peak rate can have many branches that each decay from a step of it. What the parent changed later is not
-the branch's.
+that stays at its peak rate can have many branches that each decay from a step of it. What the parent's ledger says of later
+steps is not the branch's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from argosy.checkpoint import store
 from argosy.checkpoint.manifest import MANIFEST, Damaged
 from argosy.commands import runs
 from argosy.errors import MACHINE, Refused
-from argosy.job.load import spelt
+from argosy.job import parts
+from argosy.job.load import load, spelt
 from argosy.job.schema import Job
 from argosy.run import rule
 from argosy.run.folder import Run
@@ -55,8 +56,34 @@ def parent(text: str) -> tuple[Path, int | None]:
 
 
 def job_of(job: str | None, fork: bool | str) -> str | None:
-    """The job that is meant: where none is named, that of the parent."""
-    return str(parent(fork)[0] / "job.toml") if job is None and isinstance(fork, str) else job
+    """The job that is meant: where none is named, that of the parent. Refused where that one names code.
+
+    A run folder is data of whoever made it; a job file that somebody names is trusted.
+    """
+    if job is not None or not isinstance(fork, str):
+        return job
+    file = str(parent(fork)[0] / "job.toml")
+    own = [f"{key} = {name}" for key, name in parts.named(load(file).job)]
+    if own:
+        raise Refused(
+            "the job of this run names code, and a run folder by itself runs no code.",
+            where=file,
+            found=", ".join(own),
+            do=f"If you know that code and trust it, name the job: argosy train {file} --fork {fork}.",
+        )
+    return file
+
+
+def again(run: Path | None, text: str) -> bool:
+    """Whether `run` is what an earlier start of the same command made: a run that left the one that `text` names, there."""
+    if run is None or rule.look(run).kind not in ("unfinished", "finished"):
+        return False
+    source, step = parent(text)
+    parents = Run(run).info().get("parents")
+    last = parents[-1] if isinstance(parents, list) and parents else None
+    if not isinstance(last, dict) or step not in (None, last.get("step")):
+        return False
+    return bool(last.get("id") == Run(source).info()["id"])
 
 
 def place(name: str, run: Path | None) -> Path:

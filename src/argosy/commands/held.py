@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from argosy.cluster.here import cores
-from argosy.data.prepare import Prepared, cache_folder, prepare
+from argosy.data.prepare import Prepared, cache_folder, found, prepare
 from argosy.errors import Refused
 from argosy.job.load import Loaded
+from argosy.job.schema import DataSection, SetSection
 
 
 def sets(
@@ -18,17 +20,34 @@ def sets(
 
     `prepared` is the text that is trained on, which has the tokenizer.
     """
-    data, found = loaded.job.data, []
-    cache = cache or cache_folder(data, loaded.base)
+    made, base = [], loaded.base
+    cache = cache or cache_folder(loaded.job.data, base)
     for one in loaded.job.evaluate.sets:
-        said = {"source": one.source, "field": one.field, "tokenizer": str(prepared.tokenizer)}
-        section = data.model_copy(update={**said, "mix": (), "license": "unknown", "licences": ()})
-        try:
-            made = prepare(
-                section, base=loaded.base, cache=cache, progress=progress, workers=cores(), strict=loaded.strict
-            )
-        except Refused as refused:
-            where = f"evaluate.sets, {one.name}: {refused.where}"
-            raise Refused(refused.what, where=where, found=refused.found, do=refused.do, code=refused.code) from None
-        found.append((one.name, made.folder))
-    return found
+        section = _section(loaded, one).model_copy(update={"tokenizer": str(prepared.tokenizer)})
+        with _named(one):
+            text = prepare(section, base=base, cache=cache, progress=progress, workers=cores(), strict=loaded.strict)
+        made.append((one.name, text.folder))
+    return made
+
+
+def refuse_missing(loaded: Loaded) -> None:
+    """Refused, with the set's name, where one of `evaluate.sets` has no text. Prepares nothing."""
+    for one in loaded.job.evaluate.sets:
+        with _named(one):
+            found(_section(loaded, one), loaded.base)
+
+
+def _section(loaded: Loaded, one: SetSection) -> DataSection:
+    """What is read for the set `one`: as the text that is trained on, whatever its licence."""
+    said = {"source": one.source, "field": one.field, "mix": (), "license": "unknown", "licences": ()}
+    return loaded.job.data.model_copy(update=said)
+
+
+@contextmanager
+def _named(one: SetSection) -> Iterator[None]:
+    """What is refused inside names the set."""
+    try:
+        yield
+    except Refused as refused:
+        where = f"evaluate.sets, {one.name}: {refused.where}"
+        raise Refused(refused.what, where=where, found=refused.found, do=refused.do, code=refused.code) from None

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from argosy.exchange.source import Source
 
 APART = ("model.preset", "model.init", "model.class")  # keys of a model that are no part of its shape
-KEPT = "source"  # folder of a run: what came along with its first weights
 
 
 @dataclass(frozen=True)
@@ -157,14 +156,14 @@ def keep(begun: First, verdict: Verdict, run: Run) -> dict[str, Any]:
         return {}
     parent = begun.run or verdict.source
     if begun.source is not None:
-        (run.path / KEPT).mkdir(exist_ok=True)
-        for file in begun.source.companions():
-            shutil.copyfile(file, run.path / KEPT / file.name)
+        begun.source.keep(run.path)
         from argosy.exchange.config import described
 
         return {"init": {**begun.source.facts, "family": described(begun.source)[0].family}}
     if parent is None:
         return {}
+    from argosy.exchange.source import KEPT
+
     if (parent / KEPT).is_dir():
         shutil.copytree(parent / KEPT, run.path / KEPT, dirs_exist_ok=True)
     came = Run(parent).info().get("init") or {}
@@ -201,10 +200,10 @@ def text(
     folder = parent.prepared()
     earlier = digests(parent.ledger(), folder.name)  # what its steps so far have read must stay known
     if any(key.startswith("data.") for key, *_ in verdict.changes):
-        found, cached = made(_with_tokenizer(section, parent.path))
+        found, cached = made(_with_tokenizer(section, parent.path, begun.tokenizer_for(loaded)))
         return with_earlier(found, earlier, preparing), cached
     if parent.info().get("data", {}).get("tokenizer") == FILE:
-        section = _with_tokenizer(section, parent.path)
+        section = _with_tokenizer(section, parent.path, begun.tokenizer_for(loaded))
     try:
         found = Prepared.open(locate(folder, cache))
     except Refused:  # gone: made again, as it was made then
@@ -274,9 +273,9 @@ def _written_out(run: Run) -> None:
         slots.close()
 
 
-def _with_tokenizer(section: DataSection, parent: Path) -> DataSection:
-    """`section` with the tokenizer of the run in `parent`, where it would have one trained."""
-    file = parent.absolute() / FILE
-    if not isinstance(section.tokenizer, Trained) or not file.is_file():
-        return section
-    return section.model_copy(update={"tokenizer": str(file)})
+def _with_tokenizer(section: DataSection, parent: Path, came: Path | None) -> DataSection:
+    """`section` with the tokenizer that `came` with the first weights, or that of `parent` where it would have one trained."""
+    trained = parent.absolute() / FILE
+    if came is None and isinstance(section.tokenizer, Trained) and trained.is_file():
+        came = trained
+    return section if came is None else section.model_copy(update={"tokenizer": str(came)})

@@ -97,14 +97,18 @@ def _table(settings: Sequence[Setting]) -> list[str]:
 
 def check(words: Sequence[str], *, strict: bool = False, workers: int | None = None) -> str:
     """One line when the job is good here; Refused, with place and remedy, when it is not."""
+    from argosy.commands import held
     from argosy.data.prepare import cache_folder, found, refuse_unwritable
+    from argosy.job import parts
     from argosy.job.load import load, split
 
     name, overrides = split(words)
     loaded = load(name, overrides, strict=strict)
     section, base = loaded.job.data, loaded.base
+    parts.check_all(loaded.job, loaded.written)
     if section.mix or section.source != "python":
         found(section, base)
+    held.refuse_missing(loaded)
     refuse_unwritable(section, base=base, cache=cache_folder(section, base))
     made = settled(loaded, workers)
     notes = "".join(f"\nnote: {note}" for note in (*loaded.notes, *made.notes))

@@ -73,10 +73,20 @@ def parity(
 
 def _planned(job: str, overrides: Sequence[str]) -> list[tuple[dict[str, Any], Any]]:
     """The draws of a job file, before any process starts."""
+    from argosy.job import parts
     from argosy.job.load import load
     from argosy.prove.scale import trials
 
-    return list(trials(load(job, overrides).job))
+    found = load(job, overrides)
+    own = [f"{key} = {name}" for key, name in parts.named(found.job) if key in ("model.class", "train.loss")]
+    if own:
+        raise Refused(
+            "the formulas that a layout is compared with are those of the decoder and of its own loss.",
+            where=str(job),
+            found=", ".join(own),
+            do="Take that out of a copy of the job to check its layout; code of your own is yours to check.",
+        )
+    return list(trials(found.job))
 
 
 def _one_job(bench: Any, planned: Any, cases: int | None, as_json: bool, show: Callable[[str], None]) -> Outcome:

@@ -70,7 +70,7 @@ def continued(
             found=f"tokens = {tokens}, top_p = {top_p}, temperature = {temperature}",
         )
     heat = model.job.observe.temperature if temperature is None else temperature
-    prompts = [prompt(one, model.tokenizer, model.template) for one in asked]
+    prompts = [prompt(one, model.tokenizer, model.template, model.opening) for one in asked]
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     return model.continued(prompts, tokens=tokens, temperature=heat, top_p=top_p, stops=stops, seed=seed, show=show)
 

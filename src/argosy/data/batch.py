@@ -76,8 +76,7 @@ class Given:
 
 def global_batch(step: int, seed: int, ledger: Ledger, shards: Shards) -> Batch:
     """What `step` (counted from 1) trains on: the same for any layout, any number of ranks, after any restart. Pure."""
-    rows = rows_at(step, seed, ledger, shards)
-    return _packed(read_at(step, ledger), rows, np.arange(len(rows)), shards)
+    return given(step, seed, ledger, shards, weigh=False).batch
 
 
 def given(

@@ -9,6 +9,7 @@ Source: Ding et al. 2024, "Fewer truncations improve language modeling".
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argosy import random
+from argosy.data.document import each
 from argosy.data.mix import Stretch
 from argosy.data.shards import Part, Shards
 
@@ -64,21 +66,29 @@ class Place:
 
 def pack(documents: Longs, begins: Longs, ends: Longs, sequence: int) -> Bins:
     """The stretches, in their order, as sequences. Pure."""
-    filled: list[list[tuple[int, int, int]]] = []
+    counts, numbers = array("q", [0]), array("q")  # 24 bytes a stretch, however many documents there are
     rest: list[tuple[int, int, int]] = []
-    for document, begin, end in zip(documents.tolist(), begins.tolist(), ends.tolist(), strict=True):
+
+    def fill(some: list[tuple[int, int, int]]) -> None:
+        """One more sequence."""
+        counts.append(len(some))
+        for stretch in some:
+            numbers.extend(stretch)
+
+    for document, begin, end in zip(each(documents), each(begins), each(ends), strict=True):
         while end - begin >= sequence:
-            filled.append([(document, begin, begin + sequence)])
+            fill([(document, begin, begin + sequence)])
             begin += sequence
         if begin < end:
             rest.append((document, begin, end))
         if len(rest) == WINDOW:
-            filled += _fitted(rest, sequence)
+            for some in _fitted(rest, sequence):
+                fill(some)
             rest = []
-    filled += _fitted(rest, sequence)
-    flat = np.array([stretch for some in filled for stretch in some], np.int64).reshape(-1, 3)
-    starts = np.cumsum([0, *map(len, filled)]).astype(np.int64)
-    return Bins(sequence, starts, flat[:, 0], flat[:, 1], flat[:, 2])
+    for some in _fitted(rest, sequence):
+        fill(some)
+    flat = np.array(numbers, np.int64).reshape(-1, 3)
+    return Bins(sequence, np.cumsum(counts).astype(np.int64), flat[:, 0], flat[:, 1], flat[:, 2])
 
 
 def _fitted(rest: list[tuple[int, int, int]], sequence: int) -> list[list[tuple[int, int, int]]]:

@@ -28,7 +28,7 @@ SUFFIX = ".borrowed"
 MAGIC = "argosy borrowed"
 VERSION = 1
 BLOCK = 1024 * 1024
-AT_ONCE = 16 * BLOCK  # bytes of tokens looked at together
+NUMBERS = ("documents", "blocks", "bytes")  # of the line of JSON
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class BorrowedFile:
         except OSError as error:
             raise Refused("this cannot be read.", where=str(path), found=error.strerror or "", do=REMEDY) from error
         told = self._head(head, body)
-        count, blocks = int(told["documents"]), int(told["blocks"])
+        count, blocks = told["documents"], told["blocks"]
         places = np.cumsum([0, count * DOCUMENT.itemsize, 8 * count, 8 * (count + 1), 4 * blocks]).tolist()
         if places[-1] != len(body):
             raise self._damaged()
@@ -101,17 +101,19 @@ class BorrowedFile:
         self._first = np.frombuffer(body, "<i8", count, places[1])
         self.boundaries: NDArray[np.int64] = np.frombuffer(body, "<i8", count + 1, places[2]).astype(np.int64)
         self._sums = np.frombuffer(body, "<u4", blocks, places[3])
-        self.names = [str(told["name"])]
+        self.names = [told["name"]]
         self.tokens = int(self.boundaries[-1])
         self._type = np.dtype(told["type"])
         self._checked = np.zeros(blocks, np.bool_)
-        self._map = self._opened(Path(told["tokens"]), int(told["bytes"]))
+        self._map = self._opened(Path(told["tokens"]), told["bytes"])
 
     def _head(self, head: bytes, body: bytes) -> dict[str, Any]:
         try:
             told: dict[str, Any] = json.loads(head)
             known = (told["magic"], told["version"]) == (MAGIC, VERSION) and told["type"] in TYPES.values()
-        except (ValueError, KeyError, TypeError) as error:
+            known = known and all(type(told[name]) is int and told[name] > 0 for name in NUMBERS)
+            known = known and all(isinstance(told[name], str) for name in ("tokens", "name"))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._damaged() from error
         if not known or told.get("crc") != zlib.crc32(body):
             raise self._damaged()

@@ -1,13 +1,14 @@
 """What a preparation was asked for, and how its result is named and found in the cache. No torch.
 
 In the cache's folder `prepared`: DIGEST, what was made, named by everything that decides what it holds; *.seen names the folder
-that was made of just these files, so that they need not be read again; *.same the one of the same text and the same tokens;
-*.lock is held while a folder is made.
+that was made of just these files, so that they need not be read again, and tells what of them was passed over; *.same the one
+of the same text and the same tokens; *.lock is held while a folder is made.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,11 +19,10 @@ from pathlib import Path
 from argosy.data import shards, tokenizer
 from argosy.data.chat import Template
 from argosy.data.document import Source
-from argosy.data.make import Recipe
+from argosy.data.make import Recipe, write
 from argosy.data.prepared import Prepared
 from argosy.data.scan import Progress, Scan, fingerprint
 from argosy.errors import Refused
-from argosy.job import paths
 from argosy.job.schema import DataSection, Trained
 
 # Names everything in the code that decides what a folder of one source holds. Raise a number whenever that changes: two
@@ -85,7 +85,7 @@ def _tokenizer_key(section: DataSection, base: Path) -> tuple[str, str | None, T
         return f"bpe {spec.vocabulary} tokenizers {version('tokenizers')}", None, Template()
     if spec == "bytes":
         return "bytes", tokenizer.BYTES, Template()
-    path = base / paths.expand(spec)
+    path = tokenizer.located(spec, base)
     file = path / tokenizer.FILE if path.is_dir() else path
     content = tokenizer.read_file(file)
     return _content_words(content), content, Template.of(file)
@@ -105,11 +105,23 @@ def seen_of(asked: Asked, source: Source) -> Path:
     return asked.home / f"{name_of(asked.key, source.name, fingerprint(source))}.seen"
 
 
+def keep(seen: Path, prepared: Prepared) -> Prepared:
+    """Note in `seen` the folder and what is said of just these files: others of the same text had other bad records."""
+    write(seen, f"{prepared.folder.name}\n{json.dumps({'bad': prepared.bad, 'notes': prepared.notes})}\n")
+    return prepared
+
+
+def named(seen: Path) -> str:
+    """The folder that `seen` names. Raises OSError, UnicodeDecodeError."""
+    return seen.read_text(encoding="utf-8").partition("\n")[0]
+
+
 def known(home: Path, seen: Path) -> Prepared | None:
     """The folder that was made of the very same files, found without reading them."""
     try:
-        return Prepared.open(home / seen.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, Refused):
+        told = json.loads(seen.read_text(encoding="utf-8").partition("\n")[2])
+        return replace(Prepared.open(home / named(seen)), bad=int(told["bad"]), notes=tuple(map(str, told["notes"])))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, Refused):
         return None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from argosy.data.document import Bad, Chat
 from argosy.data.sources.streams import first_line
@@ -137,6 +137,7 @@ class Template:
                 bos_token=self.bos_token,
                 eos_token=self.eos_token,
             )
+            text.encode("utf-8")  # a template may write half of a surrogate pair, which is no text
         except Refused:
             raise
         except Exception as error:  # a template may fail in any way that a program may
@@ -152,7 +153,7 @@ def _plain(chat: Chat) -> list[Segment]:
         kind, assistant = KINDS.index(message["role"]), message["role"] == "assistant"
         said = str(message["content"])
         if message.get("tool_calls"):
-            said += json.dumps(message["tool_calls"], ensure_ascii=False)
+            said += json.dumps(message["tool_calls"], ensure_ascii=False, default=str)  # a table's dates are no JSON
         found.append(Segment(f"{message['role']}: ", kind, False))
         found.append(Segment(said, kind, assistant and chat.counted, ended=True))
     return found
@@ -165,8 +166,18 @@ def _compiled(template: Template) -> Any:
     """The template, ready to render. Refused where it is no template."""
     if template not in _KNOWN:
         import jinja2
-        from jinja2.ext import loopcontrols
+        from jinja2.ext import Extension, loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        class Generation(Extension):
+            """Marks what an assistant generates; it is written as it stands."""
+
+            tags: ClassVar[set[str]] = {"generation"}
+
+            def parse(self, parser: Any) -> Any:
+                """What stands between the marks."""
+                next(parser.stream)
+                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
         def refuse(message: object) -> None:
             """What a template calls where it cannot render a chat."""
@@ -176,7 +187,8 @@ def _compiled(template: Template) -> Any:
             """The date for templates that ask for one."""
             return datetime(2024, 1, 1, tzinfo=UTC).strftime(form)  # the same text on every day
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        extensions = [loopcontrols, Generation]
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = refuse
         environment.globals["strftime_now"] = now

@@ -8,7 +8,7 @@ of records every record is one, and a pair of answers is two.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -122,6 +122,12 @@ def counts(suffixes: Counter[str], most: int = 4) -> str:
 def printable(name: str) -> str:
     """`name` as text that can be written anywhere: bytes that are no UTF-8 and control characters become "?"."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def each(numbers: NDArray[Any]) -> Iterator[int]:
+    """The numbers [n] one after the other, without a list of them all."""
+    for at in range(0, len(numbers), 65_536):
+        yield from numbers[at : at + 65_536].tolist()
 
 
 def total_bytes(files: Iterable[File]) -> int:

@@ -10,8 +10,8 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from argosy.data import shard_file
 from argosy.data.chat import Segment, Template
 from argosy.data.document import Bad, File, Piece
-from argosy.data.scan import read_documents
+from argosy.data.scan import read_all
 from argosy.data.tokenizer import FILE, Tokenizer, open_tokenizer
-from argosy.errors import FULL, Refused
+from argosy.errors import Refused
 from argosy.run import guardian
 
 PLAN = "plan.json"
@@ -56,10 +56,10 @@ class Plan:
     def read(folder: Path) -> Plan:
         """The plan in `folder`."""
         plan = json.loads((folder / PLAN).read_text())
-        documents = np.fromfile(folder / DOCUMENTS, shard_file.DOCUMENT)
+        documents = np.memmap(folder / DOCUMENTS, shard_file.DOCUMENT, "r")  # one copy for all processes
         files = [File(Path(path), *rest) for path, *rest in plan["files"]]
         parts = [(first, last) for first, last in plan["parts"]]
-        return Plan(files, documents, parts, plan["piece"], np.fromfile(folder / SIZES, np.uint64))
+        return Plan(files, documents, parts, plan["piece"], np.memmap(folder / SIZES, np.uint64, "r"))
 
     def size(self, part: int) -> int:
         """UTF-8 bytes of a part."""
@@ -135,9 +135,9 @@ def wrong_vocabulary(largest: int, vocabulary: int, where: str = "data.tokenizer
 def encode(folder: Path, plan: Plan, part: int, encoder: Encoder) -> int:
     """Make the shard of `part` and return its tokens. Raises Refused, OSError."""
     first, last = plan.parts[part]
-    rows = plan.documents[first:last].copy()
+    rows = np.array(plan.documents[first:last])
     found: list[Encoded] = []
-    for group in _groups(_pieces(plan, rows)):
+    for group in _groups(read_all(plan.files, rows, plan.piece)):
         try:
             found += encoder(group)
         except Bad as error:  # it was good when it was scanned
@@ -168,12 +168,6 @@ def _whole(found: list[Encoded], name: str, plain: int) -> NDArray[np.uint8]:
     )
 
 
-def _pieces(plan: Plan, rows: NDArray[Any]) -> Iterator[Piece]:
-    borders = [0, *(np.flatnonzero(np.diff(rows["file"])) + 1).tolist(), len(rows)]
-    for begin, end in pairwise(borders):
-        yield from read_documents(plan.files[int(rows["file"][begin])], rows[begin:end], plan.piece)
-
-
 def _groups(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
     group: list[Piece] = []
     size = 0
@@ -195,10 +189,9 @@ def answer(folder: Path, plan: Plan, part: int, encoder: Encoder) -> dict[str, A
         fields = {"what": error.what, "where": error.where, "found": error.found, "do": error.do, "code": error.code}
         return {"part": part, "refused": fields}
     except OSError as error:
-        if error.errno not in FULL:
-            raise
-        (folder / (shard_name(part) + ".writing")).unlink(missing_ok=True)
-        return {"part": part, "disk": error.strerror}
+        with suppress(OSError):
+            (folder / (shard_name(part) + ".writing")).unlink(missing_ok=True)
+        return {"part": part, "disk": [error.errno, error.strerror or str(error)]}
 
 
 def main(folder: Path) -> None:

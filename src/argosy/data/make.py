@@ -18,7 +18,7 @@ import numpy as np
 
 from argosy.data import chat, shards, tokenizer
 from argosy.data.chat import Template
-from argosy.data.document import Source, counts
+from argosy.data.document import counts, each
 from argosy.data.encode import DOCUMENTS, PLAN, SIZES, Encoder, Plan, shard_name
 from argosy.data.pool import encode_all
 from argosy.data.scan import Progress, Scan, texts
@@ -125,7 +125,7 @@ def parts(found: Scan) -> list[tuple[int, int]]:
         packed(file.path) for file in found.source.files
     ]  # reading on in its middle means unpacking from its beginning
     made, first, size = [], 0, 0
-    for number, (length, file) in enumerate(zip(found.sizes.tolist(), found.documents["file"].tolist(), strict=True)):
+    for number, (length, file) in enumerate(zip(each(found.sizes), each(found.documents["file"]), strict=True)):
         middle = whole[file] and number > first and found.documents["file"][number - 1] == file
         if size and size + length > (LARGEST_PART if middle else limit):
             made.append((first, number))
@@ -187,8 +187,8 @@ def _facts(
         "held_out_tokens": held,
         "bytes_per_token": size / tokens,
         "tokenizer": f"BPE {made.vocabulary}" if isinstance(spec, Trained) else Path(spec).name,
-        "bad": found.faults.count,
-        "notes": [*notes(found.source), *fault_notes(found), *copied(found, recipe.held_out)],
+        "bad": found.bad,
+        "notes": notes(found, recipe.held_out),
         "shards": list(names),
     }
 
@@ -200,22 +200,20 @@ def _text_bytes(file: Any, made: tokenizer.Tokenizer) -> int:
     )
 
 
-def notes(source: Source) -> list[str]:
-    """What was passed over, by its suffix or although it looked like text."""
-    found = list(source.notes)
+def notes(found: Scan, share: float) -> list[str]:
+    """What was passed over, by its suffix or although it looked like text, bad records, and what copies do."""
+    source = found.source
+    told = list(source.notes)
     if source.passed_over:
-        found.append(f"not read in {source.name}: {counts(source.passed_over)}. {READS}")
+        told.append(f"not read in {source.name}: {counts(source.passed_over)}. {READS}")
     if source.runs:
-        found.append(f"run folders of Argosy in {source.name}: {source.runs:,} passed over")
+        told.append(f"run folders of Argosy in {source.name}: {source.runs:,} passed over")
     if source.unread:
         more = f", and {len(source.unread) - 1} more files" if len(source.unread) > 1 else ""
-        found.append(f"{source.unread[0]}{more}: passed over")
-    return found
-
-
-def fault_notes(found: Scan) -> list[str]:
-    """What is said of records that cannot be used."""
-    return [found.faults.note(len(found.documents))] if found.faults.count else []
+        told.append(f"{source.unread[0]}{more}: passed over")
+    if found.faults.count:
+        told.append(found.faults.note(len(found.documents)))
+    return [*told, *copied(found, share)]
 
 
 def copied(found: Scan, share: float) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import queue
@@ -45,7 +44,7 @@ class _Pool:
         if "refused" in told:
             raise Refused(told["refused"].pop("what"), **told["refused"])
         if "disk" in told:
-            raise OSError(errno.ENOSPC, told["disk"], str(self.folder))
+            raise OSError(*told["disk"], str(self.folder))
         self.done += self.sizes[told["part"]]
         self.progress("tokens", self.done, self.total)
 

@@ -11,13 +11,14 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from argosy.data import chat, mix, shards, tokenized, tokenizer
-from argosy.data.cache import RULES, Asked, alias, alias_file, known, locked, mix_seen, name_of, seen_of
+from argosy.data.cache import RULES, Asked, alias, alias_file, keep, known, locked, mix_seen, name_of, named, seen_of
 from argosy.data.document import Source
-from argosy.data.make import make, text_of, trained, write
+from argosy.data.make import make, notes, text_of, trained, write
 from argosy.data.prepared import Prepared, cache_folder, full, locate
 from argosy.data.scan import Progress, Scan, scan
 from argosy.data.sources import find, own
@@ -143,8 +144,8 @@ def _one(asked: Asked, source: Source, found: Scan | None = None) -> Prepared:
                 make(folder, found, recipe, progress, asked.workers)
     content = (folder / tokenizer.FILE).read_text(encoding="utf-8")
     write(alias_file(home, content, recipe, source.name, found), folder.name)
-    write(seen, folder.name)
-    return _strictly(asked, Prepared.open(folder))
+    told = notes(found, recipe.held_out)  # the folder may have been made of the same text among other bad records
+    return _strictly(asked, keep(seen, replace(Prepared.open(folder), bad=found.bad, notes=tuple(told))))
 
 
 def _scanned(asked: Asked, source: Source, marks: tuple[str, ...] = ()) -> Scan:
@@ -155,8 +156,11 @@ def _scanned(asked: Asked, source: Source, marks: tuple[str, ...] = ()) -> Scan:
 def _strictly(asked: Asked, prepared: Prepared) -> Prepared:
     """`prepared`, unless it was made with records left out that must not be."""
     if asked.strict and prepared.bad:
-        told = next(note for note in prepared.notes if "cannot be used" in note)
-        raise Refused(f"{told}.", where=prepared.source, do="Mend them, or leave --strict away.")
+        # Of bad records, else of files of records that cannot be read.
+        told = min(prepared.notes, key=lambda note: ("cannot be used" not in note, "passed over" not in note))
+        told = told.replace(" and are passed over", "").removesuffix(": passed over")
+        do = "Mend them, or leave --strict away: they are then passed over."
+        raise Refused(f"{told}.", where=prepared.source, do=do)
     return prepared
 
 
@@ -178,8 +182,8 @@ def _mixed(asked: Asked, sources: list[Source]) -> Prepared:
         asked = asked.with_tokenizer(kept.read_text(encoding="utf-8"))
     parts = [_one(asked, source, found) for source, found in zip(sources, scans, strict=True)]
     made = joined(parts, home, asked.progress)
-    write(seen, made.folder.name)
-    return made
+    told = tuple(note for part in parts for note in part.notes)
+    return keep(seen, replace(made, bad=sum(part.bad for part in parts), notes=told, parts=tuple(parts)))
 
 
 def joined(parts: Sequence[Prepared], home: Path, progress: Progress) -> Prepared:
@@ -228,10 +232,10 @@ def changed(section: DataSection, base: Path, folder: Path) -> bool:
 
     What lies elsewhere counts as unchanged: a run that goes on needs no network.
     """
-    if any(scheme(one.source) for one in sources_of(section)):
+    if any(scheme(one) for one in (str(section.tokenizer), *(one.source for one in sources_of(section)))):
         return False
     try:
-        made = folder.parent / _seen_of(section, base, folder.parent).read_text(encoding="utf-8")
+        made = folder.parent / named(_seen_of(section, base, folder.parent))
         return not set(_names(made)) <= set(_names(folder))
     except (OSError, UnicodeDecodeError, Refused):
         return True

@@ -184,7 +184,10 @@ def _serve(run: Run, start: Incarnation, node: int) -> None:
     """Make batches in a ring until the ledger says something new."""
     read, mine = _stamp(run), shares(start, node)
     ledger, seed, shards = run.ledger(), run.job().train.seed, Shards(run.prepared())
-    ring = _choose(places(run, start, node), ledger)
+    folders = places(run, start, node)
+    if _stamp(run) != read:  # it was changed meanwhile: the ring's name may tell of another ledger than the one in hand
+        return
+    ring = _choose(folders, ledger)
     remove(run, node, but=ring)
     guardian.farewell[:] = [lambda: shutil.rmtree(ring, ignore_errors=True)]
     held: list[HeldOut] = []

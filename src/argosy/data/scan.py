@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Faults:
     where: str
     strict: bool = False
     count: int = 0
+    files: int = 0  # files of records that cannot be read at all
     shown: list[str] = field(default_factory=list)
 
     def __call__(self, place: str, why: str) -> None:
@@ -66,6 +68,11 @@ class Scan:
     def bytes(self) -> int:
         """UTF-8 bytes of all documents; of ids an estimate."""
         return int(self.sizes.sum())
+
+    @property
+    def bad(self) -> int:
+        """How many records, and files of records, cannot be used."""
+        return self.faults.count + self.faults.files
 
 
 def fingerprint(source: Source) -> str:
@@ -119,6 +126,7 @@ class _Columns:
         documents = np.zeros(len(self), DOCUMENT)
         for name, column in zip(self.NAMES[:-1], self.columns, strict=False):
             documents[name] = np.frombuffer(column, np.uint64) if len(column) else 0
+            del column[:]  # never all of them twice
         return documents, np.array(self.columns[-1], np.uint64)
 
 
@@ -156,6 +164,7 @@ def scan(
         except Unreadable as error:
             if strict and file.kind != "text":
                 raise Refused(f"{file.name} {error}.", where=source.where) from None
+            faults.files += file.kind != "text"
             source.unread.append(f"{file.name} {error}")
             whole, faults.count = undo, told
             del faults.shown[told:]
@@ -196,18 +205,23 @@ def _refuse_too_little(source: Source, documents: NDArray[Any], sizes: NDArray[n
 
 def texts(found: Scan, chosen: NDArray[np.bool_]) -> Iterator[str]:
     """The chosen documents [n bools] as text, in order; of a chat what was said. Refused when a file changed since the scan."""
-    numbers = np.flatnonzero(chosen)
-    for index in np.unique(found.documents["file"][numbers]).tolist():
-        wanted = numbers[found.documents["file"][numbers] == index]
-        for piece in read_documents(found.source.files[index], found.documents[wanted], found.piece):
-            if piece.chat is not None:
-                yield "\n".join(str(message["content"]) for message in piece.chat.messages)
-            elif piece.ids is None:
-                yield piece.text.decode("utf-8")
+    for piece in read_all(found.source.files, found.documents[chosen], found.piece):
+        if piece.chat is not None:
+            yield "\n".join(str(message["content"]) for message in piece.chat.messages)
+        elif piece.ids is None:
+            yield piece.text.decode("utf-8")
+
+
+def read_all(files: Sequence[File], rows: NDArray[Any], piece: int) -> Iterator[Piece]:
+    """The documents `rows` (of shard_file.DOCUMENT) of `files`, in order. Refused when they are not what was scanned."""
+    borders = [0, *(np.flatnonzero(np.diff(rows["file"])) + 1).tolist(), len(rows)]
+    for begin, end in pairwise(borders):
+        if end > begin:
+            yield from read_documents(files[int(rows["file"][begin])], rows[begin:end], piece)
 
 
 def read_documents(file: File, rows: NDArray[Any], piece: int) -> Iterator[Piece]:
-    """The documents `rows` (of shard_file.DOCUMENT) of one file, in order. Refused when they are not what was scanned."""
+    """The same of one file."""
     wanted = list(zip(rows["begin"].tolist(), rows["end"].tolist(), rows["which"].tolist(), strict=True))
     number = 0
     try:

@@ -68,9 +68,9 @@ def look(source: Source, recipe: Recipe, progress: Progress) -> Tokenized:
 
 
 def _look(source: Source, file: File, made: tokenizer.Tokenizer, progress: Progress) -> tuple[Index, borrowed.Looked]:
-    size = tokens_of(file).stat().st_size
     try:
         index = read_index(file.path)
+        size = tokens_of(file).stat().st_size
         looked = borrowed.look(tokens_of(file), index, lambda at: progress("reading", at, size))
     except Unreadable as error:
         raise Refused(f"{file.name} {error}.", where=source.where) from None

@@ -57,6 +57,11 @@ class Tokenizer(ABC):
         """The texts of the marks among the ids, as a chat template writes them."""
         return ()
 
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """The ids that its file puts before every text. Prepared text has none; a model trained elsewhere expects them."""
+        return ()
+
     def encode_marked(self, text: str) -> list[int]:
         """The ids of `text`, in which what looks like a mark is one."""
         return self.encode(text)
@@ -122,6 +127,13 @@ class Pieces(Tokenizer):
         """See Tokenizer."""
         return self._marks
 
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """See Tokenizer."""
+        plain, whole = self.encode("a"), list(self._tokenizer.encode("a", add_special_tokens=True).ids)
+        places = [n for n in range(len(whole) - len(plain) + 1) if whole[n : n + len(plain)] == plain]
+        return tuple(whole[: places[0]]) if places else ()
+
     def encode_marked(self, text: str) -> list[int]:
         """See Tokenizer."""
         self._tokenizer.encode_special_tokens = False
@@ -167,11 +179,21 @@ def train_bpe(texts: Iterator[str], vocabulary: int) -> str:
 
 
 def open_tokenizer(path: Path | str) -> Tokenizer:
-    """The tokenizer "bytes", or that of a tokenizer.json or of a folder that holds one. Refused when there is none."""
+    """The tokenizer "bytes", or that of a file, a folder, an hf:// address. Refused when there is none."""
     if str(path) == "bytes":
         return Bytes()
-    path = Path(path)
-    return parse(read_file(path / FILE if path.is_dir() else path), str(path))
+    found = located(path) if isinstance(path, str) else path
+    return parse(read_file(found / FILE if found.is_dir() else found), str(path))
+
+
+def located(spec: str, base: Path = Path()) -> Path:
+    """The file or folder that `data.tokenizer` means, seen from `base`; of a model of the Hub it is fetched. Raises Refused."""
+    text = paths.expand(spec)
+    if text.startswith("hf://"):
+        from argosy.data.sources import hub
+
+        return hub.tokenizer(text)
+    return base / text
 
 
 def read_file(path: Path) -> str:

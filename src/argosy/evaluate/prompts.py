@@ -16,6 +16,7 @@ from argosy.data.document import Bad
 from argosy.data.sources.records import CHATS, TEXTS, message
 from argosy.data.tokenizer import Tokenizer
 from argosy.errors import Refused
+from argosy.exchange.source import CONFIG
 from argosy.job import paths
 
 Asked: TypeAlias = str | Sequence[Mapping[str, Any]]  # a text, or the messages of a chat
@@ -33,13 +34,15 @@ class Prompt:
     key: str
 
 
-def prompt(asked: Asked, tokenizer: Tokenizer, template: Template) -> Prompt:
+def prompt(asked: Asked, tokenizer: Tokenizer, template: Template, opening: Sequence[int] = ()) -> Prompt:
     """`asked` as ids. A text without a token begins a document: the model sees the end mark of the one before.
+
+    opening: the ids that every text begins with; a chat template writes its own.
 
     Refused where a text is no UTF-8, where a message is none, or where the template fails.
     """
     if isinstance(asked, str):
-        ids = tokenizer.encode(readable(asked)) or [tokenizer.end]
+        ids = [*opening, *tokenizer.encode(readable(asked))] or [tokenizer.end]
         return Prompt(asked, tuple(ids), asked)
     try:
         messages = [message(one, number) for number, one in enumerate(asked, 1)]
@@ -48,7 +51,7 @@ def prompt(asked: Asked, tokenizer: Tokenizer, template: Template) -> Prompt:
         segments = template.prompt(messages)
     except Bad as error:
         raise Refused(f"this chat {error}.", do='Give messages: [{"role": "user", "content": "..."}].') from None
-    chat: list[int] = []
+    chat: list[int] = [] if template.source else list(opening)
     for segment in segments:
         chat += (tokenizer.encode_marked if segment.marked else tokenizer.encode)(readable(segment.text))
         chat += [tokenizer.end] if segment.ended else []
@@ -63,21 +66,31 @@ def readable(text: str) -> str:
     return text
 
 
-def ends(tokenizer: Tokenizer, template: Template, folder: Path) -> tuple[int, ...]:
-    """The ids after which nothing follows: the tokenizer's end, the template's, and those that came with the run's weights."""
+def ends(tokenizer: Tokenizer, template: Template, folder: Path | None) -> tuple[int, ...]:
+    """The ids after which nothing follows: the tokenizer's end, the template's, and those that came with the run's weights.
+
+    folder: where these lie; None where the run has ids of its own, in which theirs mean nothing.
+    """
     found = {tokenizer.end}
     if template.eos_token in tokenizer.marks:
         found.update(tokenizer.encode_marked(template.eos_token))
-    path = folder / GENERATION
-    if path.is_file():
-        try:
-            table = json.loads(paths.content(path))
-        except (ValueError, RecursionError):
-            table = None  # somebody else's file: what it does not say is not needed
-        said = table.get("eos_token_id") if isinstance(table, dict) else None
+    files = [] if folder is None else [folder / GENERATION, folder / CONFIG]
+    for file in files:  # the second holds where the first says nothing
+        said = _table(file).get("eos_token_id")
         ids = said if isinstance(said, list) else [said]
-        found |= {one for one in ids if type(one) is int and 0 <= one < tokenizer.vocabulary}
+        marks = {one for one in ids if type(one) is int and 0 <= one < tokenizer.vocabulary}
+        if marks:
+            return tuple(sorted(found | marks))
     return tuple(sorted(found))
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """The table of somebody else's file; an empty one where it is none: what it does not say is not needed."""
+    try:
+        found = json.loads(paths.content(path)) if path.is_file() else None
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def read(path: Path) -> list[Asked]:
@@ -88,10 +101,9 @@ def read(path: Path) -> list[Asked]:
     text = paths.content(path, most=LARGEST)
     kind = path.suffix.lower()
     if kind not in (".json", ".jsonl"):
-        found: list[Asked] = [line for line in text.splitlines() if line.strip()]
+        found: list[Asked] = [line for _, line in _lines(text)]
     elif kind == ".jsonl":
-        rows = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-        found = [_record(_parsed(line, f"{path}:{number}"), f"{path}:{number}") for number, line in rows]
+        found = [_record(_parsed(line, f"{path}:{number}"), f"{path}:{number}") for number, line in _lines(text)]
     else:
         table = _parsed(text, str(path))
         several = isinstance(table, list) and not _is_message(table[0] if table else None)
@@ -100,6 +112,11 @@ def read(path: Path) -> list[Asked]:
     if not found:
         raise Refused("there is no prompt in this file.", where=str(path))
     return found
+
+
+def _lines(text: str) -> list[tuple[int, str]]:
+    """The lines that are not empty, with their numbers. A line separator of Unicode (U+2028) ends none."""
+    return [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def _parsed(text: str, where: str) -> Any:

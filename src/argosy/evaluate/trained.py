@@ -24,7 +24,9 @@ from argosy.errors import INPUT, Refused
 from argosy.evaluate.cached import Cached
 from argosy.evaluate.generate import Again, Reader, Written, continuations, logits, stream_of
 from argosy.evaluate.held_out import Held, held_out
-from argosy.evaluate.prompts import GENERATION, Prompt, ends
+from argosy.evaluate.prompts import Prompt, ends
+from argosy.exchange.send import same_tokenizer
+from argosy.exchange.source import KEPT, TOKENIZER
 from argosy.job import parts
 from argosy.job.schema import Job
 from argosy.layout.layout import Layout
@@ -106,8 +108,14 @@ class Trained:
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """The ids after which it says nothing more."""
-        kept = self.run.path / "source"
-        return ends(self.tokenizer, self.template, kept if (kept / GENERATION).is_file() else self.run.path)
+        kept = self.run.path / KEPT
+        own = (kept / TOKENIZER).is_file() and same_tokenizer(self.run.path / TOKENIZER, kept / TOKENIZER)
+        return ends(self.tokenizer, self.template, kept if own else None)
+
+    @cached_property
+    def opening(self) -> tuple[int, ...]:
+        """The ids that a text begins with: those of its tokenizer where nobody has trained it here, whose texts have none."""
+        return self.tokenizer.opening if self.run.info().get("imported") else ()
 
     def continued(
         self, prompts: Sequence[Prompt], *, tokens: int, temperature: float, top_p: float = 1.0,
@@ -194,7 +202,8 @@ class Trained:
 
         tokens: the first so many only. seen(done, of) hears how many labels were predicted.
         """
-        ids = [*self.tokenizer.encode(text), self.tokenizer.end][: None if tokens is None else tokens + 1]
+        ids = [*self.opening, *self.tokenizer.encode(text), self.tokenizer.end]
+        ids = ids[: None if tokens is None else tokens + 1]
 
         def told() -> Iterator[Batch]:
             """The windows of the text, each told of when it has been measured."""

@@ -16,6 +16,13 @@ from argosy.quantities import count_text
 from argosy.run.folder import Run
 from argosy.run.lines import rows
 
+# Licences as the hub writes them; a card with another word there is refused by it.
+HUB_TERMS = frozenset((
+    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "isc", "zlib", "unlicense", "mpl-2.0", "gpl-2.0", "gpl-3.0",
+    "agpl-3.0", "lgpl-2.1", "lgpl-3.0", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
+    "cc-by-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "odc-by", "odbl", "pddl", "cdla-permissive-2.0",
+))  # fmt: skip
+
 
 def card(run: Run, *, title: str, family: str, kind: str, step: int) -> str:
     """The text of README.md for the weights of `step`."""
@@ -41,7 +48,9 @@ def _front(data: Mapping[str, Any], came: Mapping[str, Any], family: str) -> str
     lines.append("tags: [argosy, " + json.dumps(family) + "]")
     terms = {str(row.get("license") or "unknown") for row in _sources(data)}
     if len(terms) == 1 and "unknown" not in terms:  # of several the hub has no word for "each its own"; the table tells
-        lines.append(f"license: {json.dumps(terms.pop())}")
+        name = terms.pop()
+        known = name.lower() in HUB_TERMS
+        lines += [f"license: {name.lower()}"] if known else ["license: other", f"license_name: {json.dumps(name)}"]
     source = str(came.get("source") or "")
     if source.startswith("hf://"):
         lines.append(f"base_model: {json.dumps(source.removeprefix('hf://').partition('@')[0])}")

@@ -21,6 +21,7 @@ from torch import Tensor
 from argosy.checkpoint.load import load
 from argosy.checkpoint.store import search
 from argosy.errors import NO, Refused
+from argosy.exchange.source import CONFIG, table
 from argosy.job.schema import ModelSection, layers
 from argosy.model.decoder import Decoder
 from argosy.random import bits, key
@@ -65,9 +66,8 @@ def missing() -> str:
 
 def tokens_for(model: ModelSection, context: int) -> Tensor:
     """Ids [2, S] below the vocabulary, the same every time; long enough to leave the smallest window where that is not long."""
-    windows = [block.window for block in layers(model) if block.window]
-    wanted = max(LENGTH, min(min(windows) + 32, LONGEST) if windows else 0)
-    length = max(1, min(wanted, context))
+    windows = [block.window + 32 for block in layers(model) if block.window and block.window + 32 <= LONGEST]
+    length = max(1, min(max(LENGTH, min(windows, default=0)), context))
     index = torch.arange(ROWS * length, dtype=torch.int64)
     return bits(key(0, "logits check"), index).remainder(model.vocabulary or 2).view(ROWS, length)
 
@@ -75,7 +75,14 @@ def tokens_for(model: ModelSection, context: int) -> Tensor:
 def theirs(folder: Path, ids: Tensor) -> Tensor:
     """The logits [B, S, V] of the model in `folder` as transformers computes them. Refused where it cannot load it."""
     import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as OWN
 
+    kind = table(folder / CONFIG).get("model_type")
+    if kind not in OWN:  # it would ask on the terminal whether to run the code that came along
+        raise Refused(
+            f"transformers has no class for model_type = {str(kind)[:60]!r}.", where=str(folder),
+            do="--no-check goes without.", code=NO,
+        )  # fmt: skip
     said: Any = transformers.logging  # its functions have no types
     before = said.get_verbosity()
     said.set_verbosity_error()
@@ -127,11 +134,10 @@ def logits_of(decoder: Decoder, ids: Tensor) -> Tensor:
 
 
 def compare(one: Tensor, other: Tensor) -> Compared:
-    """The largest difference, over the entries that both have; not a number where one of them holds none."""
-    if one.shape[:2] != other.shape[:2]:
+    """The largest difference; not a number where one of them holds none."""
+    if one.shape != other.shape:
         raise ValueError(f"logits of {list(one.shape)} and {list(other.shape)}")
-    entries = min(one.shape[2], other.shape[2])
-    one, other = one[..., :entries].double(), other[..., :entries].double()
+    one, other = one.double(), other.double()
     finite = bool(torch.isfinite(one).all() and torch.isfinite(other).all())
     difference = float((one - other).abs().max()) if finite else float("nan")
     return Compared(difference, float(one.abs().max()), one.shape[0] * one.shape[1])

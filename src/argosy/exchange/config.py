@@ -28,6 +28,9 @@ _SCALING: Mapping[str, Mapping[str, str]] = {
              "attention": "attention_factor"},
 }  # fmt: skip
 _PLAIN = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+# What transformers reads for a model of any class, and what it has to be here: layers that are alike but for their windows,
+# and tokens that see none after them.
+_EVERY: Mapping[str, tuple[Any, ...]] = {"is_causal": (True,), "per_layer_config": (None, {})}
 SILENT = (0, 0.0, False, "pre", "none")  # what None means in jobs in force of before there was a choice
 # Keys of the model that trained weights no longer ask for, or that `written` has a way of its own for.
 _ELSEWHERE = frozenset((
@@ -57,6 +60,7 @@ def shape(rules: Rules, config: Mapping[str, Any], where: str) -> dict[str, Any]
             where=where,
             do="Take the model that it was made from.",
         )
+    config = _named(rules, config, where)
     found: dict[str, Any] = {}
     for key, rule in rules.keys.items():
         value = config.get(key, rule.absent)
@@ -74,7 +78,7 @@ def shape(rules: Rules, config: Mapping[str, Any], where: str) -> dict[str, Any]
                 raise Refused(f"{key} = {str(value)[:60]!r} is not known here; {known} are.", where=where)
             value = rule.values[str(value)]
         found |= dict.fromkeys(rule.ours, value)
-    for key, allowed in rules.must.items():
+    for key, allowed in (*_EVERY.items(), *rules.must.items()):
         value = config.get(key, allowed[0])
         if value not in allowed:
             known = " or ".join(str(one).lower() for one in allowed)
@@ -85,6 +89,16 @@ def shape(rules: Rules, config: Mapping[str, Any], where: str) -> dict[str, Any]
     if rules.windows is not None:
         found |= _windows(rules, config, found.get("layers"), where)
     return _checked(found, where)
+
+
+def _named(rules: Rules, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`config` with every key under its own name. Refused where two names of one key say different things."""
+    found = {name: value for name, value in config.items() if name not in rules.aliases}
+    for name in config.keys() & rules.aliases.keys():
+        key = rules.aliases[name]
+        if found.setdefault(key, config[name]) != config[name]:
+            raise Refused(f"{name} and {key} are one thing, and differ.", where=where)
+    return found
 
 
 def complete(table: Mapping[str, Any]) -> ModelSection:
@@ -111,10 +125,8 @@ def written(
     """
     blocks = layers(model)
     _fits(rules, model, blocks, where)
-    made: dict[str, Any] = dict(base)
-    before = _leaves(complete(shape(rules, base, where))) if base.get("model_type") == rules.model_type else None
-    if before is None:
-        made = {}
+    made = _named(rules, base, where) if base.get("model_type") == rules.model_type else {}
+    before = _leaves(complete(shape(rules, made, where))) if made else None
     now = _leaves(model)
     made["model_type"], made["architectures"] = rules.model_type, [rules.architecture]
     for key, rule in rules.keys.items():
@@ -126,13 +138,16 @@ def written(
         made[key] = value
     for key, allowed in rules.must.items():
         made.setdefault(key, allowed[0])
-    if rules.rotary and (before is None or any(before[k] != now[k] for k in ("rope_theta", "rope_scaling"))):
+    said = made.get(rules.context) if rules.context else None
+    longest = max(said if isinstance(said, int) else 0, context)
+    turned = before is None or any(before[key] != now[key] for key in ("rope_theta", "rope_scaling"))
+    # A scaling that does not tell the length of the earlier training means the longest sequence: the old one, which goes.
+    if rules.rotary and (turned or (longest != said and isinstance(model.rope_scaling, RopeScaling))):
         _write_rope(made, model)
     if rules.windows is not None and (before is None or _sizes(before) != [block.window or 0 for block in blocks]):
         _write_windows(rules, made, [block.window or 0 for block in blocks])
     if rules.context:
-        said = made.get(rules.context)
-        made[rules.context] = max(said if isinstance(said, int) else 0, context)
+        made[rules.context] = longest
     made["dtype" if "dtype" in made else "torch_dtype"] = kind
     made.pop("auto_map", None)  # code of somebody's own, which did not come along
     return made
@@ -149,7 +164,10 @@ def _checked(found: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _rope(rules: Rules, config: Mapping[str, Any], where: str) -> tuple[float, Any]:
     """Theta, and the scaling as the job writes it or "none": from rope_parameters, or rope_theta and rope_scaling."""
-    said = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    said, other = config.get("rope_parameters") or {}, config.get("rope_scaling")
+    if other and said and not _same(other, said, config.get("rope_theta", rules.rotary)):
+        raise Refused("rope_parameters and rope_scaling are one thing, and differ.", where=where, do="Remove one.")
+    said = said or other or {}
     if not isinstance(said, Mapping) or any(isinstance(value, Mapping) for value in said.values()):
         raise Refused("its rotary angles differ from layer to layer, which no model here can.", where=where)
     theta = said.get("rope_theta", config.get("rope_theta"))
@@ -168,7 +186,8 @@ def _rope(rules: Rules, config: Mapping[str, Any], where: str) -> tuple[float, A
         raise Refused("rope_theta = 1 turns all pairs alike, and YaRN then has no ramp.", where=where)
     names = _SCALING[kind]
     for key, value in said.items():
-        if key not in (*names.values(), *_PLAIN) and value is not None and not (key == "truncate" and value is True):
+        wrong = value is not True if key == "truncate" else value is not None  # "truncate": null is to round nothing
+        if key not in (*names.values(), *_PLAIN) and wrong:
             raise Refused(f"{str(key)[:60]} of rope_type = {kind} is not known here.", where=where)
     found = {ours: said[theirs] for ours, theirs in names.items() if said.get(theirs) is not None}
     longest = config.get(rules.context) if rules.context else None
@@ -181,6 +200,13 @@ def _rope(rules: Rules, config: Mapping[str, Any], where: str) -> tuple[float, A
     return float(theta), {"kind": kind, **found}
 
 
+def _same(one: object, other: object, theta: object) -> bool:
+    """Whether two tables of rotary angles say the same, where `theta` holds for one that does not tell it."""
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return False
+    return {"rope_theta": theta, **one} == {"rope_theta": theta, **other}
+
+
 def _number(value: object) -> bool:
     """Whether `value` is a number that a float can hold: JSON has integers without end."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e300
@@ -190,6 +216,7 @@ def _write_rope(made: dict[str, Any], model: ModelSection) -> None:
     """Theta and scaling, in the form that the table already has; a new one gets the one that every version reads."""
     scaling = model.rope_scaling
     said: dict[str, Any] = {}
+    made.pop("original_max_position_embeddings", None)  # which would hold instead of the one in the table
     if isinstance(scaling, RopeScaling):
         values = leaves.plain(scaling)
         assert isinstance(values, dict)
@@ -209,8 +236,11 @@ def _windows(rules: Rules, config: Mapping[str, Any], count: object, where: str)
     rule = rules.windows
     assert rule is not None
     size = config.get(rule.size, rule.absent)
-    if rule.switch and config.get(rule.switch, False) is not True:
-        size = None
+    if rule.switch:
+        switch = config.get(rule.switch, False)
+        if not isinstance(switch, bool):
+            raise Refused(f"{rule.switch} is neither true nor false.", where=where, found=str(switch)[:60])
+        size = size if switch else None
     if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
         raise Refused(f"{rule.size} is no number of tokens.", where=where, found=str(size)[:60])
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 10_000:

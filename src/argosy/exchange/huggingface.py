@@ -43,7 +43,6 @@ from argosy.run import folder
 from argosy.run.folder import Run, write_whole
 from argosy.run.origin import origin
 
-KEPT = "source"  # folder of a run: what came along with its first weights
 LONGEST = 4096  # tokens of the sequences that an imported model is read with, unless a job says more
 
 
@@ -82,7 +81,8 @@ class Known:
                 f"config.json speaks of {self.model.layers:,} layers and {count:,} parameters.", where=self.where,
                 found=f"{len(entries):,} tensors of {bytes_text(stored)} in all",
             )  # fmt: skip
-        return Weights(entries, tensors_of(self.rules, model, shapes or shapes_of(model)), self.where)
+        told = tensors_of(self.rules, self.model, shapes_of(self.model)).theirs()
+        return Weights(entries, tensors_of(self.rules, model, shapes or shapes_of(model)), self.where, told)
 
 
 def look(source: Source) -> Known:
@@ -133,7 +133,7 @@ def bring(
         run = folder.create(place, asked=job, text=text, origin=origin(), **facts)
         settings = [Setting(key, None, leaves.plain(value), "imported") for key, value in leaves.leaves(job).items()]
         folder.settle(run, job, {}, settings, Path(""), text)
-        keep(source, run)
+        source.keep(run.path)
         if tokenizer is not None:
             write_whole(place / TOKENIZER, tokenizer)
         template = _template(known)
@@ -143,14 +143,6 @@ def bring(
         shutil.rmtree(run.local, ignore_errors=True)
         check(run, known)
     return Run(out), known
-
-
-def keep(source: Source, run: Run) -> None:
-    """Put what came along with the weights (tokenizer, chat template, how to sample) beside the run, for the way out."""
-    place = run.path / KEPT
-    place.mkdir(exist_ok=True)
-    for path in source.companions():
-        shutil.copyfile(path, place / path.name)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -109,6 +109,7 @@ class Rules(_Strict):
     rotary: float = 0.0  # their base of the rotary angles where config.json has none; 0 = no rotary positions
     prefix: str = ""  # of their tensors' names, which some folders leave out
     keys: dict[str, KeyRule]
+    aliases: dict[str, str] = {}  # another name of a key of theirs: that key
     fixed: dict[str, Value] = {}  # ours: what the family always is
     must: dict[str, tuple[Value | None, ...]] = {}  # theirs: the values that are understood, the first one written
     windows: WindowRule | None = None
@@ -194,9 +195,20 @@ class Tensors:
 
     def ignored(self, theirs: str) -> bool:
         """Whether a tensor of theirs holds nothing that we need: a table that follows from config.json, or a tied copy."""
-        if any(stars(pattern, theirs) is not None for pattern in self.rules.ignore):
-            return True
-        return self.tied and any(rule.tie and stars(rule.theirs, theirs) is not None for rule in self.rules.tensor)
+        known = any(stars(pattern, theirs) is not None for pattern in self.rules.ignore)
+        return known or self._tied(theirs) is not None
+
+    def _tied(self, theirs: str) -> str | None:
+        """The tensor of theirs that `theirs` is tied to; None where it is not."""
+        found = next((rule for rule in self.rules.tensor if rule.tie and stars(rule.theirs, theirs) is not None), None)
+        return self.origins[found.tie].theirs if self.tied and found is not None and found.tie in self.origins else None
+
+    def copies(self, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Of `names` of theirs those that are tied, each with the tensor that it has to equal."""
+        for name in names:
+            origin = self._tied(name)
+            if origin is not None:
+                yield name, origin
 
     def full(self, theirs: str) -> str:
         """The whole name of a tensor of theirs, whose prefix the folder may have left out."""

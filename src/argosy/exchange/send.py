@@ -27,9 +27,9 @@ from argosy.data.tokenizer import Pieces, open_tokenizer
 from argosy.errors import INPUT, Refused
 from argosy.exchange import config as configs
 from argosy.exchange.card import card
-from argosy.exchange.huggingface import KEPT, shapes_of, staged, tensors_of
+from argosy.exchange.huggingface import shapes_of, staged, tensors_of
 from argosy.exchange.mapping import Rules, Tensors, families
-from argosy.exchange.source import CONFIG, INDEX, ONE, TOKENIZER, table
+from argosy.exchange.source import CONFIG, INDEX, KEPT, ONE, TOKENIZER, table
 from argosy.exchange.weights import TYPES, raw
 from argosy.job.schema import Job, ModelSection
 from argosy.run.folder import Run
@@ -210,7 +210,7 @@ def _file(path: Path, shapes: Mapping[str, tuple[int, ...]], word: str, make: Ca
 def _send_words(run: Run, job: Job, config: dict[str, Any], sent: Sent, place: Path) -> None:
     """config.json, the tokenizer with what belongs to it, how to sample, the chat template."""
     own, kept = run.path / TOKENIZER, run.path / KEPT
-    same = _same_tokenizer(own, kept / TOKENIZER)
+    same = same_tokenizer(own, kept / TOKENIZER)
     if same:
         for path in sorted(kept.iterdir()):
             if path.name != CONFIG:
@@ -234,8 +234,8 @@ def _send_words(run: Run, job: Job, config: dict[str, Any], sent: Sent, place: P
     _json(place / CONFIG, config)
 
 
-def _same_tokenizer(own: Path, kept: Path) -> bool:
-    """Whether the run still has the tokenizer that its weights came with."""
+def same_tokenizer(own: Path, kept: Path) -> bool:
+    """Whether a run, whose tokenizer is `own`, still has the one that its weights came with."""
     if not own.is_file() or not kept.is_file():
         return not own.is_file() and kept.parent.is_dir()
     one, other = open_tokenizer(own), open_tokenizer(kept)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,6 +22,7 @@ from argosy.job import paths
 from argosy.quantities import bytes_text
 
 HUB = "hf://"
+KEPT = "source"  # folder of a run: what came along with its first weights
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What goes along unchanged, in and out: a tokenizer with all that belongs to it, how to sample, the chat template.
@@ -29,6 +31,7 @@ COMPANIONS = (
     "chat_template.jinja", "chat_template.json", "vocab.json", "merges.txt", "tokenizer.model",
 )  # fmt: skip
 WEIGHTS = ("*.safetensors", INDEX)
+ELSEWHERE = ("*/*", "consolidated*")  # of a name on the hub: the same weights once more, in somebody's own format
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npz")
 LARGEST_JSON = 64 << 20
 LARGEST_HEADER = 100 << 20  # as the format's own library has it
@@ -112,6 +115,13 @@ class Source:
             if path.stat().st_size > 2 * LARGEST_JSON:
                 raise Refused(f"this is larger than any {path.name}.", where=str(path))
         return found
+
+    def keep(self, run: Path) -> None:
+        """Put them beside the run in the folder `run`, for the way out."""
+        found, place = self.companions(), run / KEPT
+        place.mkdir(exist_ok=True)
+        for path in found:
+            shutil.copyfile(path, place / path.name)
 
     def entries(self) -> dict[str, Entry]:
         """Every tensor of the folder by name, from the headers of its safetensors files."""
@@ -293,7 +303,9 @@ def _fetched(text: str, files: tuple[str, ...]) -> Source:
 
     page = f"https://huggingface.co/{name}"
     try:
-        folder = snapshot_download(name, revision=revision or None, allow_patterns=list(files))
+        folder = snapshot_download(
+            name, revision=revision or None, allow_patterns=list(files), ignore_patterns=list(ELSEWHERE)
+        )
     except errors.GatedRepoError:
         raise Refused(
             f"it is gated: accept its terms at {page}, then `hf auth login`.", where=text, do="Nothing was downloaded."

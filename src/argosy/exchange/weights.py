@@ -13,24 +13,32 @@ from torch import Tensor
 
 from argosy.device.shards import box, local
 from argosy.errors import Refused
-from argosy.exchange.mapping import Origin, Rows, Tensors
+from argosy.exchange.mapping import Origin, Rows, Shapes, Tensors
 from argosy.exchange.source import Entry
 from argosy.layout.placement import volume
 
+PIECE = 16 << 20  # bytes of a tied copy that are compared at once
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Weights:
-    """The tensors of a folder as `tensors` maps them. Refused, by name and nearest rule, where they are another model's."""
+    """The tensors of a folder as `tensors` maps them. Refused, by name and nearest rule, where they are another model's.
 
-    def __init__(self, entries: Mapping[str, Entry], tensors: Tensors, where: str):
+    told: the shapes of theirs by what came with them, where `tensors` is for a model that may have more rows.
+    """
+
+    def __init__(self, entries: Mapping[str, Entry], tensors: Tensors, where: str, told: Shapes | None = None):
         self.tensors, self.where = tensors, where
-        self.entries = {tensors.full(name): entry for name, entry in entries.items()}
+        self.entries: dict[str, Entry] = {}
+        for name, entry in entries.items():
+            full = tensors.full(name)
+            if full in self.entries:
+                raise Refused(f"{full} is there twice, with and without {tensors.rules.prefix}.", where=where)
+            self.entries[full] = entry
         self._kept: tuple[str, Tensor] | None = None  # the last whole tensor of theirs
-        self._check()
+        self._check(tensors.theirs(), {} if told is None else told)
 
-    def _check(self) -> None:
-        wanted = self.tensors.theirs()
+    def _check(self, wanted: Shapes, told: Shapes) -> None:
         padded = {origin.theirs for origin in self.tensors.origins.values() if origin.rule.pad}
         missing = [name for name in wanted if name not in self.entries]
         if missing:
@@ -53,12 +61,31 @@ class Weights:
                     f"{name} is stored as {entry.dtype}; {', '.join(TYPES)} are read.",
                     where=self.where,
                 )
-            fewer = name in padded and entry.shape[1:] == shape[1:] and 0 < entry.shape[0] < shape[0]
-            if entry.shape != shape and not fewer:
+            said = told.get(name, shape)
+            if entry.shape != said:
                 raise Refused(
-                    f"{name} has the shape {list(entry.shape)}, where config.json asks for {list(shape)}.",
+                    f"{name} has the shape {list(entry.shape)}, where config.json asks for {list(said)}.",
                     where=self.where,
                 )
+            fewer = name in padded and said[1:] == shape[1:] and said[0] < shape[0]
+            if said != shape and not fewer:
+                raise Refused(
+                    f"{name} has the shape {list(said)}, where the job asks for {list(shape)}.", where=self.where
+                )
+        for name, origin in self.tensors.copies(self.entries):
+            self._demand_same(name, self.entries[name], self.entries[origin])
+
+    def _demand_same(self, name: str, copy: Entry, origin: Entry) -> None:
+        """Refused where a tied copy is not what it is a copy of: the model is then not tied, whatever config.json says."""
+        same = (copy.dtype, copy.shape) == (origin.dtype, origin.shape)
+        rows = copy.shape[0] if copy.shape else 1
+        step = max(1, PIECE * rows // max(1, copy.end - copy.begin))
+        parts = [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+        if not same or any(copy.rows(*part) != origin.rows(*part) for part in parts):
+            raise Refused(
+                f"{name} is not the tensor that it is tied to.", where=self.where,
+                do="Nothing is tied then: tie_word_embeddings = false in config.json, model.tied = false in a job.",
+            )  # fmt: skip
 
     def _rule(self, theirs: str) -> str:
         found = next(origin.rule for origin in self.tensors.origins.values() if origin.theirs == theirs)

@@ -69,7 +69,7 @@ class DataSection(Section):
     field: str | None = Field(None, min_length=1)
     """Field of JSONL, Parquet or MDS records that is read. Left out: what looks like a chat, a pair, or text."""
     tokenizer: Annotated[str, Field(min_length=1)] | Trained = Field("bytes", json_schema_extra={"path": "bytes"})
-    """ "bytes", the path of a tokenizer.json, or { train = "bpe", vocabulary = 2048 }."""
+    """ "bytes", a tokenizer.json (its path, its folder, or hf://ORG/NAME), or { train = "bpe", vocabulary = 2048 }."""
     held_out: Share = 0.02
     """Share of the documents never trained on, chosen by their hash; always at least one, and at least one left."""
     license: str = "unknown"

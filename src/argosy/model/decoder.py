@@ -220,16 +220,15 @@ class Decoder(nn.Module):
             self.norm = self.head = None
 
     def prepare(self, device: str, sequence: int, compiled: bool) -> str:
-        """Choose the attention kernel for sequences of this length on `device` and give its name.
+        """Choose the attention kernel for sequences of this length on `device` and give its name, that of the block section.
 
         Layers that cap their scores use the dense one.
         """
-        kernel = kernels.choose(device, sequence, compiled, self.compute)
+        kernel = kernels.choose(device, sequence, compiled, self.compute, size=self.section.block.head_size or 64)
         for index in self.held:
             own: Attention = self.blocks[index].attention  # type: ignore[assignment]
-            own.kernel = (
-                kernels.choose(device, sequence, compiled, self.compute, capped=True) if own.softcap else kernel
-            )
+            capped = bool(own.softcap)
+            own.kernel = kernels.choose(device, sequence, compiled, self.compute, capped=capped, size=own.size)
         # The last norm stays eager: compiled it spares 3 ms of 2,048 tokens, under 2% of the laptop job's step, for one more
         # graph that every start and restart has to load. Blocks are compiled by whoever shards them.
         self.compile_loss = compiled

@@ -172,14 +172,15 @@ def _documents_backward(
     return dq, dk, dv
 
 
-def choose(device: str, sequence: int, compiled: bool, kind: torch.dtype, capped: bool = False) -> str:
+def choose(device: str, sequence: int, compiled: bool, kind: torch.dtype, capped: bool = False, size: int = 64) -> str:
     """The name of the kernel for sequences of `sequence` tokens of type `kind` on "cpu", "cuda" or "mps": of KERNELS.
 
-    capped: scores are capped, which flash kernels cannot.
+    capped: scores are capped, which flash kernels cannot. size: of a head; the GPU's kernel takes multiples of 8 up to 256.
     """
     if capped:
         return "dense compiled" if compiled else "dense"
-    if device == "cuda" and kind == torch.bfloat16 and torch.backends.cuda.is_flash_attention_available():
+    fits = kind == torch.bfloat16 and size % 8 == 0 and size <= 256
+    if device == "cuda" and fits and torch.backends.cuda.is_flash_attention_available():
         return "documents"
     if device != "cpu":
         return "dense compiled" if compiled else "dense"

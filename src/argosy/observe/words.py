@@ -149,8 +149,10 @@ def _batch(job: Job, steps: int, all_tokens: int, tokens: int) -> str:
     sequences = job.batch.tokens // job.batch.sequence
     share = all_tokens / tokens if tokens else 0.0
     read = f"{share:.2g} of the data once" if share <= 1 else f"the data {share:.1f} times"
+    ramp = job.batch.ramp
+    grown = "" if ramp is None else f", from {ramp.start:,} on over the first {count_text(ramp.tokens)}"
     return (
-        f"{sequences} sequence{'s' * (sequences != 1)} x {job.batch.sequence:,} = {job.batch.tokens:,} tokens; "
+        f"{sequences} sequence{'s' * (sequences != 1)} x {job.batch.sequence:,} = {job.batch.tokens:,} tokens{grown}; "
         f"{steps:,} steps = {count_text(all_tokens)} tokens = {read}"
     )
 
@@ -160,7 +162,9 @@ def _optim(job: Job, steps: int, decays: int | None) -> str:
     words: list[str] = ["muon + adamw" if optim.name == "muon" else optim.name]
     lr = optim.lr or 0.0
     words.append(f"lr {lr:g}" + (f" → {lr * optim.final:g}" if optim.schedule != "constant" else ""))
-    if optim.warmup:
+    if optim.warmup and job.batch.ramp is not None:
+        words.append(f"warm-up {count_text(optim.warmup)} tokens")
+    elif optim.warmup:
         words.append(f"warm-up {max(1, round(optim.warmup / per_step)):,} steps")
     if optim.schedule == "wsd" and optim.decay:
         words.append(f"decay from step {decays or round(steps * (1 - optim.decay)):,}")

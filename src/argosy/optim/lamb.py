@@ -58,7 +58,10 @@ class Lamb:
             local(parameter.detach()).sub_(change if good is None else torch.where(good, change, 0.0))
 
     def _update(self, name: str, good: Tensor | None) -> Tensor:
-        """Adam's step of the weight `name`, corrected for moments that begin at zero, plus its decay; this rank's part."""
+        """Adam's step of the weight `name`, corrected for moments that begin at zero, plus its decay; this rank's part.
+
+        It takes the place of the gradient: all weights' steps stand until their lengths are known, and need no room so.
+        """
         parameter = self.parameters[name]
         if parameter.grad is None:
             raise RuntimeError(f"{name} has no gradient")
@@ -68,7 +71,8 @@ class Lamb:
             moment.copy_(now if good is None else torch.where(good, now, moment))
         mean = first / (1 - self.beta1**self.count)
         spread = (second / (1 - self.beta2**self.count)).sqrt_()
-        return torch.add(mean / spread.add_(self.epsilon), local(parameter.detach()), alpha=self.decay[name])
+        step = torch.add(mean / spread.add_(self.epsilon), local(parameter.detach()), alpha=self.decay[name])
+        return gradient.copy_(step)
 
     def trust(self, updates: Sequence[Tensor]) -> Tensor:
         """Length of each weight over the length of its update, of which `updates` are this rank's parts: [n] float64.

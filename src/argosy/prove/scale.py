@@ -72,6 +72,7 @@ def as_it_stands(job: Job, layout: Layout) -> Job | None:
     said.append(model.rope_theta if model.positions == "rotary" else model.context)
     said += [value for block in (model.block, *model.pattern) for value in block.model_dump().values()]
     said += [optim.momentum, optim.newton_schulz] if optim.name == "muon" else []
+    said += [model.base_width] if model.scaling == "mup" else []
     types = train.precision in TOLERANCES and "auto" not in (train.master, train.reduce) and train.compile is False
     if None in said or not types or not isinstance(job.batch.micro, int) or layout.world > RANKS:
         return None
@@ -159,6 +160,7 @@ def model_of(job: Job, layout: Layout) -> dict[str, Any]:
     """The model with the kinds of layers that `job` has, in small."""
     from argosy.job import presets
     from argosy.job.schema import layers
+    from argosy.plan.derive import growth
 
     model = presets.filled(job.model)
     stages = stages_of(job, layout)
@@ -172,12 +174,18 @@ def model_of(job: Job, layout: Layout) -> dict[str, Any]:
         "vocabulary": min(model.vocabulary or VOCABULARY, VOCABULARY),
         "positions": model.positions,
         "tied": model.tied,
+        "softcap": model.softcap,
+        "z_loss": model.z_loss,
+        "scaling": model.scaling,
         "block": _block(model, model.block, layout.tp),
     }
+    if model.scaling == "mup":  # as many times as wide as its base
+        small["base_width"] = max(1, round(small["width"] / growth(model)))
     if model.positions == "learned":
         small["context"] = SEQUENCE
     else:
         small["rope_theta"] = model.rope_theta or 1e4
+        small["rope_scaling"] = model.rope_scaling
     if len(kinds) > 1 and count % len(kinds) == 0:
         small["pattern"] = kinds
     return small

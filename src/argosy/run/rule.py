@@ -28,6 +28,7 @@ _FIXED = ("model.", "data.", "optim.name", "train.seed", "train.master", "batch.
 _MIXED = ("data.source", "data.mix", "data.field", "data.license")  # what is read may change: an entry of the ledger
 # What a fork may not change: the last checkpoint would not fit.
 _SHAPES = ("model.", "data.tokenizer", "optim.name", "train.master")
+_READ = ("batch.packing", "batch.ramp")  # nor these: they say how a run reads from its first step on
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,10 @@ def _fork(asked: Asked, found: Found, free: Path) -> Verdict:
     if unfit:
         what = f"--fork cannot change {_list(unfit)}: the checkpoint would not fit. Start a new run: --run DIR."
         return _refuse(found, what)
+    read = [row for row in changed if row[0] in _READ]
+    if read:
+        what = f"--fork cannot change {_list(read)}: the branch reads on from where its parent stands."
+        return _refuse(found, f"{what} Start a new run: --run DIR.")
     step = found.step if asked.at is None else asked.at
     return Verdict(
         "fork",

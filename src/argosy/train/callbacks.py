@@ -122,7 +122,9 @@ class Evaluate(Callback):
     """Measures held-out sets at an interval and after the last step of the run; never changes the training state.
 
     `measure()` gives what was found on each of the `sets`, the same on every rank, since ranks add it up: so all take the same
-    checkpoint as the best one (`keep`) at once. That `patience` is at its end, however, rank 0 says in the next vote.
+    checkpoint as the best one (`keep`), and end with the same step (`patience`), without asking each other. `text` says what
+    the set `by` is made of: a loss on another text is no measure for it. `since`: the step after which the run left another
+    one (0 = none), whose evaluations are not its own.
     """
 
     def __init__(
@@ -134,15 +136,18 @@ class Evaluate(Callback):
         by: str = "",
         keep: bool = False,
         patience: int | None = None,
+        text: str = "",
+        since: int = 0,
     ):
         self.measure, self.every, self.sets, self.by, self.keep = measure, every, tuple(sets), by, keep
-        self.patience = patience
+        self.patience, self.text, self.since = patience, text, since
         self.best: Best | None = None
 
     def start(self, trainer: Trainer, facts: dict[str, Any]) -> None:
-        """Go on with the best evaluation that the checkpoint tells of, where the same set decided."""
+        """Go on with the best evaluation that the checkpoint tells of, where this run made it and the same text decided."""
         told = facts.get("best")
-        if isinstance(told, dict) and told.get("set") == self.by:
+        same = isinstance(told, dict) and (told.get("set"), told.get("text")) == (self.by, self.text)
+        if isinstance(told, dict) and same and int(told["step"]) > self.since:
             self.best = Best(int(told["step"]), float(told["loss"]), int(told["worse"]), bool(told["kept"]))
         if self.enough:  # the facts are the same on all ranks
             trainer.enough = True
@@ -167,14 +172,14 @@ class Evaluate(Callback):
             trainer.recorder.mark("evaluated", now)
         if better and self.keep:
             trainer.saving = True
-        if self.enough and not trainer.complete and trainer.rank == 0 and not trainer.wants_end:
-            trainer.wants_end = True
+        if self.enough and not trainer.complete:
+            trainer.enough = True
             self._tell(trainer)
 
     def save(self, trainer: Trainer, facts: dict[str, Any]) -> None:
         """Add the best evaluation."""
         if self.best is not None:
-            facts["best"] = {"set": self.by, **asdict(self.best)}
+            facts["best"] = {"set": self.by, "text": self.text, **asdict(self.best)}
 
     @property
     def enough(self) -> bool:

@@ -7,13 +7,18 @@ from collections.abc import Callable, Sequence
 from argosy.errors import Refused
 from argosy.evaluate.held_out import Held
 from argosy.job import parts
-from argosy.job.schema import OWN, EvaluateSection
+from argosy.job.schema import OWN, Job
 from argosy.quantities import interval
+from argosy.run.folder import Run
+from argosy.run.ledger import Ledger
 from argosy.train.callbacks import Callback, Evaluate
+from argosy.train.rates import left
 
 
-def evaluation(measure: Callable[[], Sequence[Held]], section: EvaluateSection) -> Evaluate:
-    """The callback that measures the run's own held-out documents and every named set, as the job says."""
+def evaluation(measure: Callable[[], Sequence[Held]], job: Job, run: Run, ledger: Ledger) -> Evaluate:
+    """The callback that measures the held-out documents of `run` itself and every named set, as `job` says."""
+    section = job.evaluate
+    text = dict(run.held_sets()).get(section.by) or run.prepared()
     return Evaluate(
         measure,
         interval(section.every),
@@ -21,6 +26,8 @@ def evaluation(measure: Callable[[], Sequence[Held]], section: EvaluateSection) 
         by=section.by,
         keep=section.keep_best,
         patience=section.patience,
+        text=f"{section.tokens} tokens of {text.name}",
+        since=left(ledger),
     )
 
 

@@ -28,12 +28,21 @@ def scheduled(section: OptimSection, ledger: Ledger, steps: int) -> Callable[[in
 
 def branch(ledger: Ledger) -> Branch | None:
     """Where the run last left a parent; None for a run that began by itself."""
-    entries = [entry for entry in ledger.entries if entry.key == BRANCH]
-    if not entries:
+    entry = _leaving(ledger)
+    if entry is None:
         return None
-    said = entries[-1].new
-    height = float(said["rate"]) if isinstance(said, Mapping) else 1.0
-    return Branch(float(tokens_before(entries[-1].from_step, ledger)), height)
+    height = float(entry.new["rate"]) if isinstance(entry.new, Mapping) else 1.0
+    return Branch(float(tokens_before(entry.from_step, ledger)), height)
+
+
+def left(ledger: Ledger) -> int:
+    """The step after which the run last left a parent; 0 for a run that began by itself."""
+    entry = _leaving(ledger)
+    return 0 if entry is None else entry.from_step - 1
+
+
+def _leaving(ledger: Ledger) -> Entry | None:
+    return next((entry for entry in reversed(ledger.entries) if entry.key == BRANCH), None)
 
 
 def leaving(section: OptimSection, ledger: Ledger, steps: int, step: int, place: str) -> Entry:

@@ -76,8 +76,7 @@ class Trainer:
         self.wants_save = False  # a callback of this rank wants a checkpoint: said in the next vote
         self.saving = False  # a save was agreed and not yet taken
         self.stopping = False  # a stop was agreed: this step is the last
-        self.wants_end = False  # a callback of this rank finds that the run is finished: said in the next vote
-        self.enough = False  # that was agreed: the run is finished, though steps are left
+        self.enough = False  # all ranks find that the run is finished, though steps are left
         self.vote = Vote()  # the last one that the host has heard
         self._queued: deque[Beat] = deque()  # steps whose vote it has not heard
         agree.asks = self.asks
@@ -94,7 +93,7 @@ class Trainer:
 
     @property
     def complete(self) -> bool:
-        """Whether the run is finished with the step just done: it was the last one, or all agree that it is enough."""
+        """Whether the run is finished with the step just done: it was the last one, or all find that it is enough."""
         return self.enough or self.state.step >= self.steps
 
     def run(self, facts: dict[str, Any] | None = None) -> str:
@@ -142,7 +141,6 @@ class Trainer:
             self.state.learn(self.vote, beat.step, max(1, beat.counted))
         self.saving = self.saving or self.vote.save > 0
         self.stopping = self.stopping or self.vote.stop > 0
-        self.enough = self.enough or self.vote.enough
         self.record(beat, self.vote)
 
     def settle(self) -> None:
@@ -154,7 +152,7 @@ class Trainer:
         """What this rank brings to the vote."""
         asked = self.asked()
         wants, self.wants_save = self.wants_save or "save" in asked, False
-        return Asks("stop" in asked, wants, self.held(), self.wants_end)
+        return Asks("stop" in asked, wants, self.held())
 
     def record(self, beat: Beat, vote: Vote) -> None:
         """Write the step; rank 0 also writes the numbers of the whole global batch, before it."""

@@ -20,7 +20,6 @@ from torch import Tensor
 VERSION = 1
 GENERATIONS = 8
 WIDTH = 4 + GENERATIONS
-ENOUGH = 2.0**32  # in the number for stops: more ranks than there will ever be
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Vote:
 
     loss: float = 0.0  # nats over counted labels; not finite anywhere = not finite here
     norm2: float = 0.0  # squared gradient norm: each rank adds its share / copies
-    stop: float = 0.0  # ranks asked to stop, and ENOUGH for each that says that there is nothing more to learn
+    stop: float = 0.0  # ranks asked to stop
     save: float = 0.0  # ranks asked to save
     held: tuple[float, ...] = (0.0,) * GENERATIONS  # ranks that hold each of the last eight snapshots
 
@@ -37,11 +36,6 @@ class Vote:
     def finite(self) -> bool:
         """Whether loss and gradient are numbers on every rank."""
         return math.isfinite(self.loss) and math.isfinite(self.norm2)
-
-    @property
-    def enough(self) -> bool:
-        """Whether a rank says that the run is finished before its last step."""
-        return self.stop >= ENOUGH
 
     @property
     def norm(self) -> float:
@@ -56,7 +50,6 @@ class Asks:
     stop: bool = False
     save: bool = False
     held: tuple[float, ...] = (0.0,) * GENERATIONS
-    enough: bool = False  # the run is finished, though steps are left
 
 
 class Tally:
@@ -116,7 +109,7 @@ class Agree:
     def tally(self, loss: Tensor, norm2: Tensor) -> Tally:
         """Add this rank's loss [scalar, nats] and share of the squared norm [scalar] to those of the others."""
         asks = self.asks()
-        rest = [float(asks.stop) + ENOUGH * asks.enough, float(asks.save), *asks.held]
+        rest = [float(asks.stop), float(asks.save), *asks.held]
         if len(rest) != WIDTH - 2:
             raise ValueError(f"a vote holds {GENERATIONS} generations, not {len(asks.held)}")
         mine = torch.empty(WIDTH, dtype=torch.float64, device=self.device)

@@ -283,7 +283,7 @@ class Worker:
             return found
 
         callbacks: list[Callback] = [
-            evaluation(measure, job.evaluate),
+            evaluation(measure, job, self.run, self.ledger),
             Sample(self.sampler(), interval(job.observe.sample_every)),
             *(own_callback(name) for name in job.train.callbacks),  # before the save, which asks them what to keep
             Keep(self.saver, job, self.ledger),

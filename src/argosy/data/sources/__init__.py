@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from argosy.data import corpus
-from argosy.data.document import File, Piece, Source, Spot
+from argosy.data.document import File, Piece, Source, Spot, printable
 from argosy.data.sources import hub, jsonl, mds, megatron, parquet, streams, text
+from argosy.errors import Refused
 from argosy.job import paths
 
 RECORDS = {"jsonl": jsonl, "parquet": parquet, "mds": mds}
@@ -32,6 +33,9 @@ def find(source: str, base: Path, field: str = "") -> Source:
             if file.kind not in TOKENS:
                 found.passed_over[text.suffix(file.name)] += 1
         found.files[:] = [file for file in found.files if file.kind in TOKENS]
+        if len({file.kind for file in found.files}) > 1:
+            do = "Name each by itself, as two sources of data.mix."
+            raise Refused("MDS and Megatron's files cannot be one source.", where=found.where, do=do)
     if not found.files:
         raise text.nothing(found)
     if field:
@@ -63,7 +67,7 @@ def _elsewhere(source: str) -> Source:
         elif kind is None and len(entries) > 1:
             found.passed_over[text.suffix(inner)] += 1
         elif not any(part.startswith(".") for part in inner.split("/")):
-            found.files.append(File(Path(inner), inner, size, kind or "text", url, stamp))
+            found.files.append(File(Path(inner), printable(inner), size, kind or "text", url, stamp))
     found.files.sort(key=lambda file: file.name)
     return found
 

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub: `hf://datasets/ORG/NAME[@REVISION][/PATH]`. No torch.
+"""Data sets of the Hugging Face Hub, `hf://datasets/ORG/NAME[@REVISION][/PATH]`, and the tokenizers of its models. No torch.
 
 Files are listed once, at one commit, and fetched into the cache of `huggingface_hub` when they are read: a download that was
 interrupted goes on, a second reading needs no network, and code of the data set is never run.
@@ -21,16 +21,20 @@ from argosy.errors import Refused
 _ADDRESS = re.compile(r"hf://datasets/([^/@]+(?:/[^/@]+)?)(?:@([^/]+))?(?:/(.+))?/?")
 _TRAIN = re.compile(r"(^|[^a-z])train([^a-z]|$)", re.IGNORECASE)
 _OTHER = re.compile(r"(^|[^a-z])(test|valid|validation|dev|eval)([^a-z]|$)", re.IGNORECASE)
+_MODEL = re.compile(r"hf://([^/@]+(?:/[^/@]+)?)(?:@(.+))?")
 FORM = "hf://datasets/ORG/NAME, with @REVISION and /PATH where wanted"
+OF_MODEL = "hf://ORG/NAME, with @REVISION where wanted"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A data set at one commit, and what of it is meant."""
+    """A data set at one commit, and what of it is meant; or a model."""
 
     name: str
     revision: str
     inner: str  # a file, a folder or a pattern within it; "" = all
+    kind: str = "data set"
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,29 @@ def fetched(file: File) -> Path:
         raise Unreadable(f"cannot be fetched: {first_line(error)}") from error
 
 
+def tokenizer(address: str) -> Path:
+    """The folder with the tokenizer of the model at `address`, fetched now unless it is there. Refused where it has none."""
+    found, where = _MODEL.fullmatch(address), f'data.tokenizer = "{printable(address)}"'
+    if found is None or found[1].startswith("datasets/"):
+        raise Refused("this is no address of a model.", where=where, do=f"Write {OF_MODEL}.")
+    place = Place(found[1], found[2] or "main", "", "model")
+    with _told(place, where):
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(place.name, revision=place.revision, allow_patterns=list(TOKENIZER)))
+    if not (folder / TOKENIZER[0]).is_file():
+        do = "Name one that has: other files of tokenizers are not read."
+        raise Refused(f"this model has no {TOKENIZER[0]}.", where=where, do=do)
+    return folder
+
+
 @contextmanager
 def _told(place: Place, where: str) -> Iterator[None]:
     """What goes wrong with the Hub, as one sentence."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
+
+    kind, model = place.kind, place.kind == "model"
+    form, page = OF_MODEL if model else FORM, f"https://huggingface.co/{'' if model else 'datasets/'}{place.name}"
 
     def refused(what: str, error: Any, do: str) -> Refused:
         """One sentence with what the Hub said."""
@@ -139,18 +162,19 @@ def _told(place: Place, where: str) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError as error:
-        do = f"Accept its terms at https://huggingface.co/datasets/{place.name}, then `hf auth login` or set HF_TOKEN."
-        raise refused("this data set is gated: its owner lets in who has accepted the terms.", error, do) from None
+        do = f"Accept its terms at {page}, then `hf auth login` or set HF_TOKEN."
+        raise refused(f"this {kind} is gated: its owner lets in who has accepted the terms.", error, do) from None
     except errors.RevisionNotFoundError as error:
-        raise refused(f"this data set has no revision {place.revision}.", error, f"Write {FORM}.") from None
+        raise refused(f"this {kind} has no revision {place.revision}.", error, f"Write {form}.") from None
     except errors.RepositoryNotFoundError as error:
-        do = f"Write {FORM}; a private one needs `hf auth login` or HF_TOKEN."
-        raise refused("there is no such data set on the Hub, or it is private.", error, do) from None
+        do = f"Write {form}; a private one needs `hf auth login` or HF_TOKEN."
+        raise refused(f"there is no such {kind} on the Hub, or it is private.", error, do) from None
     except errors.HFValidationError as error:
-        raise refused("this is no name of a data set.", error, f"Write {FORM}.") from None
+        raise refused(f"this is no name of a {kind}.", error, f"Write {form}.") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        do = "Go online once (unset HF_HUB_OFFLINE), or name files on this machine."
-        raise refused("the Hub is switched off, and this data set was never fetched.", error, do) from None
+        why = "is switched off" if constants.HF_HUB_OFFLINE else "cannot be reached"
+        do = "Go online once (without HF_HUB_OFFLINE), or name files on this machine."
+        raise refused(f"the Hub {why}, and this {kind} was never fetched.", error, do) from None
     except errors.HfHubHTTPError as error:
         raise refused("the Hub did not answer as it should.", error, "Try again later.") from None
     except Exception as error:  # the HTTP client's own: no network, no such host, a proxy

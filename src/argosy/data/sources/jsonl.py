@@ -35,13 +35,15 @@ def documents(file: File, size: int, spot: Spot) -> Iterator[Piece]:
 
 def read(file: File, rows: list[tuple[int, int, int]], size: int) -> Iterator[Piece]:
     """The documents at (begin, end, which) `rows`, ascending. Raises Unreadable where they are not there any more."""
-    if packed(file.path):
-        wanted = set(rows)
-        for piece in documents(file, size, lambda place, why: None):
-            if (piece.begin, piece.end, piece.which) in wanted:
-                yield piece
-        return
     try:
+        if packed(file.path):
+            wanted, begins = set(rows), {row[0] for row in rows}
+            with closing(unpacked(file)) as stream:
+                for _, begin, line in _lines(stream):
+                    if begin in begins:  # the others are not parsed once more
+                        some = parsed(line, file.field, begin)
+                        yield from (piece for piece in some if (piece.begin, piece.end, piece.which) in wanted)
+            return
         with closing(raw(file)) as stream:
             found: list[Piece] = []
             place = (-1, -1)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from argosy.data.document import Unreadable
+from argosy.data.document import Unreadable, printable
 from argosy.data.sources.streams import first_line
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -47,6 +47,8 @@ def read_index(path: Path) -> Index:
     try:
         content = path.read_bytes()
         room = path.with_suffix(TOKENS).stat().st_size
+    except FileNotFoundError as error:
+        raise Unreadable(f"needs {printable(Path(error.filename).name)} beside it, which is not there") from None
     except OSError as error:
         raise Unreadable(f"cannot be read: {first_line(error)}") from error
     if len(content) < _HEAD.size or not content.startswith(MAGIC):

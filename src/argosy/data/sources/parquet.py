@@ -5,6 +5,7 @@ In goes a file, out come its documents in order, a few hundred rows at a time, o
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import accumulate
@@ -51,12 +52,8 @@ def read(file: File, rows: list[tuple[int, int, int]], size: int) -> Iterator[Pi
         sizes = [table.metadata.row_group(number).num_rows for number in range(table.num_row_groups)]
         firsts = [0, *accumulate(sizes)]
         numbers = {row[0] for row in rows}
-        groups = [
-            group
-            for group in range(len(sizes))
-            if any(firsts[group] <= number < firsts[group + 1] for number in numbers)
-        ]
-        for group in groups:
+        groups = {bisect_right(firsts, number) - 1 for number in numbers if number < firsts[-1]}
+        for group in sorted(groups):
             for number, record in _rows(table, _columns(table, file.field), [group], firsts[group]):
                 if number > last:
                     return

@@ -53,15 +53,15 @@ def raw(file: File) -> BinaryIO:
         return hub.fetched(file).open("rb")
     system, path = connected(file.url)
     try:
-        if hasattr(system, "open_input_file"):
-            return io.BufferedReader(_Whole(system.open_input_file(path)), BLOCK)
-        return cast(BinaryIO, system.open(path, "rb", block_size=BLOCK))
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        arrow = hasattr(system, "open_input_file")
+        opened = system.open_input_file(path) if arrow else system.open(path, "rb", block_size=BLOCK)
+        return io.BufferedReader(_Whole(opened), BLOCK)
+    except Exception as error:  # a store's own, its HTTP client's and the system's
         raise Unreadable(f"cannot be read: {first_line(error)}") from error
 
 
 class _Whole(io.RawIOBase):
-    """A file of pyarrow as Python's own kind, so that buffering and seeking are the same for all."""
+    """A file of a store as Python's own kind: buffering and seeking are the same for all, and so is what goes wrong."""
 
     def __init__(self, file: Any):
         self._file = file
@@ -84,8 +84,13 @@ class _Whole(io.RawIOBase):
         return int(self._file.tell())
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` as far as the file goes."""
-        block = self._file.read(len(buffer))
+        """Fill `buffer` as far as the file goes. Raises OSError, whatever the store raises."""
+        try:
+            block = self._file.read(len(buffer))
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(first_line(error)) from error
         buffer[: len(block)] = block
         return len(block)
 
@@ -128,7 +133,7 @@ def listed(address: str) -> list[tuple[str, str, int, str]]:
     system, path = connected(address)
     try:
         entries = _arrow(system, path) if hasattr(system, "get_file_info") else _fsspec(system, path)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # as above
         raise Refused("this address cannot be read.", where=where, found=first_line(error)) from None
     if not entries:
         raise Refused("there is no such file or folder.", where=where, found=f"nothing at {shown(address)}")

@@ -92,10 +92,12 @@ def _pattern(path: Path, source: str, where: str) -> Source:
     parts = str(path).split("/")
     first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     root = "/".join(parts[:first]) or "/"
-    for name in sorted(glob.glob("/".join(parts[first:]), root_dir=root, recursive=True)):
+    names = set(glob.glob("/".join(parts[first:]), root_dir=root, recursive=True))
+    for name in sorted(names):
         whole = Path(root, name)
-        if whole.is_file() and whole.stat().st_size:
-            found.files.append(_file(whole, name, kind_of(name) or "text"))
+        if whole.is_file() and whole.stat().st_size and not _belongs(name, names):
+            index = name.endswith(megatron.INDEX) and megatron.is_index(whole)
+            found.files.append(_file(whole, name, "megatron" if index else kind_of(name) or "text"))
     if not found.files:
         raise Refused("no file has a name like that.", where=where, found=f"nothing at {printable(str(path))}")
     return found
