@@ -98,7 +98,7 @@ def lead(wanted: Wanted, server: WarmServer | None = None) -> tuple[Outcome, Run
         here = machine()
         loaded = wanted.loaded()
         screen.title(words.title(here))
-        count = workers_of(loaded.job, here, wanted.workers, place.world if place else None)
+        count = workers_of(loaded.job, here, wanted.workers, place.world if place else None, loaded.written)
         asked, verdict = judged(wanted, loaded, count)
         if verdict.action == "finished":
             screen.note(f"{verdict.path}: {verdict.because}")

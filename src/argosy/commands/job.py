@@ -34,7 +34,7 @@ def settled(loaded: Loaded, workers: int | None = None) -> Settled:
     from argosy.plan.trial import settled as with_answers
 
     machine, refused = here.looked()
-    count = chosen(loaded.job, machine, workers)
+    count = chosen(loaded.job, machine, workers, written=loaded.written)
     found = with_answers(loaded, machine, facts(loaded), count, lambda asked: here.tried(asked) or here.probed())[0]
     return found if refused is None else replace(found, notes=[*found.notes, f"{refused.text} This is for the CPU."])
 
