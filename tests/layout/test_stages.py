@@ -20,7 +20,11 @@ def slowest(counts: list[int], ends: tuple[float, float]) -> float:
     return max(cost)
 
 
-@given(st.integers(1, 9), st.integers(1, 5), st.tuples(st.floats(0, 3), st.floats(0, 3)))
+# No subnormal ones: a worker that ran in this process before may have set it to flush them.
+COSTS = st.floats(0, 3, allow_subnormal=False)
+
+
+@given(st.integers(1, 9), st.integers(1, 5), st.tuples(COSTS, COSTS))
 def test_no_other_assignment_has_a_faster_slowest_stage(layers: int, stages: int, ends: tuple[float, float]) -> None:
     """Against all ways to cut a row of layers."""
     if stages > layers:
