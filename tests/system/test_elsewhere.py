@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import typing
+from pathlib import Path
 
 import pytest
 from tests.system.harness import Command, same
@@ -32,6 +33,16 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 def test_torchrun_gives_the_same_bits(command: Command, undisturbed: Run) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     started = command.train("launched", workers=None, program=(*torchrun, "-m", "--", "argosy"))
+    started.reach(9)
+    assert started.stop() == DONE, started.text
+    same(started.run, undisturbed, 9)
+
+
+def test_mpiexec_gives_the_same_bits(command: Command, undisturbed: Run) -> None:
+    """MPICH's, which tells a rank who it is by PMI_RANK and others of its kind."""
+    mpiexec = Path(sys.executable).parent / "mpiexec"
+    ranks = (str(mpiexec), "-n", "2", sys.executable, "-P", "-m", "argosy")
+    started = command.train("mpi", workers=None, program=ranks)
     started.reach(9)
     assert started.stop() == DONE, started.text
     same(started.run, undisturbed, 9)
