@@ -40,8 +40,8 @@ or weights of `hf://`, text in an object store.
 
 Linux on x86-64 and aarch64 is what it is written for. macOS has code of its own that has not been run; on Windows use WSL2.
 
-Paths that need certain hardware, and when and on what each last ran. *never* means just that: the code was written from
-the documentation and has not been tried.
+Paths that need certain hardware or a certain launcher, and when and on what each last ran. *never* means just that: the code
+was written from the documentation and has not been tried.
 
 {capability.table()}"""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from argosy.commands.job import settled
+from argosy.commands.job import check, settled
 from argosy.commands.layout import show
 from argosy.errors import Refused
 from argosy.job.load import load, split
@@ -88,6 +88,22 @@ def test_what_cannot_be_drawn_is_explained(words: list[str], more: dict[str, obj
     with pytest.raises(Refused, match=said) as caught:
         show(words, **more)  # type: ignore[arg-type]
     assert caught.value.code == 2
+
+
+def test_a_shape_in_a_file_that_cannot_be_read_is_told_with_its_place(tmp_path: Path) -> None:
+    """By `layout show` as by `job check`."""
+    file = tmp_path / "mine.toml"
+    file.write_text('extends = "laptop"\n[layout]\nshape = "tp2xx"\n')
+    for command in (show, check):
+        with pytest.raises(Refused) as caught:
+            command([str(file)])
+        assert re.search(r'mine.toml:3: .*tp2xx is no degree. Did you mean layout.shape="tp2"', caught.value.text)
+
+
+def test_what_is_drawn_and_cannot_be_trained_in_is_noted() -> None:
+    """Of an axis for which this version has no parallelism."""
+    assert "note: context parallelism (cp) is not built yet" in show(["cp2 dp2"])
+    assert "note" not in show(["tp2 dp2"])
 
 
 DRAWN = re.compile(r"```bash\n([^`]*argosy layout show[^`]*)```\s+```text\n([^`]*)```")

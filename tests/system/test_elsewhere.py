@@ -13,6 +13,7 @@ import subprocess
 import sys
 import typing
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -87,6 +88,16 @@ def reader_of(machine: Started) -> int:
             if "argosy.data.reader:serve" in child.cmdline():
                 return child.pid
     return 0
+
+
+def test_mpiexec_gives_the_same_bits(command: Command, undisturbed: Run) -> None:
+    """MPICH's, which tells a rank who it is by PMI_RANK and others of its kind."""
+    mpiexec = Path(sys.executable).parent / "mpiexec"
+    ranks = (str(mpiexec), "-n", "2", sys.executable, "-P", "-m", "argosy")
+    started = command.train("mpi", workers=None, program=ranks)
+    started.reach(9)
+    assert started.stop() == DONE, started.text
+    same(started.run, undisturbed, 9)
 
 
 @pytest.fixture(scope="module")

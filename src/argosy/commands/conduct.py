@@ -102,7 +102,7 @@ def lead(wanted: Wanted, server: WarmServer | None = None) -> tuple[Outcome, Run
         loaded = wanted.loaded()
         parts.check_all(loaded.job, loaded.written)
         screen.title(words.title(here))
-        count = workers_of(loaded.job, here, wanted.workers, place.world if place else None)
+        count = workers_of(loaded.job, here, wanted.workers, place.world if place else None, loaded.written)
         asked, verdict = judged(wanted, loaded, count)
         if verdict.action == "finished":
             screen.note(f"{verdict.path}: {verdict.because}")

@@ -36,7 +36,7 @@ def settled(loaded: Loaded, workers: int | None = None) -> Settled:
 
     machine, refused = here.looked()
     loaded = shaped(loaded)
-    count = chosen(loaded.job, machine, workers)
+    count = chosen(loaded.job, machine, workers, written=loaded.written)
     found = with_answers(loaded, machine, facts(loaded), count, lambda asked: here.tried(asked) or here.probed())[0]
     return found if refused is None else replace(found, notes=[*found.notes, f"{refused.text} This is for the CPU."])
 

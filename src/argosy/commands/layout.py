@@ -45,7 +45,7 @@ def show(
     if as_json:
         rows = [{**row, "link": vars(row["link"])} for row in _groups(layout, rank, there)]
         return json.dumps({**facts(layout, rank), "groups": rows, "layers": stages})
-    return "\n".join(_text(layout, rank, there, stages))
+    return "\n".join([*_text(layout, rank, there, stages), *_later(layout)])
 
 
 def _asked(words: Sequence[str], workers: int | None) -> tuple[Layout, list[str]]:
@@ -96,7 +96,7 @@ def _of_job(words: Sequence[str], workers: int | None) -> tuple[Layout, list[str
         machine = here.machine()
         accelerated, count = bool(machine.devices), max(1, layouts.workers(loaded.job, machine, workers))
     else:
-        accelerated, count = False, workers or layouts.named(shape)
+        accelerated, count = False, workers or layouts.named(shape, loaded.written.get("layout.shape", ""))
     job = refuse_layout(loaded, accelerated, count, facts(loaded))
     layout = layouts.of(job.layout, count)
     return layout, layouts.stages_held(job, layout)
@@ -133,6 +133,17 @@ def _text(layout: Layout, rank: int, cluster: Cluster | None, stages: Sequence[s
         lines.append(f"  {row['name']:<9} {len(row['ranks']):>6} ranks  {text:<{wide}}  {_link(row['link'])}")
         lines += [f"  {'':<9} {sentence}" for sentence in row["talk"]]
     return lines
+
+
+def _later(layout: Layout) -> list[str]:
+    """What of `layout` can be drawn and not yet trained in."""
+    from argosy.layout.layout import LATER
+
+    return [
+        f"note: {name} parallelism ({axis}) is not built yet: no job can be trained in this layout"
+        for axis, name in LATER.items()
+        if getattr(layout, axis) > 1
+    ]
 
 
 def _link(link: Link) -> str:

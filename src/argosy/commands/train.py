@@ -74,7 +74,7 @@ def early(job: str | None, overrides: list[str], workers: int | None) -> Iterato
         from argosy.plan.settle import refuse_layout
 
         here = machine()
-        refuse_layout(loaded, bool(here.devices), workers_of(loaded.job, here, workers))
+        refuse_layout(loaded, bool(here.devices), workers_of(loaded.job, here, workers, written=loaded.written))
     server = warm(loaded.job)
     try:
         yield server

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from argosy.data.document import Bad, Chat
 from argosy.data.sources.streams import first_line
@@ -172,7 +172,7 @@ def _compiled(template: Template) -> Any:
         class Generation(Extension):
             """Marks what an assistant generates; it is written as it stands."""
 
-            tags: ClassVar[set[str]] = {"generation"}
+            tags = {"generation"}  # noqa: RUF012: as the base class has it, not a ClassVar
 
             def parse(self, parser: Any) -> Any:
                 """What stands between the marks."""

@@ -1,4 +1,4 @@
-"""Paths that need hardware which not everybody has: what they need, and when and on what each last ran.
+"""Paths that need hardware or a launcher which not everybody has: what they need, and when and on what each last ran.
 
 `docs/limits.md` is made from this table: "never" is allowed, a path that is missing here is not. Plain data.
 """
@@ -22,9 +22,18 @@ class Capability:
 
 HERE = "2026-11-21, x86-64 processor with AVX-512 and AMX, torch 2.13.0+cpu"
 
+SINCE = "2026-11-22, the same processor"
+
 CAPABILITIES = (
     Capability("attention on a CPU (dense, loop)", "model/kernels.py", "any CPU", HERE),
     Capability("bfloat16 products on a CPU", "model/layers.py", "a CPU; fast with AMX or AVX-512-BF16", HERE),
+    Capability("ranks started by torchrun", "commands/launched.py", "one node", f"{SINCE}: a test"),
+    Capability("ranks started by mpiexec of MPICH 5.0", "commands/launched.py", "one node", f"{SINCE}: a test"),
+    Capability("ranks started by mpirun of Open MPI 5.0", "commands/launched.py", "one node", SINCE),
+    Capability(
+        "ranks started by srun of Slurm 22.05; USR1, exit code 75, requeued", "commands/launched.py", "one node", SINCE
+    ),
+    Capability("ranks of a launcher on several nodes", "commands/launched.py", "two nodes and a folder they share"),
     Capability("attention by documents (flash)", "model/kernels.py", "an NVIDIA GPU from Ampere on, bfloat16"),
     Capability("attention, dense, on a GPU", "model/kernels.py", "CUDA"),
     Capability("fused AdamW, Muon and LAMB on a GPU", "optim/build.py", "CUDA"),

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 FORWARD, BACKWARD = "F", "B"
 SEND_F, RECV_F, SEND_B, RECV_B = "SEND_F", "RECV_F", "SEND_B", "RECV_B"
-WAIT = "WAIT"  # until all that was posted has left and all that was opened has come: only coupled lists have it
 COMPUTE = (FORWARD, BACKWARD)
 
 
@@ -25,11 +24,11 @@ class Action(NamedTuple):
     """One thing that a rank does: `kind`, for which stage (its own) and which micro-batch."""
 
     kind: str
-    stage: int = -1
-    micro: int = -1
+    stage: int
+    micro: int
 
     def __str__(self) -> str:
-        return self.kind if self.kind == WAIT else f"{self.kind}{self.stage}.{self.micro}"
+        return f"{self.kind}{self.stage}.{self.micro}"
 
 
 class Shape(NamedTuple):
@@ -112,29 +111,21 @@ def _sends(action: Action, stages: int) -> list[Action]:
     return [Action(SEND_B, action.stage, action.micro)] if action.stage > 0 else []
 
 
-def messages(order: Sequence[Action], stages: int, *, coupled: bool = False) -> list[Action]:
-    """`order` with its messages: each RECV in front of the computation before the one that needs it, each SEND at once.
-
-    coupled: a rank exchanges as one thing, and waits until what it sends has been taken and what it next needs has come. Only
-    for comparison, and not for the interleaved order, in which ranks that exchange so can wait for each other in a circle.
-    """
+def messages(order: Sequence[Action], stages: int) -> list[Action]:
+    """`order` with its messages: each RECV in front of the computation before the one that needs it, each SEND at once."""
     found: list[Action] = []
     for place, action in enumerate(order):
         following = order[place + 1] if place + 1 < len(order) else None
         if place == 0:
             found += _receives(action, stages)
         ahead = _receives(following, stages) if following is not None else []
-        if coupled:
-            exchange = _sends(action, stages) + ahead
-            found += [action, *exchange] + ([Action(WAIT)] if exchange else [])
-        else:
-            found += [*ahead, action, *_sends(action, stages)]
+        found += [*ahead, action, *_sends(action, stages)]
     return found
 
 
-def actions(name: str, shape: Shape, rank: int, *, coupled: bool = False) -> list[Action]:
+def actions(name: str, shape: Shape, rank: int) -> list[Action]:
     """The list of `rank` under the schedule `name` of `ORDERS`."""
-    return messages(ORDERS[name](shape, rank), shape.stages, coupled=coupled)
+    return messages(ORDERS[name](shape, rank), shape.stages)
 
 
 def delivered(order: Sequence[Action], mine: int) -> dict[Action, list[Action]]:
@@ -174,45 +165,30 @@ def _box(action: Action) -> Action:
     return Action(RECV_B, action.stage - 1, action.micro)
 
 
-def times(
-    name: str,
-    shape: Shape,
-    forward: Sequence[float],
-    backward: Sequence[float],
-    delay: float = 0.0,
-    *,
-    coupled: bool = False,
-) -> Played:
+def times(name: str, shape: Shape, forward: Sequence[float], backward: Sequence[float], delay: float = 0.0) -> Played:
     """Play the schedule where stage s takes `forward[s]` and `backward[s]`, and a letter is on its way for `delay`. Pure.
 
     ValueError where ranks wait for each other in a circle: then the lists are wrong.
     """
-    lists = [actions(name, shape, rank, coupled=coupled) for rank in range(shape.ranks)]
+    lists = [actions(name, shape, rank) for rank in range(shape.ranks)]
     posted: dict[Action, float] = {}  # by box
     opened: dict[Action, float] = {}
     ends: dict[Action, float] = {}
     clocks, places = [0.0] * shape.ranks, [0] * shape.ranks
-    pending: list[list[Action]] = [[] for _ in lists]  # the letters of a rank, sent or expected, since it last waited
 
     def step(rank: int, action: Action) -> bool:
         """Whether `action` can be done by now; then it is."""
         if action.kind in (RECV_F, RECV_B):
             opened[action] = clocks[rank]
-            pending[rank].append(action)
         elif action.kind in (SEND_F, SEND_B):
             posted[_box(action)] = clocks[rank]
-            pending[rank].append(_box(action))
         else:
-            letters = pending[rank] if action.kind == WAIT else _receives(action, shape.stages)
+            letters = _receives(action, shape.stages)
             if any(letter not in posted or letter not in opened for letter in letters):
                 return False
             arrivals = [max(posted[letter] + delay, opened[letter]) for letter in letters]
-            clocks[rank] = max([clocks[rank], *arrivals])
-            if action.kind == WAIT:
-                pending[rank] = []
-            else:
-                clocks[rank] += (forward if action.kind == FORWARD else backward)[action.stage]
-                ends[action] = clocks[rank]
+            lasts = (forward if action.kind == FORWARD else backward)[action.stage]
+            ends[action] = clocks[rank] = max([clocks[rank], *arrivals]) + lasts
         return True
 
     moved = True

@@ -39,7 +39,7 @@ class Links:
                     assert made is not None
                     self._groups[way, border] = made
                     self._open_up(way, border, device)
-        self._open: dict[Action, tuple[dist.Work | None, Tensor]] = {}  # no work: it has come
+        self._open: dict[Action, tuple[dist.Work, Tensor]] = {}
         self._sent: dict[Action, tuple[dist.Work, Tensor]] = {}
 
     def _open_up(self, way: str, border: int, device: torch.device | None) -> None:
@@ -86,8 +86,7 @@ class Links:
     def read(self, action: Action) -> Tensor:
         """The letter that `action` opened a box for, as soon as it is there."""
         work, buffer = self._open.pop(action)
-        if work is not None:
-            work.wait()
+        work.wait()
         return buffer
 
     def let_go(self, actions: Sequence[Action]) -> None:
@@ -95,12 +94,6 @@ class Links:
         for action in actions:
             if action in self._sent:
                 self._sent.pop(action)[0].wait()
-
-    def wait(self) -> None:
-        """Until everything posted has left and everything expected has come."""
-        self.let_go(list(self._sent))
-        for action in list(self._open):
-            self._open[action] = (None, self.read(action))
 
     def close(self) -> None:
         """The end of a step: nothing is under way. RuntimeError where a letter was never read."""

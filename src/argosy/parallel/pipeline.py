@@ -26,7 +26,7 @@ from argosy.device.torch_versions import forget_micro_batch, pipeline_stage
 from argosy.layout import schedule
 from argosy.layout.layout import Layout
 from argosy.layout.placement import cut
-from argosy.layout.schedule import BACKWARD, FORWARD, RECV_B, RECV_F, SEND_B, SEND_F, WAIT, Action, Shape
+from argosy.layout.schedule import BACKWARD, FORWARD, RECV_B, RECV_F, SEND_B, SEND_F, Action, Shape
 from argosy.model.decoder import Decoder
 from argosy.parallel.data import DataParallel, Tied
 from argosy.parallel.execute import Whole
@@ -97,7 +97,6 @@ class Pipeline:
         self.units = units or {}
         self.whole, self.like, self.kind, self.device = whole, like, kind, device
         self.parts = {stage: Part(whole, compute) for stage, compute in computes.items()}
-        self.coupled = False  # letters are exchanged as one thing, as before MegaScale: to compare
         self._ready: tuple[int, dict[int, PipelineStage]] = (0, {})
         self._lists: dict[tuple[str, int], tuple[list[Action], Mapping[Action, list[Action]]]] = {}
 
@@ -138,7 +137,7 @@ class Pipeline:
             shape = Shape(self.layout.pp, self.layout.virtual, micro)
             order = schedule.ORDERS[self.name] if backward else schedule.forward_only
             place = self.layout.at(self.rank)["pp"]
-            mine = schedule.messages(order(shape, place), shape.stages, coupled=self.coupled)
+            mine = schedule.messages(order(shape, place), shape.stages)
             before = order(shape, (place - 1) % shape.ranks)
             free: dict[Action, list[Action]] = {}
             for stage in self.parts:
@@ -225,8 +224,6 @@ class Run:
             if not self.backward:
                 self.make_room(action)
             links.send(action, self.letters.pop(action))
-        elif action.kind == WAIT:
-            links.wait()
 
     def make_room(self, action: Action) -> None:
         """Without a backward pass nobody answers: wait for letters of long ago, so that few are kept.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
+from types import MappingProxyType
 
 from argosy.cluster.here import Machine
 from argosy.errors import Refused
@@ -15,10 +16,16 @@ from argosy.layout.layout import Layout, axes_of, share
 from argosy.plan import flops
 
 
-def workers(job: Job, machine: Machine, asked: int | None = None, world: int | None = None) -> int:
+def workers(
+    job: Job,
+    machine: Machine,
+    asked: int | None = None,
+    world: int | None = None,
+    written: Mapping[str, str] = MappingProxyType({}),
+) -> int:
     """The number of workers: the launcher's `world`, else what was asked, else devices (2 on a CPU) or the named degrees.
 
-    0 means one rank inside the calling process.
+    0 means one rank inside the calling process. written: where each key of the job was written, for a shape that none can read.
     """
     if machine.missing:
         there = f"{len(machine.devices)} of the devices it names" if machine.devices else "none of the devices it names"
@@ -36,7 +43,7 @@ def workers(job: Job, machine: Machine, asked: int | None = None, world: int | N
         if asked < 0:
             raise Refused(f"--workers {asked} is no number of workers.", do="Give 0 (inside this process) or more.")
         return _seated(asked, machine, f"--workers {asked}")
-    least = 1 if job.layout.shape == "auto" else named(job.layout.shape)
+    least = 1 if job.layout.shape == "auto" else named(job.layout.shape, written.get("layout.shape", ""))
     count = max(len(machine.devices) or min(2, machine.cores), least)
     return _seated(count, machine, f'layout.shape = "{job.layout.shape}"')
 
@@ -52,9 +59,13 @@ def _seated(count: int, machine: Machine, asked_by: str) -> int:
     return count
 
 
-def named(shape: str) -> int:
-    """The ranks that the degrees of `shape` make."""
-    return prod(degree for axis, degree in Layout.degrees_named(shape).items() if axis != "ep")
+def named(shape: str, where: str = "") -> int:
+    """The ranks that the degrees of `shape`, written at `where`, make. Refused where it cannot be read."""
+    try:
+        return prod(degree for axis, degree in Layout.degrees_named(shape).items() if axis != "ep")
+    except Refused as refused:
+        refused.where = where
+        raise
 
 
 def automatic(world: int, accelerated: bool) -> tuple[Layout, str]:
