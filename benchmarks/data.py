@@ -380,18 +380,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.megabytes, options.large = 1, 2, 4
-    page, lines = ["### data", ""], list[str]()
     with tempfile.TemporaryDirectory() as name:
         text = Text(options, Path(name))
         for part in options.parts:
             table, said = PARTS[part](text)
-            page += [*measure.markdown(table), ""]
-            lines += said
-            if not options.quick:
-                measure.keep(table)
-    print("\n" + "\n".join([*page, *lines]) + "\n", flush=True)
-    if not options.quick:
-        measure.write_section("data", [*page, *lines])
+            measure.finish(
+                table, [f"### {table.name}", "", *measure.markdown(table), "", *said], write=not options.quick
+            )
 
 
 if __name__ == "__main__":
