@@ -185,3 +185,12 @@ print("good")
 def test_the_package_loads_on_first_use_and_its_rooms_can_be_called():
     done = subprocess.run([sys.executable, "-c", PACKAGE], capture_output=True, text=True, check=False)
     assert done.stdout == "good\n", done.stderr
+
+
+def test_ctrl_c_while_the_program_itself_is_loaded_is_no_traceback(tmp_path):
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")  # the moment at which it comes
+    (tmp_path / "run.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom argosy.__main__ import main\nsys.exit(main(['runs']))\n"
+    )
+    done = subprocess.run([sys.executable, tmp_path / "run.py"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

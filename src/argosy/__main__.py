@@ -11,15 +11,13 @@ import select
 import sys
 import traceback
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from pkgutil import iter_modules
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-from typer.core import TyperGroup
-
-from argosy import commands
 from argosy.errors import BUG, FULL, INPUT, INTERRUPTED, MACHINE, Refused
+
+if TYPE_CHECKING:  # what takes long to load is loaded where Ctrl-C is taken already
+    import typer
+    from typer.core import TyperGroup
 
 SECTIONS = ("Start here", "Runs", "Data and models", "Plan", "Clusters", "Check and change")
 PARTS = ("conduct", "launched")  # of `train`: no commands, and too heavy to load for a help text
@@ -30,21 +28,33 @@ EPILOG = (
 )
 
 
-class Sections(TyperGroup):
-    """Lists commands by the order of SECTIONS. Typer would list all groups of commands last, and their sections with them."""
+def _sections() -> type[TyperGroup]:
+    """A group that lists commands by the order of SECTIONS. Typer would list all groups of commands last, with theirs."""
+    from typer.core import TyperGroup
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Names of commands, as the help shows them."""
-        panels = {name: getattr(command, "rich_help_panel", None) for name, command in self.commands.items()}
-        places = {name: SECTIONS.index(panel) if panel in SECTIONS else -1 for name, panel in panels.items()}
-        return sorted(super().list_commands(ctx), key=lambda name: places[name])
+    class Sections(TyperGroup):
+        """See `_sections`."""
+
+        def list_commands(self, ctx: Any) -> list[str]:
+            """Names of commands, as the help shows them."""
+            panels = {name: getattr(command, "rich_help_panel", None) for name, command in self.commands.items()}
+            places = {name: SECTIONS.index(panel) if panel in SECTIONS else -1 for name, panel in panels.items()}
+            return sorted(super().list_commands(ctx), key=lambda name: places[name])
+
+    return Sections
 
 
 def program() -> typer.Typer:
     """The whole command line, in the order of SECTIONS."""
+    from pkgutil import iter_modules
+
+    import typer
+
+    from argosy import commands
+
     app = typer.Typer(
         name="argosy",
-        cls=Sections,
+        cls=_sections(),
         help="Train language models, from a laptop to fleets of GPUs.",
         epilog=EPILOG,
         no_args_is_help=True,
@@ -69,7 +79,16 @@ def program() -> typer.Typer:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program with `arguments` (default: the command line's); gives the exit code."""
-    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(words: list[str]) -> int:
+    import typer
+
     _occupy()
     if os.name != "posix":
         print("error: Argosy needs Linux or macOS; on Windows use WSL2.", file=sys.stderr)
@@ -88,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"error: {shown(refused.text, sys.stderr)}", file=sys.stderr)  # names in it may be a stranger's
         return refused.code
-    except (KeyboardInterrupt, typer.Abort):
+    except typer.Abort:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
@@ -162,6 +181,10 @@ def _code(result: object) -> int:
 
 def _version(show: bool) -> None:
     if show:
+        from importlib.metadata import PackageNotFoundError, version
+
+        import typer
+
         try:
             print(f"argosy {version('argosy')}")
         except PackageNotFoundError:

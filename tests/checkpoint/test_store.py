@@ -120,6 +120,24 @@ def test_what_shows_at_a_glance_is_sorted_out_without_reading_the_data(bench: An
     assert bench.run.newest_step() == 1
 
 
+@pytest.mark.parametrize("kind", [kind for kind in DAMAGE if kind != "no manifest"])
+def test_what_was_found_is_told_also_after_it_was_set_aside(bench: Any, kind: str) -> None:
+    bench.save(1, {"w": torch.arange(51.0)})
+    folder = bench.save(2, W, incarnation=2)
+    damage, sentence = DAMAGE[kind]
+    damage(folder)
+    store.sort_out(bench.run.checkpoints)
+    search(bench.run.checkpoints, aside=True)
+    moved = bench.run.path.with_name("moved")
+    bench.run.path.rename(moved)
+    found, reasons = search(moved / "checkpoints")
+    assert found is not None and found.step == 1
+    assert len(reasons) == 1 and sentence in reasons[0].lower() and reasons[0].endswith("(set aside)")
+    assert str(moved / "checkpoints" / folder.name) in reasons[0] and "not finished" not in reasons[0]
+    (moved / "checkpoints" / folder.name / "damaged.txt").unlink()  # set aside by an earlier version
+    assert "the checkpoint was found damaged (set aside)" in search(moved / "checkpoints")[1][0]
+
+
 def test_nothing_is_set_aside_where_nothing_is_good_or_the_disk_does_not_answer(bench: Any) -> None:
     folder = bench.save(1, W)
     flip(folder, -1)

@@ -37,6 +37,8 @@ def happened(run: Run) -> str:
     journal.note("recovered", step=1201, seconds=1.26)
     journal.note("waiting", step=1202, seconds=5.0, incarnation=2)
     journal.note("waited", step=1202, seconds=31.25, incarnation=2)
+    journal.note("damaged", sentence="a file is missing; step 1,200 is used instead")
+    journal.note("noted", sentence="waiting until step 1,300 is on the disk")
     journal.note("asked", stop=False, save=True, reason="")
     journal.note("asked", stop=True, save=False, reason="SIGTERM")
     journal.note("asked", stop=False, save=False, reason="")
@@ -57,6 +59,8 @@ def test_every_event_is_a_sentence(run: Run, capsys: pytest.CaptureFixture[str])
         "recovered  at step 1,201, 1.3 s after the fault",
         "waiting    for the batch of step 1,202, which did not come for 5 s",
         "waited     31.2 s for the batch of step 1,202",
+        "damaged    a file is missing; step 1,200 is used instead",
+        "noted      waiting until step 1,300 is on the disk",
         "asked      to save (argosy save)",
         "asked      to save and stop (SIGTERM)",
         "asked      what was asked is done",

@@ -154,6 +154,10 @@ CASES: dict[str, tuple[Make, str]] = {
         file("a.txt", WORDS.encode(), 'data.licences=["MIT"]', "data.license=GPL-3.0"),
         "its licence is GPL-3.0, which data.licences does not allow",
     ),
+    "nothing left to train on": (
+        file("a.txt", WORDS.encode(), "data.held_out=100%"),
+        "data.held_out = 1 leaves 0.00% of the text to train on",
+    ),
     "an address of nobody": (lambda folder: ("data.source=nobody://x/y",), "addresses with nobody:// are not known"),
     "a model of the Hub": (lambda folder: ("data.source=hf://me/model",), "this is no address of a data set"),
     "a tokenizer that is none": (

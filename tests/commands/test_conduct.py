@@ -26,6 +26,7 @@ from argosy.commands.train import interrupted
 from argosy.errors import MACHINE, TERMINATED, Refused
 from argosy.fleet.clerk import SCHEDULERS, Clerk
 from argosy.fleet.driver import Outcome
+from argosy.fleet.journal import read
 from argosy.job.load import load
 from argosy.job.schema import Job
 from argosy.layout.layout import Layout
@@ -227,6 +228,8 @@ def test_a_checkpoint_that_lost_its_file_is_not_the_one_it_goes_on_from(place):
     assert begun(out=out).newest_step() == 7
     said = " ".join(out.getvalue().split())
     assert "goes on after step 7 of" in said and "is missing; it is set aside" in said
+    told = [line for line in read(run.path / "journal.jsonl") if line["what"] == "damaged"]
+    assert len(told) == 1 and "is missing; it is set aside" in told[0]["sentence"]
 
 
 def test_what_is_said_of_a_damaged_checkpoint_does_not_foretell_what_memory_still_holds(place):
@@ -608,3 +611,38 @@ def test_a_terminal_that_is_gone_takes_the_exit_code_of_its_signal_along(monkeyp
     left = subprocess.run([sys.executable, "-c", UNHEARD], stderr=writing, check=False)
     os.close(writing)
     assert left.returncode == TERMINATED
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_run_that_another_start_finished_meanwhile_is_done(place, named):
+    run = begun()
+    save(run, 20)
+    words = ["data.source=text", "data.cache=cache", "train.precision=float32"]
+    wanted = Wanted("smoke", words, run=run.path if named else None)
+    out = io.StringIO()
+    with ExitStack() as stack:
+        loaded = wanted.loaded()
+        asked, verdict = conduct.judged(wanted, loaded, 2)
+        assert verdict.action == "continue"
+        run.update_info(state="finished")  # what it waits for at the lock
+        start = Start(wanted, loaded, verdict, machine(), 2, progress.screen("plain", out))
+        conduct.hold(stack, start, asked)
+        assert start.verdict.action == "finished"
+        outcome, made = conduct.nothing_to_do(start.verdict, start.screen)
+    assert (outcome.code, outcome.state, outcome.step, made.path) == (0, "finished", 20, run.path)
+    assert "nothing to do" in out.getvalue() and not Path("runs/smoke-2").exists()
+
+
+@pytest.mark.parametrize("words", [("batch.tokens=2048",), ("train.steps=15",)])
+def test_a_finished_run_to_which_no_step_is_left_stays_as_it_is(place, words):
+    run = begun("train.steps=20", "batch.tokens=1024")
+    save(run, 20)
+    run.update_info(state="finished")
+    before = {file: (run.path / file).read_bytes() for file in ("ledger.jsonl", "settings.json", "run.json")}
+    asked = {"train.steps": "20", "batch.tokens": "1024", **dict(word.split("=") for word in words)}
+    with pytest.raises(Refused, match=r"finished at step 20, .* nothing left to train") as caught:
+        begun(*(f"{key}={value}" for key, value in asked.items()), change=True, run=run.path)
+    assert caught.value.code == 2
+    assert before == {file: (run.path / file).read_bytes() for file in before}
+    longer = begun("train.steps=30", "batch.tokens=2048", change=True, run=run.path)
+    assert longer.job().train.steps == 30 and longer.ledger().at(21, "batch.tokens") == 2048

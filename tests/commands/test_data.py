@@ -121,6 +121,20 @@ def test_stats_are_told_of_a_run_and_of_a_job(run: Run, book: Path, capsys: pyte
     assert "best-fit " in told
 
 
+def test_stats_name_every_file_that_was_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "good.txt").write_text("".join(f"word {number}\n\n" for number in range(400)))
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.txt").write_bytes(b"\xff")
+    words = ["data", "stats", "smoke", "--data.source", str(folder), "data.tokenizer=bytes", "--workers", "1"]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["passed_over"] == [f"{name}.txt is not UTF-8: byte 0 is 0xff" for name in ("a", "b", "c")]
+    short = "; ".join(told["passed_over"][:2]) + "; and 1 more file: passed over. `argosy data stats --json` names all"
+    assert short in told["notes"]
+
+
 def test_strict_is_an_option_of_prepare(tmp_path: Path, book: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"words {number}"}) + "\n" for number in range(50)) + "{oops\n")

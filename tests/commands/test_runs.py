@@ -48,7 +48,7 @@ def test_a_run_is_found_by_name_path_and_as_the_newest(root):
 def test_the_list_says_how_far_each_is(root):
     first = make(root / "a", state="running", steps=20, created="2026-01-02T00:00:00")
     (first.path / "evaluations.jsonl").write_text(
-        '{"step": 1, "bits_per_byte": 2.5}\n{"step": 2, "bits_per_byte": 1.25}\n'
+        '{"step": 1, "bits_per_byte": 2.5}\n{"step": 2, "bits_per_byte": 1.25}\n{"step": 3, "bits_per_byte": 1.5}\n'
     )
     second = make(root / "b", state="finished", steps=5, created="2026-01-01T00:00:00")
     (root / "no-run").mkdir()
@@ -56,10 +56,10 @@ def test_the_list_says_how_far_each_is(root):
     with second.lock():
         rows = runs.table()
     assert [(row.path.name, row.state) for row in rows] == [("a", "interrupted"), ("b", "running")]
-    assert rows[0].bits_per_byte == 1.25
+    assert rows[0].bits_per_byte == 1.5, "of the model as it is, not of the best"
     assert [row.state for row in runs.table()] == ["interrupted", "finished"]
     shown = runs.text(rows).splitlines()
-    assert "interrupted" in shown[1] and "1.250" in shown[1] and "0/20" in shown[1]
+    assert "interrupted" in shown[1] and "1.500" in shown[1] and "0/20" in shown[1]
 
 
 @pytest.mark.parametrize("damaged", ["{", '{"version": 1, "steps": "many"}', '{"version": 1, "steps": [3]}'])
@@ -108,6 +108,25 @@ def test_asking_waits_for_the_answer(root, command, wish):
 def test_nothing_is_removed_where_one_of_the_names_is_none(root):
     made = make(root / "a")
     assert main(["runs", "rm", "a", "nothere"]) == 2
+    assert made.exists
+
+
+@pytest.mark.parametrize("named", ["a/", "./a", "b/../a"])
+def test_what_holds_a_slash_is_a_path_and_never_the_run_of_that_name(root, tmp_path, monkeypatch, named):
+    made = make(root / "a")
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused, match="is no run"):
+        runs.remove(named)
+    assert made.exists and runs.find("a").path == made.path
+
+
+def test_a_link_to_a_run_is_not_removed_in_its_place(root):
+    made = make(root / "a")
+    for link in (root / "b", root / "latest"):
+        link.symlink_to("a")
+        with pytest.raises(Refused, match=f"a link to a run. Found: {made.path.resolve()}. Name the run"):
+            runs.remove(link.name)
     assert made.exists
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import psutil
@@ -147,15 +148,19 @@ def test_a_killed_command_leaves_nothing_behind_and_goes_on(words, place):
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_inside_this_process_and_stopped_by_file(words, place):
-    process = begin("train", "smoke", *ENDLESS, *words, "--workers", "0")
-    reach(place / "runs/smoke", 6, process)
+    """In the folder in which the command is given, which has no name but "."."""
+    run = place / "runs/smoke"
+    run.mkdir(parents=True)
+    with chdir(run):
+        process = begin("train", "smoke", *ENDLESS, *words, "--workers", "0", "--run", ".")
+    reach(run, 6, process)
     asked = argosy("stop", "smoke")
     out = process.communicate(timeout=LONG)[0]
     assert process.returncode == 0, out
     assert asked.returncode == 0, asked.stderr
     assert "stopped at step" in asked.stdout
-    whole(place / "runs/smoke")
-    assert Run(place / "runs/smoke").newest_step() == steps(place / "runs/smoke")[-1]
+    whole(run)
+    assert Run(run).newest_step() == steps(run)[-1]
 
 
 @pytest.mark.long

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from argosy.data import make as making
+from argosy.data.document import digest
 from argosy.data.encode import Plan
 from argosy.data.pool import _Pool
 from argosy.data.prepare import Prepared, prepare
@@ -90,7 +91,7 @@ def test_every_document_is_there_to_the_last_byte(notes: Path, tmp_path: Path, t
     assert facts.bytes_per_token == prepared.bytes / int(shards.lengths.sum())
     assert int(shards.bytes_of[shards.document(3)].sum()) == (notes / shards.place(3)[0]).stat().st_size
     assert prepared.summary.startswith(f"{notes}: 80 files, 53 KiB → ")
-    assert prepared.notes == ()
+    assert [note.partition(":")[0] for note in prepared.notes] == ["little text is held out"]
 
 
 def test_one_book_has_documents_to_hold_out(tmp_path: Path) -> None:
@@ -326,7 +327,15 @@ def test_packed_files_and_passed_over_ones(notes: Path, tmp_path: Path) -> None:
     (notes / "photo.jpg").write_bytes(b"x")
     prepared = made(notes, tmp_path / "cache")
     assert prepared.notes[0].startswith(f"not read in {notes}: 1 .jpg. Argosy reads .txt")
-    assert prepared.notes[1:] == ("bad.txt is not UTF-8: byte 0 is 0xff, and 1 more files: passed over",)
+    told = ("bad.txt is not UTF-8: byte 0 is 0xff", "worse.txt is binary, not text")
+    assert (prepared.notes[1], prepared.unread) == (f"{'; '.join(told)}: passed over", told)
+    (notes / "odd.txt").write_bytes("Grüße".encode("utf-16"))
+    for again in (made(notes, tmp_path / "cache"), made(notes, tmp_path / "cache")):  # the second time nothing is read
+        assert again.folder == prepared.folder
+        assert again.notes[1].startswith(
+            "bad.txt is not UTF-8: byte 0 is 0xff; odd.txt is UTF-16; save it as UTF-8; and 1 more"
+        )
+        assert again.unread == (told[0], "odd.txt is UTF-16; save it as UTF-8", told[1])
     assert text_of(prepared) == {**expected, "long.txt.gz": long}
     assert prepared.files == 81
 
@@ -361,3 +370,23 @@ def test_parts_depend_on_the_text_alone_and_keep_packed_files_whole(
 def test_facts_are_json_for_others(notes: Path, tmp_path: Path) -> None:
     facts = json.loads((made(notes, tmp_path / "cache").folder / "prepared.json").read_text())
     assert {"version", "digest", "source", "files", "bytes", "tokens", "documents", "held_out_documents"} <= set(facts)
+
+
+def test_next_to_no_text_held_out_is_told_with_the_share_that_helps(tmp_path: Path) -> None:
+    """Hashes choose documents, whatever their length: of 812 KiB, 718 bytes were held out, and nothing was said of it."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    texts = {number: f"document {number}\n".encode() for number in range(70)}
+    for number, text in texts.items():
+        (folder / f"{number}.txt").write_bytes(text)
+    while True:  # a long text that 5% hold out and 2% do not
+        long = ("x" * 20_000 + str(len(texts))).encode()
+        texts[len(texts)] = long
+        if 0.02 < digest(long) / 2**64 < 0.05:
+            break
+    (folder / "long.txt").write_bytes(long)
+    (note,) = made(folder, tmp_path / "cache").notes
+    assert note.startswith("little text is held out: ")
+    assert "of 71 documents), where 2% was asked for" in note
+    assert "--data.held_out 5% holds out 9" in note
+    assert made(folder, tmp_path / "cache", held_out=0.05).notes == ()

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from argosy.data import shards
+from argosy.data.prepare import prepare
 from argosy.data.tokenizer import open_tokenizer
 from argosy.errors import Refused
+from argosy.job.schema import DataSection
 
 MakeShards = Callable[..., shards.Shards]
 FIXTURE = Path(__file__).parent / "fixtures" / "prepared-1"
@@ -79,3 +81,30 @@ def test_bytes_of_must_fit_the_vocabulary(make_shards: MakeShards) -> None:
 def test_one_side_without_documents_is_refused(make_shards: MakeShards) -> None:
     with pytest.raises(Refused, match="no document is left"):
         make_shards([5, 5], held=(0, 1))
+
+
+def test_bytes_of_are_what_was_written(notes: Path, tmp_path: Path) -> None:
+    """With them overwritten a run said 9e-8 bits per byte, and nothing was said of it."""
+    section = DataSection.model_validate({"source": str(notes)})
+    folder = prepare(section, base=Path("/"), cache=tmp_path / "cache").folder
+    right, path = shards.read_token_bytes(folder, 257), folder / shards.TOKEN_BYTES
+    facts = json.loads((folder / shards.FACTS).read_text())
+    whole = path.read_bytes()
+    old = {name: value for name, value in facts.items() if name != shards.BYTES_SUM}
+    for told in (facts, old):  # old: made before there was a checksum
+        (folder / shards.FACTS).write_text(json.dumps(told))
+        path.write_bytes(whole)
+        assert (shards.read_token_bytes(folder) == right).all()
+        for content in (b"\7" * len(whole), whole[:-4] + b"\1\0\0\0"):
+            path.write_bytes(content)
+            with pytest.raises(Refused, match="this is damaged") as refused:
+                shards.read_token_bytes(folder)
+            assert refused.value.where == str(path)
+
+
+def test_a_mix_is_as_sound_as_its_first_source(make_mix: Callable[..., shards.Shards]) -> None:
+    mixed = make_mix(([5, 5], (0,)), ([6, 6], (0,)))
+    assert mixed.bytes_of.sum() == 256
+    (mixed.folder / shards.TOKEN_BYTES).write_bytes(b"\7" * 4 * 257)
+    with pytest.raises(Refused, match="this is damaged"):
+        shards.read_token_bytes(mixed.folder)

@@ -48,9 +48,31 @@ def test_a_folder_is_read_with_everything_below_it(tmp_path: Path) -> None:
     (tmp_path / "nothing.txt").write_text("")
     found = find(str(tmp_path), Path("/"))
     assert [file.name for file in found.files] == sorted(
-        ["b.txt", "a/x.md", "a/deep/y.rst", "z.py", "UPPER.TXT", "packed.txt.gz", "packed.md.zst"]
+        ["b.txt", "a/x.md", "a/deep/y.rst", "z.py", "UPPER.TXT", "packed.txt.gz", "packed.md.zst", "README"]
     )
-    assert found.passed_over == {".pdf": 2, ".jpg": 1, "": 1, "empty": 1}
+    assert found.passed_over == {".pdf": 2, ".jpg": 1, "empty": 1}
+
+
+def test_what_has_no_suffix_is_read_where_it_begins_as_text(tmp_path: Path) -> None:
+    """104 of somebody's 188 files were a README, a copyright or METADATA, and none of them was read."""
+    contents = {
+        "README": b"read me",
+        "copyright": b"(c) 2026",
+        "NOTICE.gz": gzip.compress(b"text too"),
+        "program": b"\x7fELF\x02\x01\0\0",
+        "latin": "Grüße".encode("latin-1"),
+        "wide": "Grüße".encode("utf-16"),
+        "broken.gz": b"no archive",
+        "odd": b"a" + "é".encode() * text.KIB * 4,  # where the look ends, a character is cut
+        "nothing": b"",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    found = find(str(tmp_path), Path("/"))
+    assert [file.name for file in found.files] == ["NOTICE.gz", "README", "copyright", "odd"]
+    assert {file.kind for file in found.files} == {"text"}
+    assert found.passed_over == {"": 5}
+    assert b"".join(piece.text for piece in text.documents(found.files[0], text.LARGEST)) == b"text too"
 
 
 def test_runs_among_the_text_are_passed_over_and_told(tmp_path: Path) -> None:
@@ -66,7 +88,9 @@ def test_runs_among_the_text_are_passed_over_and_told(tmp_path: Path) -> None:
     )
     found = find(str(tmp_path), Path("/"))
     assert [file.name for file in found.files] == ["a.txt", "mine/b.md"]
-    assert f"run folders of Argosy in {tmp_path}: 1 passed over" in notes(found)
+    (tmp_path / "a.txt").write_text("another text")
+    whole = scan(found, 0.02, lambda *_: None)
+    assert f"run folders of Argosy in {tmp_path}: 1 passed over" in notes(whole, 0.02)
     assert find(str(tmp_path / "runs/one"), Path("/")).files, "a run that is named itself is read"
 
 

@@ -58,3 +58,33 @@ def test_documents_are_counted_where_they_begin() -> None:
     [batch] = windows(list(range(9)), 8, rows=1)
     assert begun(batch) == 1
     assert begun(filler(batch, 3)) == 0
+
+
+@pytest.mark.parametrize(("sequence", "rows"), [(8, 1), (8, 3), (64, 2)])
+def test_a_document_cut_over_sequences_is_one(sequence: int, rows: int) -> None:
+    """The start said that one document was held out, and the evaluation that there were two: it was longer than a sequence."""
+    from argosy.data.batch import Batch
+    from argosy.evaluate.held_out import begun, unended
+
+    ends = np.cumsum([20, 4, 8, 33])
+    place, size = np.arange(int(ends[-1])), sequence * rows
+    first = np.isin(place, [0, *ends[:-1]]) | (place % sequence == 0)
+    last = np.isin(place, ends - 1)
+    position = place - np.maximum.accumulate(np.where(first, place, 0))
+    found, within = 0, False
+    for begin in range(0, len(place), size):
+        here = slice(begin, begin + size)
+
+        def rows_of(values: np.ndarray, here: slice = here) -> np.ndarray:
+            return np.pad(values[here], (0, size - len(values[here]))).reshape(rows, sequence)
+
+        segments = rows_of(np.cumsum(first))
+        filled = np.where((segments > 0).any(axis=1), np.arange(rows), -1)
+        zeros = np.zeros((rows, sequence), np.int32)
+        batch = Batch(
+            zeros, rows_of(np.where(last, 0, 7)), segments, rows_of(position), zeros, rows_of(1.0 - last), filled
+        )
+        found += begun(batch, within)
+        within = unended(batch)
+    assert found == len(ends)
+    assert not within

@@ -100,8 +100,9 @@ def ours(folder: Path, source: Path, place: Path, kind: str, recipe: dict[str, A
 @pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("recipe, kind, source", [
-    (PLAIN, "float64", "text"), (WHOLE, "float64", "chats.jsonl"), (WHOLE, "float32", "text"),
-], ids=["plain float64", "whole float64", "whole float32"])  # fmt: skip
+    (PLAIN, "float64", "text"), (PLAIN, "float32", "text"),
+    (WHOLE, "float64", "chats.jsonl"), (WHOLE, "float32", "chats.jsonl"),
+], ids=["plain float64", "plain float32", "whole float64", "whole float32"])  # fmt: skip
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_first_hundred_losses_are_those_of_transformers(
     family: str, recipe: dict[str, Any], kind: str, source: str, weights: Callable[[str], Path], texts: Path,

@@ -126,3 +126,18 @@ def test_after_a_restart_an_earlier_step_answers_too(wished):
     append_line(run.local / "saved.jsonl", {"step": 2, "ok": True, "incarnation": 2})
     clerk.tick()
     assert requests.answer(run, "save") == 2
+
+
+def test_a_checkpoint_that_is_passed_over_stands_in_the_journal(made):
+    run, screen = made
+    clerk = Clerk(run, screen)
+    clerk.begin(1)
+    row = {"ok": False, "error": "damaged", "sentence": "a file is missing; step 3 is used instead"}
+    append_line(run.local / "saved.jsonl", row)
+    append_line(
+        run.local / "saved.jsonl", {**row, "error": "waiting", "sentence": "waiting until step 4 is on the disk"}
+    )
+    clerk.tick()
+    told = [(line["what"], line["sentence"]) for line in read(run.path / "journal.jsonl")]
+    assert told == [("damaged", row["sentence"]), ("noted", "waiting until step 4 is on the disk")]
+    assert screen.notes == [sentence for _, sentence in told]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 
 import psutil
 import pytest
 
 from argosy.fleet.clerk import Clerk, left
+from argosy.fleet.journal import read
 from argosy.fleet.workers import WarmServer
+from argosy.run import gone
+from argosy.run.folder import Run
 from argosy.run.requests import Request
 
 ALL = [1, 2, 3, 4, 5, 6]
@@ -198,3 +203,37 @@ def test_exit_codes_of_what_was_asked(made, monkeypatch, reason, requeue, variab
     clerk = Clerk(run, screen, requeue)
     clerk.request, clerk.outcome = Request(stop=True, reason=reason), outcome
     assert clerk.code == code
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_run_whose_folder_is_moved_away_ends_and_says_where_it_lies(lead, tmp_path, monkeypatch, others):
+    if others:  # short-lived files are elsewhere, and stay
+        monkeypatch.setenv("ARGOSY_LOCAL", str(tmp_path / "disk"))
+    path, there = tmp_path / "run", tmp_path / "moved"
+    with pytest.raises(FileNotFoundError, match=r"journal\.jsonl"):  # of the fixture, which looks by the old name
+        lead({"1:0:2": "save 1", "1:0:3": "move moved"}, world=1)
+    assert not path.exists()
+    run = Run(there)
+    ended = read(there / "journal.jsonl")[-1]
+    assert (ended["what"], ended["code"], ended["state"], ended["step"]) == ("ended", 4, "failed", 1)
+    assert "was moved or removed while it was going" in ended["because"]
+    assert sys.platform != "linux" or f"--run {there}" in ended["because"]
+    assert run.info()["state"] == "failed" and run.busy() is None
+    again = lead({}, world=1, run=run)
+    assert (again.outcome.state, again.steps[-1]) == ("finished", 6)
+
+
+def test_a_folder_is_gone_only_where_that_is_sure(made, tmp_path):
+    run, _ = made
+    identity = run.info()["id"]
+    assert not gone.gone(run, identity)
+    (run.path / "run.json").write_text("{")  # unreadable is not gone
+    assert not gone.gone(run, identity)
+    (run.path / "run.json").write_text('{"version": 1, "id": "another"}')
+    assert gone.gone(run, identity)
+    with run.lock() as lock:
+        run.path.rename(tmp_path / "moved")
+        assert gone.found_at(lock) in (tmp_path / "moved", None)
+        assert gone.gone(run, identity)
+        shutil.rmtree(tmp_path / "moved")
+        assert gone.found_at(lock) is None

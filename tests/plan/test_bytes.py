@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import json
+import tracemalloc
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from argosy.data import ring, shard_file, shards
+from argosy.data.batch import given
 from argosy.errors import Refused
 from argosy.job.schema import layers
 from argosy.layout.layout import Layout
 from argosy.plan import bytes as memory
 from argosy.plan import flops
+from argosy.run.ledger import Ledger
 
 ROUGH = ("train.precision=bfloat16", "train.precision_of.norm=bfloat16", "optim.name=adamw", "layout.shape=dp2")
 
@@ -137,3 +144,38 @@ def test_norms_after_a_part_keep_their_input_and_capped_scores_are_held_whole(se
     every = range(len(layers(both)))
     assert flops.norm_parameters(both, every, last=False)[0] == len(every) * 4 * (both.width or 0)
     assert flops.repeated_norms(both, every, last=False, tp=2, sequence=True)[0] == len(every) * 4 * (both.width or 0)
+
+
+def test_what_a_reader_holds_is_what_its_ring_and_its_arrays_hold(settled: Any, tmp_path: Path) -> None:
+    """The formula against the ring's own file and what Python says was allocated, for documents of many lengths."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(2, 2000, 300)
+    folder = tmp_path / "made"
+    folder.mkdir()
+    rows = np.zeros(len(lengths), shard_file.DOCUMENT)
+    rows["held"][0] = 1
+    rows["hash"] = np.arange(len(lengths))
+    tokens = np.zeros(int(lengths.sum()), np.uint16)
+    borders = np.cumsum([0, *lengths]).astype(np.uint64)
+    shard_file.write(folder / "part.shard", shard_file.Contents(borders, rows, ["a"] * len(lengths), tokens))
+    np.ones(257, "<i4").tofile(folder / shards.TOKEN_BYTES)
+    facts = {"version": 1, "digest": "d", "source": "made", "vocabulary": 257, "shards": ["part.shard"]}
+    (folder / shards.FACTS).write_text(json.dumps(facts))
+    opened, job = shards.Shards(folder), settled("batch.tokens=1048576", "batch.sequence=128").job
+    ledger = Ledger.start(data__order=2, batch__sequence=128, batch__tokens=1048576)
+    given(1, 1, ledger, opened)  # the order of an epoch is kept
+    tracemalloc.start()
+    try:
+        made = given(2, 1, ledger, opened)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert memory.AHEAD == ring.AHEAD
+    ring.write_batch(tmp_path / "batch", 2, made)
+    size = (tmp_path / "batch").stat().st_size
+    assert 0 <= size - memory.PLACE * 1048576 < 1048576  # the numbers of its sequences, a head
+    said = memory.reader(job) - (memory.AHEAD + 1) * memory.PLACE * 1048576
+    assert 0.8 < most / said < 1.0
+    whole, half = memory.reader(job), memory.reader(job, 0.5)
+    assert whole - half == 2 * memory.PLACE * 1048576
+    assert memory.peak(job, Layout(dp_replicate=2), 4).batch == memory.PLACE * 1048576 // 2

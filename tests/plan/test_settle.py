@@ -13,7 +13,7 @@ from argosy.job.leaves import fields, plain
 from argosy.job.load import load
 from argosy.job.schema import Job
 from argosy.plan import bytes as memory
-from argosy.plan import layouts
+from argosy.plan import fit, layouts
 from argosy.plan.settle import Settled, settle
 
 NOT_IN_FORCE = {
@@ -241,6 +241,38 @@ def test_overrides_that_help_go_with_the_layout_that_was_written(settled: Any) -
         gone = [*out.split(" and "), *(word.split("=")[0] for word in typed)]
         left = [word for word in base if word.split("=")[0] not in gone]
         settled(*left, *typed, "memory.limit=99 GB", workers=workers, strict=True)
+
+
+def test_what_a_reader_holds_counts_before_the_start(settled: Any) -> None:
+    """With the smallest job a batch of 400M tokens was started, and its reader took all memory of the machine."""
+    said = {}
+    for machine in (a_machine(memory=24 << 30), a_machine(memory=24 << 30, devices=2)):
+        with pytest.raises(Refused, match=r"not enough memory: batches of batch\.tokens = 400,000,000 need") as caught:
+            settled("batch.tokens=400000000", "batch.sequence=256", "train.steps=2", machine=machine)
+        assert (caught.value.code, caught.value.where) == (2, "command line")
+        said[bool(machine.devices)] = way = caught.value.do.split()[-1]
+        found = settled(way, "batch.sequence=256", "train.steps=2", machine=machine).job
+        assert memory.reader(found) < 24 << 30 < memory.reader(found) * 4  # no shorter than it must be
+    assert said[False].startswith("batch.tokens=")
+    job = settled("batch.tokens=16777216", "train.steps=2").job
+    need = memory.peak(job, layouts.of(job.layout, 2), 1).total
+    tight = a_machine(memory=memory.beside(job) + 2 * need - (1 << 20))  # the reader fits, and then the workers do not
+    with pytest.raises(Refused, match="beside the workers") as caught:
+        settled("batch.tokens=16777216", "train.steps=2", machine=tight)
+    settled(caught.value.do.split()[-1], "train.steps=2", machine=tight)
+    assert settled(
+        "batch.tokens=16777216", "train.steps=2", "batch.micro=1", workers=4, local=1, machine=tight
+    ).job  # a ring on each of four
+
+
+def test_a_place_that_takes_no_file_is_told_from_a_full_disk(tmp_path: Path) -> None:
+    """/proc says that it has no room: it has none for anybody."""
+    fit.refuse_unwritable(tmp_path / "runs/one", need=10, free=0)  # a full disk is told by check_disk
+    fit.refuse_unwritable(tmp_path / "file", need=10, free=10)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(Refused, match=r"a run cannot be kept there.*file takes no file") as refused:
+        fit.refuse_unwritable(tmp_path / "file" / "one", need=10, free=0)
+    assert refused.value.code == 2
 
 
 def test_a_written_limit_counts(settled: Any) -> None:

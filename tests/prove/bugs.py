@@ -335,8 +335,8 @@ def window_is_one_token_short_on_one_rank(rank: int, ranks: int, job: Any) -> It
         return
     real = decoder.attention
 
-    def short(q: Any, k: Any, v: Any, segments: Any, window: int, kernel: str) -> Any:
-        return real(q, k, v, segments, window - 1 if window else 0, kernel)
+    def short(q: Any, k: Any, v: Any, segments: Any, window: int, *more: Any) -> Any:
+        return real(q, k, v, segments, window - 1 if window else 0, *more)
 
     yield put(decoder, "attention", short)
 

@@ -12,7 +12,7 @@ import pytest
 
 from argosy.run import parquet, record
 from argosy.run.archive import Archive
-from argosy.run.lines import Rows, line_text, rows
+from argosy.run.lines import Rows, line_text, rows, table
 from argosy.run.recorder import Recorder
 
 SECOND = 1_000_000_000
@@ -328,3 +328,22 @@ def test_parquet_of_before_there_were_numbers_is_read(run: Run) -> None:
     Archive(run).rotate()
     assert (parquet.entries(run, 1) == before).all() and len(parquet.entries(run, 1, 1))
     assert "extra" in files.read_schema(path).names
+
+
+def test_a_column_of_whole_numbers_has_the_type_of_any_other(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    parts = []
+    for name, loss in (("a", 2.0), ("b", 2.5)):
+        kept = Rows(tmp_path / f"{name}.jsonl")
+        kept.put(
+            [
+                {"step": 1, "loss": loss, "lr": 1.0, "mfu": 1.0, "tokens": 8},
+                {"step": 2, "loss": None, "lr": 1.0, "mfu": 0.5},
+            ]
+        )
+        parts.append(table(rows(tmp_path / f"{name}.jsonl")))
+    both = pa.concat_tables(parts)
+    assert both.column("loss").to_pylist() == [2.0, None, 2.5, None]
+    types = {field.name: str(field.type) for field in both.schema}
+    assert types == {"step": "int64", "loss": "double", "lr": "double", "mfu": "double", "tokens": "int64"}

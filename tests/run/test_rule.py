@@ -93,6 +93,14 @@ def test_a_run_whose_files_lack_what_belongs_there(place, file, text):
     assert run.newest_step() == 10
 
 
+def test_a_run_that_cannot_be_read_is_named_once(place):
+    make(place)
+    (place / "run.json").write_text("{")
+    told = judge(place).refused.text
+    assert told.startswith(f"{place}: the run here cannot be read: run.json cannot be read.")
+    assert told.count(str(place)) == 1
+
+
 def test_a_twin_without_an_id_is_no_twin(place):
     make(place)
     there = place.with_name("twin")
@@ -248,7 +256,7 @@ def test_fork(place):
     assert verdict.changes == (("optim.lr", None, 0.1),)
     for change in ("model.width=128", "train.master=float64"):
         assert judge(place, change, fork=True).action == "refuse"
-    for change in ("batch.packing=best-fit", "batch.ramp={ start = 128, by = 128, tokens = 512 }"):
+    for change in ("train.seed=2", "batch.packing=best-fit", "batch.ramp={ start = 128, by = 128, tokens = 512 }"):
         verdict = judge(place, change, fork=True)  # the ledger, which says what is read, would not follow
         assert verdict.action == "refuse" and "reads on from where its parent stands" in verdict.because
 

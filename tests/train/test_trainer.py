@@ -192,6 +192,29 @@ def test_intervals() -> None:
     assert not any(due(interval(never), step, 8) for never in ("never", "3 s") for step in range(1, 9))
 
 
+@pytest.mark.parametrize(
+    "every, steps, at",
+    [
+        ("25%", 413, [103, 206, 309, 413]),  # and not at 412, a quarter rounded
+        ("25%", 8, [2, 4, 6, 8]),
+        ("25%", 50, [12, 24, 36, 50]),
+        ("25%", 6, [2, 4, 6]),
+        ("33%", 100, [33, 66, 100]),
+        ("30%", 100, [30, 60, 100]),
+        (100, 413, [100, 200, 300, 400, 413]),
+        (100, 409, [100, 200, 300, 409]),
+        (10, 31, [10, 20, 30, 31]),
+        (1, 3, [1, 2, 3]),
+        ("100%", 1, [1]),
+    ],
+)
+def test_nothing_is_measured_twice_at_the_end(every: Any, steps: int, at: list[int]) -> None:
+    from argosy.train.callbacks import measured
+
+    assert [n for n in range(1, steps + 1) if n == steps or measured(interval(every), n, steps)] == at
+    assert not measured(interval("never"), steps, steps)
+
+
 def small(
     mesh: Any, recorder: Recorder, late: bool, *callbacks: Any, steps: int = 7, bad: Any = (4,), **more: Any
 ) -> Any:

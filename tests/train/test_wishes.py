@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
+from argosy.errors import MACHINE, Refused
 from argosy.run import requests
 from argosy.run.folder import Run
 from argosy.run.requests import Request
@@ -31,6 +34,17 @@ def test_a_save_is_brought_once_and_a_stop_from_then_on(tmp_path: Path) -> None:
     requests.tell(run, Request(save=True, stop=True, number=2))
     assert [wishes(), wishes()] == [{"save", "stop"}, {"stop"}]
     assert Wishes(run, looks=False)() == frozenset()
+
+
+def test_who_trains_where_no_folder_is_any_more_ends(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    wishes = Wishes(run, looks=True)
+    assert wishes() == frozenset()
+    run.path.rename(tmp_path / "moved")
+    assert Wishes(Run(tmp_path / "moved"), looks=True)() == frozenset()
+    with pytest.raises(Refused, match="was moved or removed while it was going") as refused:
+        wishes()
+    assert refused.value.code == MACHINE
 
 
 def test_two_requests_within_one_tick_of_the_clock_are_both_heard(tmp_path: Path) -> None:

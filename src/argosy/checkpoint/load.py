@@ -55,7 +55,7 @@ def load(
         if partial:  # who only looks changes nothing
             do = "The same command passes it over."
             raise Refused(f"{reason}.", do=do, code=MACHINE) from None
-        aside = set_aside(checkpoint.folder)
+        aside = set_aside(checkpoint.folder, str(reason))
         raise Refused(
             f"{reason}.",
             do=f"It was set aside as {aside.name}; the same command goes on from the one before.",

@@ -29,6 +29,8 @@ from argosy.layout.placement import Split
 VERSION = 2  # the newest that is read; a manifest has the lowest one that can say what it says, see `Grid.version`
 SIDECAR = 1  # of a sidecar, written and read
 MANIFEST = "manifest.json"
+ASIDE = f"{MANIFEST}.damaged"  # its name once the checkpoint was found damaged and set aside
+WHY = "damaged.txt"  # beside it: what was found
 UNREADABLE = "cannot be read"  # in a sentence about a file that may be good: the next try may succeed
 LIMIT = 256 << 20  # bytes of a manifest or sidecar that are read at most
 
@@ -39,8 +41,16 @@ class Damaged(Exception):
     """A checkpoint that cannot be used, with the place and the reason in one sentence."""
 
 
+class Missing(Damaged):
+    """A file that is not there."""
+
+
 class Unfinished(Damaged):
     """A folder without a manifest: nobody has committed what lies there, or not yet."""
+
+
+class SetAside(Unfinished):
+    """A folder whose checkpoint was found damaged before, with what was found then."""
 
 
 class _Strict(BaseModel):
@@ -139,7 +149,12 @@ def text(manifest: Manifest) -> bytes:
 def read(folder: Path) -> Manifest:
     """The manifest of a checkpoint's folder. Damaged where it is missing, cannot be read, or does not make sense."""
     path = folder / MANIFEST
-    values = read_json(path)
+    try:
+        values = read_json(path)
+    except Missing as missing:
+        if (folder / ASIDE).exists():
+            raise SetAside(f"{_why(folder)} (set aside)") from None
+        raise Unfinished(f"{missing}: the checkpoint was not finished") from None
     if not isinstance(values, dict) or not isinstance(values.get("version"), int):
         raise Damaged(f"{path}: this is no manifest of a checkpoint")
     if values["version"] > VERSION:
@@ -160,13 +175,30 @@ def read(folder: Path) -> Manifest:
     return found
 
 
+def keep_why(folder: Path, reason: str) -> None:
+    """Note beside a checkpoint that is set aside what was found; without the folder's place, which may change."""
+    (folder / WHY).write_text(reason.replace(str(folder), "", 1) + "\n", encoding="utf-8")
+
+
+def _why(folder: Path) -> str:
+    """What was found when the checkpoint in `folder` was set aside."""
+    try:
+        with (folder / WHY).open(encoding="utf-8", errors="replace") as file:
+            told = file.readline(1000).strip()
+    except OSError:
+        told = ""
+    if not told:
+        return f"{folder / ASIDE}: the checkpoint was found damaged"
+    return f"{folder}{told}" if told.startswith(("/", ":")) else f"{folder}: {told}"
+
+
 def read_json(path: Path) -> Any:
     """The JSON in `path`. Damaged where it is missing, too large, or none."""
     try:
         with path.open("rb") as file:
             data = file.read(LIMIT + 1)
     except FileNotFoundError:
-        raise Unfinished(f"{path} is missing: the checkpoint was not finished") from None
+        raise Missing(f"{path} is missing") from None
     except OSError as error:
         raise Damaged(f"{path} {UNREADABLE}: {error.strerror}") from None
     if len(data) > LIMIT:

@@ -97,7 +97,8 @@ class Writer:
         if committed is not None:
             return committed if plan.node == 0 else None
         point("checkpoint.write.before")
-        folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)  # the run's own folder is never made here: it may have been moved away
         name = f"node-{plan.node:04d}-inc-{plan.incarnation:04d}.safetensors"
         layout = node_file(plan.specs, plan.layout, plan.nodes, plan.node)
         step = int(folder.name.removeprefix("step-"))

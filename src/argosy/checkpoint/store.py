@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from argosy.checkpoint.manifest import (
+    ASIDE,
     MANIFEST,
     UNREADABLE,
     Damaged,
@@ -24,6 +25,7 @@ from argosy.checkpoint.manifest import (
     Sidecar,
     Unfinished,
     checksum,
+    keep_why,
     read,
     text,
 )
@@ -149,17 +151,18 @@ def search(checkpoints: Path, *, aside: bool = False) -> tuple[Checkpoint | None
         else:
             found.close()
             reasons += [] if problem is None else [problem]
-            damaged += [] if problem is None or UNREADABLE in problem else [found.folder]
+            damaged += [] if problem is None or UNREADABLE in problem else [(found.folder, problem)]
     if chosen is not None:
         chosen.skipped = tuple(reasons)
-        for folder in damaged if aside else []:
-            set_aside(folder)
+        for folder, reason in damaged if aside else []:
+            set_aside(folder, reason)
     return chosen, reasons
 
 
-def _broken(bad: Sequence[tuple[Path, Damaged]]) -> list[Path]:
-    """The folders among `bad` that hold a committed checkpoint and will never be whole again by themselves."""
-    return [folder for folder, reason in bad if not isinstance(reason, Unfinished) and UNREADABLE not in str(reason)]
+def _broken(bad: Sequence[tuple[Path, Damaged]]) -> list[tuple[Path, str]]:
+    """Those of `bad` that hold a committed checkpoint and will never be whole again by themselves, with the reason."""
+    told = [(folder, str(reason)) for folder, reason in bad if not isinstance(reason, Unfinished)]
+    return [(folder, reason) for folder, reason in told if UNREADABLE not in reason]
 
 
 def sort_out(checkpoints: Path) -> list[str]:
@@ -171,14 +174,16 @@ def sort_out(checkpoints: Path) -> list[str]:
     for found in good:
         found.close()
     broken = _broken(bad) if good else []
-    for folder in broken:
-        set_aside(folder)
-    return [str(reason) for folder, reason in bad if folder in broken]
+    for folder, reason in broken:
+        set_aside(folder, reason)
+    return [reason for _, reason in broken]
 
 
-def set_aside(folder: Path) -> Path:
-    """Take a damaged checkpoint out of the list without losing it: its manifest gets another name."""
-    aside = folder / f"{MANIFEST}.damaged"
+def set_aside(folder: Path, reason: str) -> Path:
+    """Take a damaged checkpoint out of the list without losing it: its manifest gets another name, the reason a file."""
+    aside = folder / ASIDE
+    with contextlib.suppress(OSError):  # a disk that is full: that it is damaged is told all the same
+        keep_why(folder, reason)
     with contextlib.suppress(FileNotFoundError):  # another rank may have been first
         os.replace(folder / MANIFEST, aside)
     return aside
@@ -229,7 +234,7 @@ def problems(found: Checkpoint) -> Iterator[str]:
             plan = plan_of(found, node)
             sidecar = sidecar_of(found, node, plan)
         except (Damaged, MemoryError) as reason:
-            yield str(reason) or "a plan larger than memory"
+            yield str(reason) or f"{found.folder}: a plan larger than memory"
             continue
         yield from data_problems(found.folder / file.name, plan, sidecar)
 

@@ -65,6 +65,10 @@ def _decided(row: Mapping[str, Any]) -> str:
     return str(row["because"])
 
 
+def _sentence(row: Mapping[str, Any]) -> str:
+    return str(row["sentence"])
+
+
 def _recovered(row: Mapping[str, Any]) -> str:
     return f"at step {int(row['step']):,}, {float(row['seconds']):.1f} s after the fault"
 
@@ -88,6 +92,8 @@ _TOLD = {
     "asked": _asked,
     "saved": _saved,
     "decided": _decided,
+    "damaged": _sentence,
+    "noted": _sentence,
     "recovered": _recovered,
     "waiting": _waiting,
     "waited": _waited,

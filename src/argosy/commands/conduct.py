@@ -92,7 +92,7 @@ def lead(wanted: Wanted, server: WarmServer | None = None) -> tuple[Outcome, Run
 
     place = launched.place()
     if place is not None and place.rank > 0:
-        return launched.done(place, wanted) or launched.follow(place, launched.root(wanted.run))
+        return launched.other(place, wanted)
     mode = progress.mode(sys.stdout, quiet=wanted.quiet, json=wanted.json)
     screen = progress.screen(mode, sys.stdout)
     with ExitStack() as stack:
@@ -105,12 +105,13 @@ def lead(wanted: Wanted, server: WarmServer | None = None) -> tuple[Outcome, Run
         count = workers_of(loaded.job, here, wanted.workers, place.world if place else None, loaded.written)
         asked, verdict = judged(wanted, loaded, count)
         if verdict.action == "finished":
-            screen.note(f"{verdict.path}: {verdict.because}")
-            return Outcome(DONE, "finished", verdict.step, verdict.because), Run(verdict.path)
+            return nothing_to_do(verdict, screen)
         shape = inherit.first(loaded, verdict, weights=False).shape
         refuse_layout(replace(loaded, shape=shape), bool(here.devices), count, launched=place is not None)
         start = Start(wanted, loaded, verdict, here, count, screen, local=place.fullest if place else None)
         lock = hold(stack, start, asked) if verdict.action == "continue" else None
+        if start.verdict.action == "finished":  # by another start, while this one waited for it
+            return nothing_to_do(start.verdict, screen)
         if server is None:
             # It loads on the cores on which layers are timed meanwhile. That is accepted: to wait would cost every start
             # seconds, and what is timed so is taken by its shortest run, and not believed for long where runs differ.
@@ -127,11 +128,17 @@ def lead(wanted: Wanted, server: WarmServer | None = None) -> tuple[Outcome, Run
         return parent(start, made, lock, server), made
 
 
+def nothing_to_do(verdict: Verdict, screen: progress.Screen) -> tuple[Outcome, Run]:
+    """The end of a start that finds its run finished."""
+    screen.note(f"{verdict.path}: {verdict.because}")
+    return Outcome(DONE, "finished", verdict.step, verdict.because), Run(verdict.path)
+
+
 def judged(wanted: Wanted, loaded: Loaded, workers: int) -> tuple[Asked, Verdict]:
     """What the run rule says about the folder that is meant. Refused where it refuses."""
     explicit = wanted.run is not None
     place = wanted.run if wanted.run is not None else rule.newest_of(runs.root() / loaded.job.name)
-    free, at = rule.free_name(_stem(place, loaded.job.name)), None
+    free, at = rule.free_name(rule.stem(place, loaded.job.name)), None
     forks = bool(wanted.fork)
     if isinstance(wanted.fork, str) and fork.again(wanted.run, wanted.fork):
         forks = False  # the same command again: its run goes on
@@ -165,12 +172,14 @@ def hold(stack: ExitStack, start: Start, asked: Asked) -> int:
         requests.clear(Run(path))  # not later: from now on it counts as busy, and whoever asks must be heard
         # A change is dated by the newest checkpoint: it must stay that.
         inherit.sorted_out(Run(path), start.screen.note, whole=asked.change and found.kind == "unfinished")
-    start.verdict = rule.judge(asked, rule.look(path), rule.free_name(path))
+    # It was not finished when this was asked: what was meant is this run, not a new one behind it.
+    start.verdict = rule.judge(replace(asked, explicit=True), rule.look(path), rule.free_name(path))
     if start.verdict.action == "refuse":
         raise start.verdict.refused
-    if start.verdict.path != path or start.verdict.action == "finished":
-        raise Refused("the run was finished by another start.", where=str(path), do="Give the same command again.")
-    inherit.refuse_lost(Run(path))
+    if start.verdict.path != path:
+        raise Refused("another start has changed the run here.", where=str(path), do="Give the same command again.")
+    if start.verdict.action != "finished":
+        inherit.refuse_lost(Run(path))
     return lock
 
 
@@ -188,14 +197,15 @@ def ready(start: Start) -> None:
         start.loaded = replace(start.loaded, shape=start.first.shape)
         start.prepared, start.cached = inherit.text(start.loaded, start.verdict, screen.preparing, start.first)
         start.sets = held.sets(start.loaded, start.prepared, screen.preparing)
-        _settle(start, timing)
-        start.grown = inherit.resized(start.first, start.settled.job) if start.settled is not None else []
+        start.settled = _settle(start, timing)
+        inherit.refuse_ended(start.verdict, start.settled.job)
+        start.grown = inherit.resized(start.first, start.settled.job)
         start.grown += inherit.recoded(start.verdict, start.loaded.job)
     finally:
         timing.close()
 
 
-def _settle(start: Start, timing: Trial) -> None:
+def _settle(start: Start, timing: Trial) -> Settled:
     """Every value in force, with what `timing` or an earlier start measured."""
     assert start.prepared is not None
     run = Run(start.verdict.path)
@@ -205,9 +215,10 @@ def _settle(start: Start, timing: Trial) -> None:
         # Before the first checkpoint nothing was trained at the derived rate: it may be derived again.
         kept = {row.key: row for row in source.settings() if start.verdict.step or not row.key.startswith("optim.")}
     read = ledger.read(start.verdict, source, start.loaded.job)
-    start.settled, start.probed = measure.settled(
+    settled, start.probed = measure.settled(
         start.loaded, start.machine, start.prepared.facts, start.workers, timing, kept, run, read, start.local
     )
+    return settled
 
 
 def keep(start: Start) -> Run:
@@ -235,7 +246,7 @@ def keep(start: Start) -> Run:
     run.local.mkdir(parents=True, exist_ok=True)
     run.update_info(**source, **_facts(start), **inherit.keep(start.first, verdict, run))
     Journal(run).note("begun", time=start.wanted.began, command=source["command"], because=verdict.because)
-    _latest(run.path)
+    folder.latest(runs.root(), run.path)
     start.screen.log_to(run.path / "log.txt")
     return run
 
@@ -287,6 +298,8 @@ def last_words(start: Start, run: Run, outcome: Outcome) -> Outcome:
     """Write the page and print how it ended. Whatever goes wrong with either changes nothing of what was trained."""
     from argosy.observe import report
 
+    if not run.exists:  # it was moved away meanwhile, and that was told
+        return outcome
     try:
         report.write(run)
     except Exception as error:
@@ -330,12 +343,6 @@ def threads(start: Start) -> int:
     return start.machine.threads(start.workers if start.local is None else start.local)
 
 
-def _stem(place: Path, name: str) -> Path:
-    """The folder whose -2, -3, ... are looked for: runs/laptop also where the newest is runs/laptop-2."""
-    root, _, number = place.name.rpartition("-")
-    return place.with_name(name) if root == name and number.isdecimal() else place
-
-
 def _parent(verdict: Verdict) -> dict[str, object]:
     source = Run(verdict.source or verdict.path)
     return {"id": source.info()["id"], "path": str(source.path), "step": verdict.step}
@@ -356,6 +363,7 @@ def _facts(start: Start) -> dict[str, object]:
         "digest": prepared.digest,
         "tokenizer": prepared.tokenizer_name,
         "notes": list(prepared.notes),
+        "passed_over": list(prepared.unread),
         "mix": [{**row, "tokens": _tokens(prepared, row)} for row in mixture(job.data, prepared)]
         if job.data.mix
         else [],
@@ -385,14 +393,3 @@ def _facts(start: Start) -> dict[str, object]:
 def _tokens(prepared: Prepared, row: Mapping[str, object]) -> int:
     """Tokens of one epoch of a source of the mix."""
     return next(part.facts.tokens for part in prepared.parts if part.folder.name == row["digest"])
-
-
-def _latest(path: Path) -> None:
-    """Let runs/latest point at `path`, where it lies among the runs."""
-    root = runs.root()
-    if path.resolve().parent == root.resolve():
-        beside = root / f".latest.{os.getpid()}"
-        with suppress(OSError):  # a file system without links; the name is a convenience
-            beside.unlink(missing_ok=True)
-            beside.symlink_to(path.name)
-            os.replace(beside, root / "latest")

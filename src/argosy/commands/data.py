@@ -64,13 +64,13 @@ def stats(words: Sequence[str], *, as_json: bool = False, workers: int = 0) -> s
     name, overrides = split(words)
     if name is not None and not overrides and Run(Path(name)).exists:
         run = Run(Path(name))
-        job, notes = run.job(), []
+        job, notes, unread = run.job(), [], list[str]()
         folder = locate(run.prepared(), cache_folder(job.data, Path.cwd()))
         licences: list[str] = []
     else:
         loaded = load(name, overrides)
         prepared = _prepared(loaded, workers, False)
-        job, folder, notes = loaded.job, prepared.folder, list(prepared.notes)
+        job, folder, notes, unread = loaded.job, prepared.folder, list(prepared.notes), list(prepared.unread)
         licences = [str(row["license"]) for row in mixture(job.data, prepared)]
     shards = Shards(folder)
     found = statistics.statistics(shards, job.batch.sequence, job.train.seed)
@@ -78,7 +78,7 @@ def stats(words: Sequence[str], *, as_json: bool = False, workers: int = 0) -> s
         rows = [one.row() for one in found]
         for row, terms in zip(rows, licences, strict=False):
             row["license"] = terms
-        return json.dumps({"sources": rows, "notes": notes}, indent=1)
+        return json.dumps({"sources": rows, "notes": notes, "passed_over": unread}, indent=1)
     told = list(statistics.lines(found, shards, job.batch.sequence, licences))
     return "\n".join([*told, *(f"note: {note}" for note in notes)])
 

@@ -236,6 +236,18 @@ def refuse_lost(run: Run) -> None:
         store.refuse_lost(run, reasons, code=INPUT)
 
 
+def refuse_ended(verdict: Verdict, job: Job) -> None:
+    """Refused where a finished run is asked to go on, and `job`, in force, leaves no step to it."""
+    steps = job.train.steps
+    if verdict.finished and steps is not None and steps <= verdict.step:
+        raise Refused(
+            f"the run is finished at step {verdict.step:,}, and the job as it is asked for ends at {steps:,}: "
+            "there is nothing left to train.",
+            where=str(verdict.path),
+            do=f"Give it more, as --train.steps {2 * verdict.step}, or another folder: --run DIR.",
+        )
+
+
 def sorted_out(run: Run, note: Callable[[str], None], *, whole: bool) -> None:
     """Let the newest checkpoint of `run`, whose lock is held, be the one that its next start goes on from.
 
@@ -254,6 +266,7 @@ def sorted_out(run: Run, note: Callable[[str], None], *, whole: bool) -> None:
     told = f"step {run.newest_step():,} is used instead" if whole else "it is set aside"
     for reason in reasons:
         note(f"{reason}; {told}")
+        run.journal({"what": "damaged", "sentence": f"{reason}; {told}"})
 
 
 def _written_out(run: Run) -> None:

@@ -27,7 +27,7 @@ from argosy.errors import BUG, DONE, INPUT, INTERRUPTED, SAVED, Refused
 from argosy.fleet.clerk import Clerk, leaving, left
 from argosy.fleet.driver import BEAT, Outcome
 from argosy.layout.world import World, world
-from argosy.run import guardian, origin, requests
+from argosy.run import gone, guardian, origin, requests
 from argosy.run.folder import Run, write_whole
 from argosy.run.incarnation import Incarnation
 from argosy.run.signals import heard, hurried
@@ -98,6 +98,19 @@ def done(where: World, wanted: Wanted) -> tuple[Outcome, Run] | None:
     return None
 
 
+def other(where: World, wanted: Wanted) -> tuple[Outcome, Run]:
+    """Be a rank of a launch that is not its first: see that the run is finished, or train."""
+    ended = done(where, wanted)
+    if ended is None:
+        try:
+            return follow(where, root(wanted.run))
+        except Refused:
+            ended = done(where, wanted)  # another start may have finished it while rank 0 waited for that one
+            if ended is None:
+                raise
+    return ended
+
+
 def follow(where: World, root: Path) -> tuple[Outcome, Run]:
     """Train as another rank of a launcher's: wait for rank 0's note, then do as it says."""
     told = _wait(where, _note(where, root))
@@ -138,14 +151,20 @@ def lead(start: Start, run: Run, number: int) -> Outcome:
 
     thread = threading.Thread(target=pump, name="clerk", daemon=True)
     thread.start()
+    identity = run.info().get("id")
     try:
         with _signals(asked.append):
             outcome = _work(run, 0, number)
     finally:
         done.set()
         thread.join()
-        if not broken:
+        moved = gone.gone(run, identity)
+        if not broken and not moved:
             clerk.tick()
+    if moved:  # nothing can be written, and nothing is to be made, by the old name
+        refused = gone.refused(run.path)
+        start.screen.fault(refused.text)
+        return Outcome(refused.code, "failed", 0, refused.text)
     if broken:
         raise broken[0]
     step = run.newest_step()
@@ -178,7 +197,8 @@ def _work(run: Run, rank: int, number: int) -> Outcome:
         return Outcome(refused.code, "failed", run.newest_step(), refused.text)
     except Exception as error:
         text = traceback.format_exc()
-        (run.path / "crash.txt").write_text(origin.mask(text), encoding="utf-8")
+        with suppress(FileNotFoundError):  # the folder was moved away: that is the reason, and `lead` tells it
+            (run.path / "crash.txt").write_text(origin.mask(text), encoding="utf-8")
         return Outcome(BUG, "failed", run.newest_step(), f"{type(error).__name__}: {error}".splitlines()[0])
     return Outcome(DONE, end, run.newest_step())
 

@@ -29,7 +29,7 @@ class Row:
     state: str  # running, finished, stopped, failed, interrupted, new, unreadable
     step: int = 0
     steps: int = 0
-    bits_per_byte: float | None = None
+    bits_per_byte: float | None = None  # of the last evaluation
     created: str = ""
 
 
@@ -39,7 +39,10 @@ def root() -> Path:
 
 
 def find(name: str | Path | None) -> Run:
-    """The run that `name` means: a folder, the name of one under the runs folder, None = the newest. Refused where none is."""
+    """The run that `name` means: a folder, the name of one under the runs folder, None = the newest. Refused where none is.
+
+    What holds a slash is a path and nothing else: "./notes" never means a run of that name elsewhere.
+    """
     from argosy.run.folder import Run
 
     if name is None:
@@ -47,7 +50,7 @@ def find(name: str | Path | None) -> Run:
         if not run.exists:
             raise Refused("there is no run yet.", where=str(root()), do="Make one: argosy train")
         return Run(run.path.resolve())
-    for path in (Path(name), root() / name):
+    for path in (Path(name),) if os.sep in str(name) else (Path(name), root() / name):
         if Run(path).exists:
             return Run(path)
     known = ", ".join(row.path.name for row in table()[:5])
@@ -76,7 +79,7 @@ def row(run: Run) -> Row:
     state = str(info.get("state", "?"))
     if state == "running" or busy:
         state = "running" if busy else "interrupted"
-    return Row(run.path, state, run.newest_step(), steps, _best(run), str(info.get("created", "")))
+    return Row(run.path, state, run.newest_step(), steps, _last(run), str(info.get("created", "")))
 
 
 def remove(name: str) -> Path:
@@ -89,6 +92,8 @@ def remove(name: str) -> Path:
 
     run = find(name)
     path = run.path.resolve()
+    if run.path.is_symlink():
+        raise Refused("this is a link to a run.", where=str(run.path), found=str(path), do=f"Name the run: {path}")
     gone = path.with_name(f".removed-{new_id()}")
     pid = run.busy()
     if pid is not None:
@@ -156,12 +161,13 @@ def text(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _best(run: Run) -> float | None:
-    """The best held-out bits per byte so far."""
+def _last(run: Run) -> float | None:
+    """The last held-out bits per byte: of the model as it is."""
     from argosy.run.lines import rows
 
     values = [row.get("bits_per_byte") for row in rows(run.path / "evaluations.jsonl")]
-    return min((float(value) for value in values if isinstance(value, int | float)), default=None)
+    found = [float(value) for value in values if isinstance(value, int | float)]
+    return found[-1] if found else None
 
 
 def register(app: typer.Typer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -44,7 +45,7 @@ def train(
     from argosy.commands.conduct import Wanted, lead
     from argosy.commands.notebook import Run
 
-    wanted = Wanted(job, overrides, Path(run) if run else None, fork, change, workers, strict, quiet)
+    wanted = Wanted(job, overrides, folder(run), fork, change, workers, strict, quiet)
     outcome, made = lead(wanted)
     if outcome.state == "failed":
         raise Refused(outcome.because, where=str(made.path), code=outcome.code)
@@ -80,6 +81,13 @@ def early(job: str | None, overrides: list[str], workers: int | None) -> Iterato
         yield server
     finally:
         server.stop()
+
+
+def folder(run: Path | str | None) -> Path | None:
+    """The folder that `run` names: "." and "..", which have no name of their own, in full. None where none is named."""
+    if run is None or str(run) == "":
+        return None
+    return Path(run) if Path(run).name not in ("", "..") else Path(os.path.abspath(run))
 
 
 class Left(KeyboardInterrupt):
@@ -184,7 +192,7 @@ def register(app: typer.Typer) -> None:
             from argosy.commands.conduct import Wanted, lead
 
             wanted = Wanted(
-                job, overrides, run, source or fork, change, workers, strict, quiet, json, debug, requeue, began
+                job, overrides, folder(run), source or fork, change, workers, strict, quiet, json, debug, requeue, began
             )
             outcome, _ = lead(wanted, server)
         raise typer.Exit(outcome.code)

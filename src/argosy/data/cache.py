@@ -107,7 +107,8 @@ def seen_of(asked: Asked, source: Source) -> Path:
 
 def keep(seen: Path, prepared: Prepared) -> Prepared:
     """Note in `seen` the folder and what is said of just these files: others of the same text had other bad records."""
-    write(seen, f"{prepared.folder.name}\n{json.dumps({'bad': prepared.bad, 'notes': prepared.notes})}\n")
+    told = {"bad": prepared.bad, "notes": prepared.notes, "unread": prepared.unread}
+    write(seen, f"{prepared.folder.name}\n{json.dumps(told)}\n")
     return prepared
 
 
@@ -120,7 +121,8 @@ def known(home: Path, seen: Path) -> Prepared | None:
     """The folder that was made of the very same files, found without reading them."""
     try:
         told = json.loads(seen.read_text(encoding="utf-8").partition("\n")[2])
-        return replace(Prepared.open(home / named(seen)), bad=int(told["bad"]), notes=tuple(map(str, told["notes"])))
+        notes, unread = (tuple(map(str, told.get(name, ()))) for name in ("notes", "unread"))
+        return replace(Prepared.open(home / named(seen)), bad=int(told["bad"]), notes=notes, unread=unread)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, Refused):
         return None
 

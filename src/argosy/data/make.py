@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +19,7 @@ import numpy as np
 
 from argosy.data import chat, shards, tokenizer
 from argosy.data.chat import Template
-from argosy.data.document import counts, each
+from argosy.data.document import counts, each, held_out
 from argosy.data.encode import DOCUMENTS, PLAN, SIZES, Encoder, Plan, shard_name
 from argosy.data.pool import encode_all
 from argosy.data.scan import Progress, Scan, texts
@@ -29,6 +30,10 @@ from argosy.job.schema import Trained
 from argosy.quantities import bytes_text
 
 SMALLEST_PART, LARGEST_PART = 1024 * 1024, 64 * 1024 * 1024  # bytes of text
+LITTLE = 8 * 1024  # bytes of held-out text below which what is measured on it says little
+SHARES = (0.05, 0.1, 0.2)  # that are offered then
+NAMED = 2  # files that were passed over although they looked like text and are named on the screen
+ALL_NAMED = "`argosy data stats --json` names all"
 LEARNED_FROM = 256 * 1024 * 1024  # a tokenizer is trained on about so many bytes at most
 
 
@@ -154,8 +159,9 @@ def finish(
     folder: Path, partial: Path, found: Scan, recipe: Recipe, made: tokenizer.Tokenizer, names: Sequence[str]
 ) -> None:
     """Write the facts about the shards `names` in `partial`, and give it its name."""
-    (partial / shards.TOKEN_BYTES).write_bytes(made.bytes_of.astype("<i4").tobytes())
-    facts = _facts(partial, found, recipe, made, folder.name, names)
+    sizes = made.bytes_of.astype("<i4").tobytes()
+    (partial / shards.TOKEN_BYTES).write_bytes(sizes)
+    facts = _facts(partial, found, recipe, made, folder.name, names) | {shards.BYTES_SUM: zlib.crc32(sizes)}
     write(partial / shards.FACTS, json.dumps(facts, indent=1) + "\n")
     for name in (PLAN, DOCUMENTS, SIZES):
         (partial / name).unlink(missing_ok=True)
@@ -209,11 +215,36 @@ def notes(found: Scan, share: float) -> list[str]:
     if source.runs:
         told.append(f"run folders of Argosy in {source.name}: {source.runs:,} passed over")
     if source.unread:
-        more = f", and {len(source.unread) - 1} more files" if len(source.unread) > 1 else ""
-        told.append(f"{source.unread[0]}{more}: passed over")
+        rest = len(source.unread) - NAMED
+        more = f"; and {rest:,} more file{'s' * (rest > 1)}" if rest > 0 else ""
+        told.append(f"{'; '.join(source.unread[:NAMED])}{more}: passed over" + (f". {ALL_NAMED}" if more else ""))
     if found.faults.count:
         told.append(found.faults.note(len(found.documents)))
-    return [*told, *copied(found, share)]
+    return [*told, *copied(found, share), *little(found, share)]
+
+
+def little(found: Scan, share: float) -> list[str]:
+    """That too little is held out to measure anything on: hashes choose documents, whatever their length."""
+    held, size = int(found.sizes[found.documents["held"] == 1].sum()), found.bytes
+    if held >= max(LITTLE, share * size / 4):
+        return []
+    amount = "" if found.ids else f"{bytes_text(held)}, "
+    many = f"{int(found.documents['held'].sum()):,} of {len(found.documents):,} documents"
+    larger = next((one for one in SHARES if one > share and _held(found, one) >= max(LITTLE, share * size / 4)), None)
+    more = (
+        f"--data.held_out {larger:.0%} holds out {_held(found, larger) / size:.0%} of it, or "
+        if larger
+        else "More text, or "
+    )
+    return [
+        f"little text is held out: {amount}{100 * held / size:.2g}% of it ({many}), where {100 * share:.3g}% was asked for; "
+        f"what is measured on so little says little. {more}name other text to measure on: evaluate.sets"
+    ]
+
+
+def _held(found: Scan, share: float) -> int:
+    """Bytes of text that another share would hold out."""
+    return int(found.sizes[held_out(found.documents["hash"], share)].sum())
 
 
 def copied(found: Scan, share: float) -> list[str]:

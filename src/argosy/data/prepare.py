@@ -18,7 +18,7 @@ from tempfile import TemporaryFile
 from argosy.data import chat, mix, shards, tokenized, tokenizer
 from argosy.data.cache import RULES, Asked, alias, alias_file, keep, known, locked, mix_seen, name_of, named, seen_of
 from argosy.data.document import Source
-from argosy.data.make import make, notes, text_of, trained, write
+from argosy.data.make import ALL_NAMED, make, notes, text_of, trained, write
 from argosy.data.prepared import Prepared, cache_folder, full, locate
 from argosy.data.scan import Progress, Scan, scan
 from argosy.data.sources import find, own
@@ -145,7 +145,8 @@ def _one(asked: Asked, source: Source, found: Scan | None = None) -> Prepared:
     content = (folder / tokenizer.FILE).read_text(encoding="utf-8")
     write(alias_file(home, content, recipe, source.name, found), folder.name)
     told = notes(found, recipe.held_out)  # the folder may have been made of the same text among other bad records
-    return _strictly(asked, keep(seen, replace(Prepared.open(folder), bad=found.bad, notes=tuple(told))))
+    made = replace(Prepared.open(folder), bad=found.bad, notes=tuple(told), unread=tuple(source.unread))
+    return _strictly(asked, keep(seen, made))
 
 
 def _scanned(asked: Asked, source: Source, marks: tuple[str, ...] = ()) -> Scan:
@@ -158,7 +159,7 @@ def _strictly(asked: Asked, prepared: Prepared) -> Prepared:
     if asked.strict and prepared.bad:
         # Of bad records, else of files of records that cannot be read.
         told = min(prepared.notes, key=lambda note: ("cannot be used" not in note, "passed over" not in note))
-        told = told.replace(" and are passed over", "").removesuffix(": passed over")
+        told = told.replace(" and are passed over", "").removesuffix(f". {ALL_NAMED}").removesuffix(": passed over")
         do = "Mend them, or leave --strict away: they are then passed over."
         raise Refused(f"{told}.", where=prepared.source, do=do)
     return prepared
@@ -183,7 +184,9 @@ def _mixed(asked: Asked, sources: list[Source]) -> Prepared:
     parts = [_one(asked, source, found) for source, found in zip(sources, scans, strict=True)]
     made = joined(parts, home, asked.progress)
     told = tuple(note for part in parts for note in part.notes)
-    return keep(seen, replace(made, bad=sum(part.bad for part in parts), notes=told, parts=tuple(parts)))
+    unread = tuple(sentence for part in parts for sentence in part.unread)
+    bad = sum(part.bad for part in parts)
+    return keep(seen, replace(made, bad=bad, notes=told, unread=unread, parts=tuple(parts)))
 
 
 def joined(parts: Sequence[Prepared], home: Path, progress: Progress) -> Prepared:
@@ -201,6 +204,7 @@ def joined(parts: Sequence[Prepared], home: Path, progress: Progress) -> Prepare
         if not (folder / shards.FACTS).is_file():
             partial = folder.with_suffix(".partial")
             partial.mkdir(exist_ok=True)
+            shards.read_token_bytes(home / names[0])  # refused where it lies, before its damage is copied
             for name in (tokenizer.FILE, shards.TOKEN_BYTES, chat.FILE):
                 if (home / names[0] / name).is_file():
                     shutil.copyfile(home / names[0] / name, partial / name)

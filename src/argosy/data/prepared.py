@@ -32,6 +32,7 @@ class Prepared:
     notes: tuple[str, ...]  # what was passed over, a sentence each
     bad: int = 0  # records that cannot be used
     parts: tuple[Prepared, ...] = ()  # of a mix, its sources
+    unread: tuple[str, ...] = ()  # a sentence for each file that looked like text and was passed over
 
     @property
     def tokenizer(self) -> Path:

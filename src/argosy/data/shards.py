@@ -6,6 +6,7 @@ In goes the folder that `prepare` made, out come documents' tokens and where the
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from argosy.errors import Refused
 
 FACTS = "prepared.json"  # what a folder holds; written last
 TOKEN_BYTES = "token-bytes.bin"  # i32 [vocabulary]: UTF-8 bytes each id stands for
+BYTES_SUM = "token_bytes"  # in FACTS: CRC-32 of that file
 FORMAT = 1
 MIXED = 2  # a folder that names those of several sources
 
@@ -158,12 +160,34 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def read_token_bytes(folder: Path, vocabulary: int | None = None) -> NDArray[np.int64]:
-    """UTF-8 bytes that each id stands for [vocabulary]. Refused where it has another length; None = not known here."""
+    """UTF-8 bytes that each id stands for [vocabulary]. Refused where it has another length; None = not known here.
+
+    Refused too where it is not what was written: every figure in bits per byte is a quotient of these.
+    """
     path = folder / TOKEN_BYTES
     try:
-        sizes = np.fromfile(path, "<i4").astype(np.int64)
+        content = path.read_bytes()
     except OSError as error:
-        raise Refused("this cannot be read.", where=str(path), found=error.strerror or "") from error
+        raise Refused("this cannot be read.", where=str(path), found=error.strerror or "", do=REMEDY) from error
+    sizes = np.frombuffer(content[: len(content) // 4 * 4], "<i4").astype(np.int64)
     if vocabulary is not None and len(sizes) != vocabulary:
-        raise Refused(f"this has {len(sizes)} entries where the vocabulary has {vocabulary}.", where=str(path))
+        raise Refused(
+            f"this has {len(sizes)} entries where the vocabulary has {vocabulary}.", where=str(path), do=REMEDY
+        )
+    told = read_facts(folder)
+    if "parts" in told:  # of a mix, whose sources share a tokenizer: a copy of the first one's
+        told = read_facts(folder.parent / told["parts"][0])
+    known = told.get(BYTES_SUM)
+    if (zlib.crc32(content) != known) if known is not None else not _derived(folder, sizes):
+        raise Refused("this is damaged: it does not match its checksum.", where=str(path), do=REMEDY)
     return sizes
+
+
+def _derived(folder: Path, sizes: NDArray[np.int64]) -> bool:
+    """Whether `sizes` are the tokenizer's own: a folder that was made before there was a checksum is compared with it."""
+    from argosy.data import tokenizer
+
+    if not (folder / tokenizer.FILE).is_file():
+        return True  # nothing to compare with
+    made = tokenizer.open_tokenizer(folder).bytes_of
+    return len(made) != len(sizes) or bool((made == sizes).all())

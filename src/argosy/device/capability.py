@@ -33,7 +33,13 @@ CAPABILITIES = (
     Capability(
         "ranks started by srun of Slurm 22.05; USR1, exit code 75, requeued", "commands/launched.py", "one node", SINCE
     ),
-    Capability("ranks of a launcher on several nodes", "commands/launched.py", "two nodes and a folder they share"),
+    Capability(
+        "ranks started by srun on two nodes, also unequal ones",
+        "commands/launched.py",
+        "Slurm",
+        f"{SINCE}: both nodes were this machine",
+    ),
+    Capability("ranks of a launcher on several machines", "commands/launched.py", "machines and a folder they share"),
     Capability("attention by documents (flash)", "model/kernels.py", "an NVIDIA GPU from Ampere on, bfloat16"),
     Capability("attention, dense, on a GPU", "model/kernels.py", "CUDA"),
     Capability("fused AdamW, Muon and LAMB on a GPU", "optim/build.py", "CUDA"),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from argosy.data.batch import Batch
@@ -62,17 +63,35 @@ def held_out(
     """
     total: Tensor = torch.zeros((), dtype=torch.float64, device=device)
     counted = size = found = 0
+    within = False
     for batch in batches:
         total += execute(mine(batch), scale=1.0, backward=False).to(device) / copies
         counted += batch.counted
         size += bytes_of(batch)
-        found += begun(batch)
+        found += begun(batch, within)
+        within = unended(batch)
     if group is not None:
         dist.all_reduce(total, group=group)
     return Held(float(total), counted, size, found if documents is None else documents)
 
 
-def begun(batch: Batch) -> int:
-    """How many documents begin in a batch: places of position 0 that are no padding and no filler."""
-    real = (batch.segments > 0) & (batch.positions == 0) & (batch.sequence >= 0)[:, None]
-    return int(np.count_nonzero(real))
+def begun(batch: Batch, within: bool = False) -> int:
+    """How many documents begin in a batch: places of position 0 that are no padding, no filler and go on with none before.
+
+    within: the batch before ended within a document.
+    """
+    first = (batch.segments > 0) & (batch.positions == 0) & (batch.sequence >= 0)[:, None]
+    first[:, 0] &= ~np.append(within, _open(batch)[:-1])
+    return int(np.count_nonzero(first))
+
+
+def unended(batch: Batch) -> bool:
+    """Whether the last sequence of a batch, fillers left out, ends within a document."""
+    found = _open(batch)[batch.sequence >= 0]
+    return bool(len(found) and found[-1])
+
+
+def _open(batch: Batch) -> NDArray[np.bool_]:
+    """Which sequences [B] end within a document: their last place has a label. A document's last token has none."""
+    last = (batch.labels[:, -1] != 0) | (batch.weights[:, -1] != 0)
+    return np.asarray((batch.segments[:, -1] > 0) & last, np.bool_)

@@ -199,4 +199,6 @@ class Clerk:
             elif row.get("error") == "disk":
                 self.lost = str(row.get("sentence", "the disk is full"))
             else:
-                self.screen.note(str(row.get("sentence", f"the checkpoint of step {row.get('step')} was not written")))
+                sentence = str(row.get("sentence", f"the checkpoint of step {row.get('step')} was not written"))
+                self.screen.note(sentence)
+                self.journal.note("damaged" if row.get("error") == "damaged" else "noted", sentence=sentence)

@@ -21,11 +21,13 @@ from argosy.fleet.journal import read
 from argosy.policy.events import Broken, End, Event, GiveUp, Mend, Progress, Restart
 from argosy.policy.rules import culprit, decide
 from argosy.policy.state import Fleet
+from argosy.run import gone
 from argosy.run.folder import Run
 from argosy.run.incarnation import Incarnation
 from argosy.run.origin import mask
 from argosy.run.signals import heard, hurried
 
+LOOK = 1.0  # seconds between looks whether the run's folder still lies where it was
 BEAT = 0.1  # seconds between looks at record and requests; what ends is seen at once
 TAIL = 40  # lines of a failed process's log that crash.txt keeps
 SHOWN = 5  # of them that are shown where the process did not say itself why it left
@@ -51,6 +53,7 @@ class Driver:
         self.run_folder, self.screen, self.agent, self.debug = run, screen, agent, debug
         self.incarnation = first
         self.clerk = Clerk(run, screen, requeue)
+        self.identity, self._looked = run.info().get("id"), time.monotonic()
         faults = run.job().faults
         self.fleet = Fleet(first.world, faults.recover, faults.restarts, first.number, reached=run.newest_step())
         self.fleet = replace(self.fleet, step=self.fleet.reached)
@@ -65,14 +68,12 @@ class Driver:
                 outcome = self._lead(wake)
             except KeyboardInterrupt:  # a second Ctrl-C
                 outcome = Outcome(INTERRUPTED, "stopped", 0)
-            except OSError as error:
-                outcome = self._full(error)
-            except Refused as refused:  # the processes cannot be started: nothing is left to try
-                self.screen.fault(refused.text)
-                step = self.run_folder.newest_step()
-                outcome = Outcome(refused.code, "failed", step, refused.text, self.fleet.faults)
+            except (OSError, Refused) as error:
+                outcome = self._unable(error)
             finally:
                 self.agent.close()
+        if self._gone():
+            return self._left_behind()
         try:
             self.clerk.close()
             if outcome.code == INTERRUPTED and not outcome.because:
@@ -83,10 +84,37 @@ class Driver:
                 "ended", code=outcome.code, state=outcome.state, step=outcome.step, because=outcome.because
             )
             self.run_folder.update_info(state=outcome.state, step=outcome.step, faults=self.fleet.faults)
-        except OSError as error:
+        except (OSError, Refused) as error:
             if outcome.code != MACHINE:
-                outcome = self._full(error)
+                outcome = self._unable(error)
         return outcome
+
+    def _gone(self) -> bool:
+        return gone.gone(self.run_folder, self.identity)
+
+    def _left_behind(self) -> Outcome:
+        """The end of a run whose folder was moved away: told on the screen, and in the folder where it can be found."""
+        there = gone.found_at(self.agent.lock)
+        refused = gone.refused(self.run_folder.path, there)
+        self.screen.fault(refused.text)
+        step = 0
+        if there is not None:
+            moved = Run(there)
+            step = moved.newest_step()
+            with suppress(OSError, Refused):  # what lies there is whole without it
+                ended = {"code": refused.code, "state": "failed", "step": step, "because": refused.text}
+                moved.journal({"what": "ended", **ended})
+                moved.update_info(state="failed", step=step, faults=self.fleet.faults)
+        return Outcome(refused.code, "failed", step, refused.text, self.fleet.faults)
+
+    def _unable(self, error: OSError | Refused) -> Outcome:
+        """The end of a run that cannot be led any more; what was moved away is told by `run`."""
+        if self._gone():
+            return Outcome(MACHINE, "failed", 0)
+        if isinstance(error, OSError):
+            return self._full(error)
+        self.screen.fault(error.text)  # the processes cannot be started: nothing is left to try
+        return Outcome(error.code, "failed", self.run_folder.newest_step(), error.text, self.fleet.faults)
 
     def _full(self, error: OSError) -> Outcome:
         """The end of a run whose folder takes no more. What else goes wrong is raised again: it is a bug."""
@@ -102,6 +130,10 @@ class Driver:
         self._start()
         while True:
             ends = self.agent.poll(BEAT, wake)
+            if (ends or time.monotonic() - self._looked >= LOOK) and self._gone():
+                return Outcome(MACHINE, "failed", 0)  # before anything is written, or started, by the old name
+            if time.monotonic() - self._looked >= LOOK:
+                self._looked = time.monotonic()
             self._requests()
             self.clerk.tick()
             self._progress()

@@ -8,15 +8,28 @@ from argosy.errors import Refused
 from argosy.job import parts
 from argosy.job.schema import OWN, Job
 
+MOST_HELD = 0.9  # share of the text that may be held out
 MOST_SIZES = 1000  # that a batch may grow through
 
 
 def check(job: Job, origins: Mapping[str, str]) -> None:
     """Refused where one of them cannot be. origins: who wrote a key."""
+    _held_out(job, origins)
     _ramp(job, origins)
     _mix(job, origins)
     _sets(job, origins)
     _parts(job, origins)
+
+
+def _held_out(job: Job, origins: Mapping[str, str]) -> None:
+    """Refused where next to nothing is left to train on."""
+    share = job.data.held_out
+    if share > MOST_HELD:
+        raise Refused(
+            f"data.held_out = {share:.4g} leaves {1 - share:.2%} of the text to train on.",
+            where=origins.get("data.held_out", "default"),
+            do=f"At most data.held_out={MOST_HELD:.0%}; usual are 2% to 10%.",
+        )
 
 
 def _ramp(job: Job, origins: Mapping[str, str]) -> None:

@@ -70,7 +70,9 @@ def sentence(summary: Summary) -> str:
         return f"A {size}model that has not begun to learn."
     data = summary.info.get("data") or {}
     source = data.get("version") or data.get("source") or summary.used("data.source")
-    named = f" of {source}" if source else ""
+    # Of a folder its name: where it lies on somebody's machine is no part of what the run came to.
+    short = str(source).rstrip("/").rpartition("/")[2] if str(source).startswith("/") else source
+    named = f" of {short}" if source else ""
     read = f"read {count_text(summary.tokens)} tokens{named}" if summary.tokens else f"took {summary.step:,} steps"
     if summary.figure is None:
         return f"A {size}model {read}."

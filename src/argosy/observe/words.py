@@ -258,12 +258,12 @@ def held_out(summary: Summary) -> str:
         return ""
     last, first, best = rows[-1], rows[0], summary.best or rows[-1]
     key, unit = ("bits_per_byte", "bits/byte") if last.get("bits_per_byte") is not None else ("loss", "nats per token")
-    text = f"{last[key]:.3f} {unit}" + (f", loss {last['loss']:.3f} per token" if key != "loss" else "")
+    text = f"{last[key]:.3f} {unit}"
     if len(rows) > 1 and first.get(key) is not None:
         place = "the best so far" if best is last else f"best at step {best['step']:,}"
         place += f" by {best['by']}" if best.get("sets") and best.get("by") else ""
         text += f" (from {first[key]:.3f} at step {first['step']:,}; {place})"
-    return text
+    return text + (f", loss {last['loss']:.3f} per token" if key != "loss" else "")
 
 
 def sets(summary: Summary) -> list[tuple[str, str]]:

@@ -28,7 +28,14 @@ WIDER = {
 # model/kernels.py cross, measured by benchmarks/attention.py with one to eight documents a sequence. In float32 they are even
 # at 128 tokens and flash takes half the time at 256; in bfloat16 dense is the faster at 256, flash from 512 on.
 DENSE = {"float64": 96, "float32": 96, "bfloat16": 384}
+OUTSIDE = 220 << 20  # the processes of a machine that are no workers
 SCORE = 6  # bytes each of them takes then
+PLACE = 24  # bytes that a batch holds for each place of a token: five numbers and a weight (data/ring.py)
+AHEAD = 3  # batches that a machine's reader makes before they are asked for (data/ring.py)
+MAKING = (
+    40  # bytes for each place that stand beside them while the next one is made: its arrays, and what counts its bytes
+)
+STRETCH = 200  # bytes of Python's objects beside each of its sequences
 ENDS = 56  # bytes per token and width at both ends of the model: embedding, last norm, their gradients
 
 
@@ -47,6 +54,7 @@ class Peak:
     copies: int
     activations: int
     logits: int
+    batch: int = 0  # this worker's own copy of its part of a global batch
 
     @property
     def state(self) -> int:
@@ -56,7 +64,7 @@ class Peak:
     @property
     def tensors(self) -> int:
         """All tensors."""
-        return self.state + self.copies + self.activations + self.logits
+        return self.state + self.copies + self.activations + self.logits + self.batch
 
     @property
     def total(self) -> int:
@@ -224,12 +232,22 @@ def _peak(job: Job, layout: Layout, micro: int, device: str, part: Part) -> Peak
         copies=round(copies(job, layout, total)),
         activations=activations(job, micro, layout.tp, part if layout.pp > 1 else None),
         logits=logits(job, layout.tp) + summed,
+        batch=PLACE * pieces(job, layout, micro) * micro * job.batch.sequence,
     )
 
 
-def beside(job: Job) -> int:
-    """Bytes that a node needs beside its workers: parent, reader and snapshot process, two slots of the state in /dev/shm."""
-    return (220 << 20) + 2 * checkpoint(job)
+def beside(job: Job, part: float = 1.0) -> int:
+    """Bytes that a node needs beside its workers: parent, snapshot process, two slots of the state in /dev/shm, its reader."""
+    return OUTSIDE + 2 * checkpoint(job) + reader(job, part)
+
+
+def reader(job: Job, part: float = 1.0) -> int:
+    """Bytes of batches on a machine whose workers train on `part` of each: those of the ring, and the one that is made.
+
+    The machine of rank 0 makes all of a batch to know what its bytes are; the ring holds what its workers read.
+    """
+    ring = (AHEAD + 1) * PLACE * part + MAKING
+    return round(job.batch.tokens * (ring + STRETCH / job.batch.sequence))
 
 
 def checkpoint(job: Job) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from argosy.cluster.here import Machine
-from argosy.errors import Refused
+from argosy.errors import FULL, Refused
 from argosy.job.schema import Job, LayoutSection
 from argosy.layout import legal
 from argosy.layout.asked import Remedy, remedy
@@ -31,7 +32,10 @@ def settle_memory(draft: Draft, layout: Layout, machine: Machine, world: int, lo
     asked = draft.loaded.job.batch.micro
     device = "cuda" if machine.devices else "cpu"
     job = draft.job()
-    limit = _limit(draft, job, machine, local)
+    free, near = machine.memory_available, local / world
+    if memory.OUTSIDE + memory.reader(job, near) > free:
+        raise _too_long(draft, job, layout, machine, world, local) or _outgrown(draft, job, near, free, "")
+    limit = _limit(draft, job, machine, local, near)
     sequences = job.batch.tokens // job.batch.sequence
     mine = max(len(share(sequences, layout.data, part)) for part in range(layout.data))
     # A pipeline waits for (pp - 1) micro-batches a step: with four for each of its ranks that is a fifth of the time at most.
@@ -50,6 +54,11 @@ def settle_memory(draft: Draft, layout: Layout, machine: Machine, world: int, lo
         draft.put("memory.limit", limit * local, "this machine", "free when the run started")
     need = memory.peak(job, layout, micro, device).total
     if need > limit:
+        own = (
+            draft.loaded.job.memory.limit == "auto" and device == "cpu"
+        )  # what the reader needs is taken from the workers
+        if own and need <= limit + memory.reader(job, near) // local:
+            raise _too_long(draft, job, layout, machine, world, local) or _outgrown(draft, job, near, free, "")
         raise _refusal(draft, job, micro, limit, device, world, local, need)
 
 
@@ -63,14 +72,44 @@ def _chosen(draft: Draft, job: Job, layout: Layout, mine: int, most: int, limit:
     return micro
 
 
-def _limit(draft: Draft, job: Job, machine: Machine, local: int) -> int:
+def _too_long(draft: Draft, job: Job, layout: Layout, machine: Machine, world: int, local: int) -> Refused | None:
+    """The refusal of a batch whose reader leaves too little memory, with one of a length that does fit; None where none does.
+
+    It is the longest of those that are a power of two of sequences.
+    """
+    near, device, asked = local / world, "cuda" if machine.devices else "cpu", draft.loaded.job.batch
+    sequences = 1 << max(0, (job.batch.tokens // job.batch.sequence - 1).bit_length() - 1)
+    least = layout.data * layout.pp * (asked.micro if isinstance(asked.micro, int) else 1)
+    while job.batch.ramp is None and sequences >= least:
+        shorter = job.model_copy(
+            update={"batch": job.batch.model_copy(update={"tokens": sequences * job.batch.sequence})}
+        )
+        limit, micro = _limit(draft, shorter, machine, local, near), 1 if asked.micro == "auto" else int(asked.micro)
+        room = memory.OUTSIDE + memory.reader(shorter, near) <= machine.memory_available
+        if room and memory.peak(shorter, layout, micro, device).total <= limit:
+            return _outgrown(draft, job, near, machine.memory_available, f"batch.tokens={shorter.batch.tokens}")
+        sequences //= 2
+    return None
+
+
+def _outgrown(draft: Draft, job: Job, near: float, free: int, do: str) -> Refused:
+    """The refusal of a batch that the reader of a machine cannot hold."""
+    return Refused(
+        f"not enough memory: batches of batch.tokens = {job.batch.tokens:,} need about "
+        f"{bytes_text(memory.reader(job, near))} beside the workers, of {bytes_text(free)} that are free.",
+        where=draft.loaded.written.get("batch.tokens", ""),
+        do=f"Overrides that help:\n  {do}" if do else "Use a smaller batch.tokens, or a larger machine.",
+    )
+
+
+def _limit(draft: Draft, job: Job, machine: Machine, local: int, near: float) -> int:
     """Bytes that each of the `local` workers of a machine may take; the others are taken to be like this one."""
     asked = draft.loaded.job.memory.limit
     if asked != "auto":
         return int(asked) // local
     if machine.devices:
         return min(device.memory_bytes for device in machine.devices)
-    return max(0, machine.memory_available - memory.beside(job)) // local
+    return max(0, machine.memory_available - memory.beside(job, near)) // local
 
 
 def largest(job: Job, layout: Layout, mine: int, limit: int, device: str) -> int:
@@ -156,6 +195,23 @@ def _remedies(job: Job, micro: int, world: int, written: Mapping[str, str]) -> l
             ("train.precision=float32", with_("train", precision="float32", master="float32", reduce="float32"), micro)
         )
     return found
+
+
+def refuse_unwritable(folder: Path, need: int, free: int) -> None:
+    """Refused where the disk of `folder` says it has too little room because it takes no file at all, as /proc."""
+    if need <= free:
+        return
+    place = folder.absolute()
+    while not place.exists():  # what is missing would be made in the nearest folder that is there
+        place = place.parent
+    try:
+        with TemporaryFile(dir=place):
+            return
+    except OSError as error:
+        if error.errno not in FULL:
+            found = f"{place} takes no file: {error.strerror or error}"
+            do = "Give --run a folder that can be written."
+            raise Refused("a run cannot be kept there.", where=str(folder), found=found, do=do) from error
 
 
 def check_disk(job: Job, need: int, free: int, own: int = 0) -> None:

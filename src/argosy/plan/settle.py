@@ -91,6 +91,7 @@ def settle(
         legal.check(replace(asked, launched=draft.launched))
     plan = _prediction(job, layout, probed, machine, world)
     place = folder or Path.cwd()
+    fit.refuse_unwritable(place, plan.disk_bytes, machine.disk_free(place))
     fit.check_disk(job, plan.disk_bytes, machine.disk_free(place), fit.kept(place))
     return Settled(job, draft.settings(), draft.notes, plan)
 

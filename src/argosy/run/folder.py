@@ -43,6 +43,7 @@ class Run:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        self._name: str | None = None  # of the folder in $ARGOSY_LOCAL, once it was read
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -63,10 +64,12 @@ class Run:
         place = os.environ.get("ARGOSY_LOCAL")
         if not place:
             return self.path / "local"
-        name = self.info().get("id")
-        if not isinstance(name, str) or not _ID.fullmatch(name):  # of a stranger: it must not lead anywhere else
-            raise Refused("run.json has no id that names a folder.", where=str(self.path), found=repr(name)[:80])
-        return Path(place) / name
+        if self._name is None:
+            name = self.info().get("id")
+            if not isinstance(name, str) or not _ID.fullmatch(name):  # of a stranger: it must not lead anywhere else
+                raise Refused("run.json has no id that names a folder.", where=str(self.path), found=repr(name)[:80])
+            self._name = name
+        return Path(place) / self._name
 
     @property
     def exists(self) -> bool:
@@ -79,6 +82,7 @@ class Run:
 
     def update_info(self, **changes: object) -> None:
         """Change keys of run.json; a reader sees the old or the new file, never half of one."""
+        self._name = None
         write_whole(self.path / "run.json", json.dumps({**self.info(), **changes}, indent=1, default=_plain) + "\n")
 
     def settings(self) -> list[Setting]:
@@ -246,6 +250,16 @@ def job_of(settings: Iterable[Setting]) -> Job:
                 node = node.setdefault(part, {})
             node[parts[-1]] = setting.used
     return _job(tree, Path("settings.json"))
+
+
+def latest(root: Path, path: Path) -> None:
+    """Let `latest` in `root` point at the run at `path`, where it lies there."""
+    if path.resolve().parent == root.resolve():
+        beside = root / f".latest.{os.getpid()}"
+        with suppress(OSError):  # a file system without links; the name is a convenience
+            beside.unlink(missing_ok=True)
+            beside.symlink_to(path.name)
+            os.replace(beside, root / "latest")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 _EXACT = frozenset({"loss", "bits_per_byte", "lr", "gradient_norm"})  # written so that they read back bit for bit
 _FORMS = {"seconds": ".6f", "time": ".6f", "gemm_share": ".4g", "mfu": ".4g"}
+_REAL = _EXACT | _FORMS.keys()
 
 
 class Rows:
@@ -125,7 +126,10 @@ def table(found: Sequence[Mapping[str, Any]]) -> Any:
     import pyarrow as pa  # here, not above: a worker that has no use for it starts sooner
 
     names = dict.fromkeys(name for row in found for name in row)
-    return pa.table({name: pa.array([row.get(name) for row in found]) for name in names})
+    # Such a column holds real numbers, also where all of a run's happen to be whole, and are written so.
+    return pa.table(
+        {name: pa.array([row.get(name) for row in found], pa.float64() if name in _REAL else None) for name in names}
+    )
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

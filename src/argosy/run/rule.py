@@ -9,7 +9,7 @@ import glob
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +72,7 @@ class Verdict:
     source: Path | None = None  # the run that a fork starts from
     notes: tuple[str, ...] = ()
     renew: bool = False  # a copy: it gets an id of its own
+    finished: bool = False  # a finished run goes on: there must be something left to train
     exact: bool = False  # the step was asked for, and no other will do
 
     @property
@@ -97,8 +98,10 @@ def look(path: Path) -> Found:
         job = run.asked() if settled else None
         identity, state = str(info["id"]), str(info["state"])
         steps, workers = int(info.get("steps") or 0), int(info.get("workers") or 0)
-    except Refused as refused:
-        return Found(path, "broken", sentence=refused.text)
+    except Refused as refused:  # the place is named by whoever tells it
+        inside = refused.where if refused.where != str(path) else ""
+        told = Refused(refused.what, where=inside, found=refused.found, do=refused.do)
+        return Found(path, "broken", sentence=told.text)
     except KeyError as error:
         return Found(path, "broken", sentence=f"its files lack {error}.")
     except (TypeError, ValueError) as error:
@@ -167,7 +170,9 @@ def _finished(asked: Asked, found: Found, free: Path) -> Verdict:
     if changed and not asked.change:
         return _refuse(found, f"a finished run of another job ({_list(changed)}). Give another folder: --run DIR.")
     if changed or (found.job and _length(found.job) != _length(asked.job)):
-        return _go_on(asked, found, changed, f"was finished, goes on after step {found.step:,}: its length was changed")
+        what = "its length" if not found.job or _length(found.job) != _length(asked.job) else "its job"
+        because = f"was finished, goes on after step {found.step:,}: {what} was changed"
+        return replace(_go_on(asked, found, changed, because), finished=True)
     return Verdict("finished", found.path, f"finished at step {found.step:,}: nothing to do", step=found.step)
 
 
@@ -224,7 +229,7 @@ def _fork(asked: Asked, found: Found, free: Path) -> Verdict:
     if unfit:
         what = f"--fork cannot change {_list(unfit)}: the checkpoint would not fit. Start a new run: --run DIR."
         return _refuse(found, what)
-    read = [row for row in changed if row[0] in _READ]
+    read = [row for row in changed if row[0] in (*_READ, "train.seed")]
     if read:
         what = f"--fork cannot change {_list(read)}: the branch reads on from where its parent stands."
         return _refuse(found, f"{what} Start a new run: --run DIR.")
@@ -247,6 +252,12 @@ def free_name(path: Path) -> Path:
     while (candidate := path.with_name(f"{path.name}-{number}")).exists():
         number += 1
     return candidate
+
+
+def stem(place: Path, name: str) -> Path:
+    """The folder whose -2, -3, ... are looked for: runs/laptop also where the newest is runs/laptop-2."""
+    root, _, number = place.name.rpartition("-")
+    return place.with_name(name) if root == name and number.isdecimal() else place
 
 
 def newest_of(path: Path) -> Path:

@@ -48,6 +48,19 @@ def due(every: Interval, step: int, steps: int) -> bool:
     return interval is not None and step % interval == 0
 
 
+def measured(every: Interval, step: int, steps: int) -> bool:
+    """Whether what is also done at the end of the run is done after `step` for the interval's sake.
+
+    What falls right before the end is left to the end: a quarter of 413 steps, rounded, falls on step 412. A share's last
+    part is the one that ends the run, up to half as long again as the others; steps that somebody counted are kept, but for
+    those within a tenth of the interval before the end.
+    """
+    interval = every.due(steps)
+    if interval is None or step % interval:
+        return False
+    return (2 if every.share is not None else 10) * (steps - step) >= interval
+
+
 class Taker(Protocol):
     """Takes checkpoints; `checkpoint/save.py` is one."""
 
@@ -157,7 +170,7 @@ class Evaluate(Callback):
         """Evaluate where due."""
         now = trainer.state.step
         at_end = trainer.complete and self.every != Interval()
-        if not at_end and not due(self.every, now, trainer.steps):
+        if not at_end and not measured(self.every, now, trainer.steps):
             return
         trainer.settle()
         point("evaluate.begin")
@@ -219,7 +232,7 @@ class Sample(Callback):
         """Sample where due."""
         now = trainer.state.step
         at_end = trainer.complete and self.every != Interval()
-        if at_end or due(self.every, now, trainer.steps):
+        if at_end or measured(self.every, now, trainer.steps):
             trainer.settle()
             with trainer.recorder.during("sample", now):
                 self.write(now)

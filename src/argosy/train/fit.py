@@ -197,6 +197,10 @@ def _restored(place: Run, state: State, update: AnyOptimizer, steps: int) -> dic
     if found is None:
         refuse_lost(place, reasons)
         return {}
+    for reason in reasons:
+        sentence = f"{reason}; step {found.step} is used instead"
+        print(sentence, file=sys.stderr)
+        place.journal({"what": "damaged", "sentence": sentence})
     types = {name: dtype for dtype, name in TYPES.items()}
     update.make_room({spec.name: (spec.shape, types[spec.dtype]) for spec in found.manifest.specs})
     facts = load(place, found, state.tensors())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from argosy.run import requests
+from argosy.run import gone, requests
 from argosy.run.folder import Run
 
 FRESH = 1_000_000_000  # nanoseconds in which a file is read again though it looks the same
@@ -40,6 +40,8 @@ class Wishes:
         try:
             found = self._file.stat()
         except FileNotFoundError:
+            if not self.run.path.exists():  # it would go on without being heard, and save nowhere
+                raise gone.refused(self.run.path) from None
             return False
         # Another request may come within the tick of the clock in which the last one was read: a new file, the same time.
         before, self._seen = self._seen, (found.st_ino, found.st_mtime_ns)

@@ -5,6 +5,7 @@ In goes a path, out come files (`find`) and a file's documents as bytes (`docume
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 from collections.abc import Iterator
@@ -145,6 +146,8 @@ def _folder(root: Path, source: str, where: str) -> Source:
 def _take(found: Source, file: File, name: str, beside: set[str]) -> None:
     """Add the file called `name`, one of those `beside` each other in a folder, or count it as passed over. Raises OSError."""
     kind = kind_of(name)
+    if kind is None and not suffix(name) and file.size and file.path.is_file() and _reads(file):
+        kind = "text"  # README, LICENSE, copyright
     if name.endswith(megatron.INDEX) and megatron.is_index(file.path):
         found.files.append(replace(file, kind="megatron"))
     elif kind is None or not file.path.is_file():
@@ -154,6 +157,21 @@ def _take(found: Source, file: File, name: str, beside: set[str]) -> None:
         found.passed_over["empty"] += 1
     else:
         found.files.append(replace(file, kind=kind))
+
+
+def _reads(file: File) -> bool:
+    """Whether `file` begins with UTF-8 text. Raises OSError."""
+    try:
+        with closing(unpacked(file)) as stream:
+            head = stream.read(8 * KIB)
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # a character may be cut at its end
+    except (Unreadable, UnicodeDecodeError):
+        return False
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        return False  # broken packing
+    return b"\0" not in head
 
 
 def _belongs(name: str, beside: set[str]) -> bool:
