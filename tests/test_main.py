@@ -105,10 +105,10 @@ def test_bare_it_is_its_help_and_no_error(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_reader_that_leaves_is_no_bug():
-    code = (
-        "import sys; from argosy.__main__ import main; sys.stdout = open(1, 'w', 1); sys.exit(main(['job', 'schema']))"
-    )
+@pytest.mark.parametrize("words", [["job", "schema"], ["--help"]])
+def test_a_reader_that_leaves_is_no_bug(words):
+    """Also where rich writes, which puts nothing in the place of standard output then."""
+    code = f"import sys; from argosy.__main__ import main; sys.stdout = open(1, 'w', 1); sys.exit(main({words}))"
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, check=False)

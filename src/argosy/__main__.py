@@ -93,6 +93,7 @@ def _run(words: list[str]) -> int:
     if os.name != "posix":
         print("error: Argosy needs Linux or macOS; on Windows use WSL2.", file=sys.stderr)
         return 2
+    output = os.fstat(1)
     try:
         return _code(program()(words, prog_name="argosy", standalone_mode=False))
     except typer.Exit as left:
@@ -101,7 +102,7 @@ def _run(words: list[str]) -> int:
         broken = left.__context__  # click leaves with 1 wherever anything met a reader that is gone
         if not isinstance(broken, BrokenPipeError):
             raise
-        return 0 if _unread() else _wrong(broken, "--debug" in words)  # `argosy runs | head` is no error
+        return 0 if _unread(output) else _wrong(broken, "--debug" in words)  # `argosy runs | head` is no error
     except Refused as refused:
         from argosy.observe.text import shown
 
@@ -136,8 +137,13 @@ def _occupy() -> None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
-def _unread() -> bool:
-    """Whether nobody reads what this process prints any more."""
+def _unread(output: os.stat_result) -> bool:
+    """Whether nobody reads any more what this process prints, or what it printed when standard output was `output`.
+
+    Rich puts nothing in the place of standard output when its reader is gone.
+    """
+    if not os.path.samestat(output, os.fstat(1)):
+        return True
     poll = select.poll()
     for number in (1, 2):
         poll.register(number, 0)  # broken ends are told without being asked for

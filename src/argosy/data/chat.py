@@ -172,7 +172,7 @@ def _compiled(template: Template) -> Any:
         class Generation(Extension):
             """Marks what an assistant generates; it is written as it stands."""
 
-            tags = {"generation"}  # noqa: RUF012: as the base class has it, not a ClassVar
+            tags = {"generation"}
 
             def parse(self, parser: Any) -> Any:
                 """What stands between the marks."""
