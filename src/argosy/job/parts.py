@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from argosy.errors import Refused
@@ -205,12 +206,21 @@ def _names(tree: ast.Module) -> Iterator[str]:
             pending = [*(one for one in ast.iter_child_nodes(node) if isinstance(one, ast.stmt)), *pending]
 
 
+class _AsItStands(importlib.machinery.SourceFileLoader):
+    """Reads a file anew each time: Python's cache of bytecode takes a change within the same second for none."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The code of the file as it is now; nothing is written beside it."""
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
+
+
 def _imported(file: Path) -> Any:
     """The module of a file, run once in this process. Modules beside it can be imported by it."""
     name = f"argosy_part_{blake2b(os.fsencode(file), digest_size=6).hexdigest()}_{file.stem}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, loader=_AsItStands(name, str(file)))
     if spec is None or spec.loader is None:
         raise Refused("this is no Python file.", where=str(file), do=WRITE)
     if str(file.parent) not in sys.path:
