@@ -17,7 +17,6 @@ from tests.system.harness import EVALUATE, Command, Started, repeated, rows, sam
 from argosy.checkpoint.store import newest, opened, problems
 from argosy.data.ring import SLOW
 from argosy.errors import DONE, INTERRUPTED, MACHINE, SAVED, TERMINATED
-from argosy.observe.goodput import account
 from argosy.run.folder import Run
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
@@ -125,8 +124,6 @@ def test_a_slow_store_is_waited_for_and_told_and_no_worker_opens_the_text(comman
     assert started.stop() == DONE, started.text
     waited = float(told("waited")[0]["seconds"])
     assert waited >= SLOW
-    found = account(started.run, rows(started.run.path / "journal.jsonl"))
-    assert found.seconds["data"] >= waited / 2, "rank 0 may have come later than another"
     same(started.run, undisturbed, 8)
 
 
