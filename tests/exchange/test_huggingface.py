@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +14,10 @@ import torch
 from exchange_models import MODELS, SHARDED, TEMPLATE, TYPES, own_run
 from safetensors.torch import load_file
 
-from argosy.errors import Refused
+from argosy.commands.train import interrupted
+from argosy.errors import TERMINATED, Refused
 from argosy.exchange import check
-from argosy.exchange.huggingface import bring, look
+from argosy.exchange.huggingface import bring, look, staged
 from argosy.exchange.send import send
 from argosy.exchange.source import Source
 
@@ -67,6 +71,7 @@ def test_an_imported_model_is_a_run_that_samples_and_is_sent_again(folders: Fold
     run, _ = bring(Source(folders("qwen3"), "somewhere"), tmp_path / "run")
     assert run.job().model.init == "somewhere" and run.info()["place"] == str(tmp_path / "run")
     assert row(run).state == "finished"
+    assert run.path.stat().st_mode & 0o777 == 0o700, "as of every run"
     assert sample(run.path, "the sea", tokens=4, temperature=0.0) == sample(
         run.path, "the sea", tokens=4, temperature=0.0
     )
@@ -226,3 +231,17 @@ def test_a_wrong_rule_is_seen_by_the_check(folders: Folders, tmp_path: Path) -> 
     with pytest.raises(Refused, match="NOT the same") as caught:
         found.demand("there")
     assert caught.value.code == 3
+
+
+def test_a_signal_and_what_a_killed_process_left_leave_nothing_half_written(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / f".out.{gone.pid}").mkdir()
+    (tmp_path / f".out.{os.getppid()}").mkdir()  # somebody else is at it
+    with pytest.raises(SystemExit) as left, interrupted(), staged(tmp_path / "out") as place:
+        assert not (tmp_path / f".out.{gone.pid}").exists()
+        (place / "half").touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    assert left.value.code == TERMINATED
+    assert [path.name for path in tmp_path.iterdir()] == [f".out.{os.getppid()}"]

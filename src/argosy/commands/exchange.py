@@ -125,7 +125,10 @@ def register(app: typer.Typer) -> None:
         check: Annotated[bool, typer.Option("--check/--no-check", help="Compare logits with transformers.")] = True,
     ) -> None:
         """`argosy import`."""
-        run = bring(source, out, check=check, say=print)
+        from argosy.commands.train import interrupted
+
+        with interrupted():
+            run = bring(source, out, check=check, say=print)
         print(f"Try it: argosy sample {run.path}   Train on: argosy train --model.init {run.path}")
 
     @app.command("export", rich_help_panel=HELP, help="A run becomes a folder that transformers, vLLM and others load.")
@@ -144,10 +147,12 @@ def register(app: typer.Typer) -> None:
         check: Annotated[bool, typer.Option("--check/--no-check", help="Compare logits with transformers.")] = True,
     ) -> None:
         """`argosy export`."""
+        from argosy.commands.train import interrupted
         from argosy.quantities import size
 
         try:
             limit = size(shard)
         except ValueError as error:
             raise Refused(f"--shard-size: {error}.") from None
-        send(run, out, family=family, kind=kind, shard=limit, check=check, say=print)
+        with interrupted():
+            send(run, out, family=family, kind=kind, shard=limit, check=check, say=print)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from glob import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from argosy.layout.layout import Layout
 from argosy.model.decoder import Decoder
 from argosy.plan.flops import parameters
 from argosy.quantities import bytes_text
-from argosy.run import folder
+from argosy.run import folder, guardian
 from argosy.run.folder import Run, write_whole
 from argosy.run.origin import origin
 
@@ -122,7 +123,7 @@ def bring(
     known = look(source)
     weights = known.weights()
     tokenizer = _tokenizer(known)
-    with staged(out) as place:
+    with staged(out, mode=0o700) as place:  # as every run: samples to come tell what was read
         wide = "F64" in weights.types
         job = _job(known, out.name, "float64" if wide else "float32")
         # What `send` goes by: float32 holds bfloat16 and float16 exactly, so untouched weights go out as they came.
@@ -146,15 +147,21 @@ def bring(
 
 
 @contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes it at the end, and vanishes where there is an error. Refused where `out` is in use."""
+def staged(out: Path, mode: int = 0o755) -> Iterator[Path]:
+    """A folder beside `out` that becomes it at the end, and vanishes where there is an error. Refused where `out` is in use.
+
+    What a killed process left of the same `out` goes as well.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refused("there is something already.", where=str(out), do="Name another folder: --out DIR.")
     place = out.parent / f".{out.name}.{os.getpid()}"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(mode=0o755)
+        for left in out.parent.glob(f".{escape(out.name)}.*"):
+            number = left.suffix.removeprefix(".")
+            if number.isdecimal() and (left == place or not guardian.alive(int(number))):
+                shutil.rmtree(left, ignore_errors=True)
+        place.mkdir(mode=mode)
         yield place
         if out.exists():
             out.rmdir()
